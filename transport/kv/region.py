@@ -1,0 +1,98 @@
+"""A KV pool as bytes: anonymous shared memory with a generation per block.
+
+Layout of the memfd: one header page (magic, sizes) and a probe page with a known pattern, then the
+generations (u64 per block), then the blocks from a page boundary on. The memfd has no name, so kill -9
+leaves nothing behind. The pool is reserved up front: a full tmpfs is an error at start, not a SIGBUS later.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+PAGE = 4096
+_HEADER = struct.Struct("<8sQQQ")  # magic, block bytes, blocks, offset of block 0
+_MAGIC = b"TRIKVP01"
+PROBE_BYTES = PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class RegionShape:
+    block_bytes: int
+    num_blocks: int
+
+    @property
+    def generations_offset(self) -> int:
+        return 2 * PAGE
+
+    @property
+    def blocks_offset(self) -> int:
+        end = self.generations_offset + 8 * self.num_blocks
+        return -(-end // PAGE) * PAGE
+
+    @property
+    def total_bytes(self) -> int:
+        return self.blocks_offset + self.block_bytes * self.num_blocks
+
+
+class Region:
+    """Our own pool (`create`, writable) or a peer's (`attach`, read-only: a bug here cannot harm the peer).
+
+    `generations` u64 [num_blocks]; `blocks` u8 [num_blocks, block_bytes]: views of the mapping.
+    """
+
+    def __init__(self, fd: int, shape: RegionShape, *, writable: bool) -> None:
+        self.fd = fd
+        self.shape = shape
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self._map = mmap.mmap(fd, shape.total_bytes, mmap.MAP_SHARED, protection)
+        whole = np.frombuffer(self._map, dtype=np.uint8)
+        self.probe: NDArray[np.uint8] = whole[PAGE : PAGE + PROBE_BYTES]
+        end = shape.generations_offset + 8 * shape.num_blocks
+        self.generations: NDArray[np.uint64] = whole[shape.generations_offset : end].view(np.uint64)
+        self.blocks: NDArray[np.uint8] = whole[shape.blocks_offset : shape.total_bytes].reshape(
+            shape.num_blocks, shape.block_bytes
+        )
+
+    @classmethod
+    def create(cls, shape: RegionShape) -> Region:
+        """Reserves and pre-faults the memory. Raises OSError (ENOSPC/ENOMEM) when there is not enough."""
+        fd = os.memfd_create("triptych-kv", os.MFD_CLOEXEC)
+        try:
+            os.posix_fallocate(fd, 0, shape.total_bytes)  # zero-filled and resident
+            header = _HEADER.pack(_MAGIC, shape.block_bytes, shape.num_blocks, shape.blocks_offset)
+            os.pwrite(fd, header, 0)
+            os.pwrite(fd, probe_pattern(shape).tobytes(), PAGE)
+            return cls(fd, shape, writable=True)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @classmethod
+    def attach(cls, fd: int) -> Region:
+        """Maps a peer's pool from a received descriptor, which the region then owns."""
+        magic, block_bytes, num_blocks, offset = _HEADER.unpack(os.pread(fd, _HEADER.size, 0))
+        shape = RegionShape(block_bytes, num_blocks)
+        if magic != _MAGIC or offset != shape.blocks_offset:
+            raise ValueError("not a KV pool, or of another version")
+        if os.fstat(fd).st_size < shape.total_bytes:
+            raise ValueError("KV pool is shorter than its header says")
+        return cls(fd, shape, writable=False)
+
+    def close(self) -> None:
+        """Drops our views; the mapping goes when the last outside view of it does."""
+        del self.probe, self.generations, self.blocks
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def probe_pattern(shape: RegionShape) -> NDArray[np.uint8]:
+    """Bytes that a probe must bring back; they depend on the pool's shape."""
+    rng = np.random.default_rng(shape.block_bytes * 1_000_003 + shape.num_blocks)
+    return rng.integers(0, 256, PROBE_BYTES, dtype=np.uint8)

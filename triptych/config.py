@@ -1,0 +1,192 @@
+"""One config object for every process, read once from one file.
+
+The same file drives `triptych up`, the tests, Ray and the Helm chart. Unknown keys are errors. This is the
+only module that reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+
+from triptych.errors import ConfigError
+
+Role = Literal["prefill", "decode"]
+LinkName = Literal["shm", "tcp", "nixl"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KvConfig(_Frozen):
+    """The KV pool of one worker."""
+
+    block_tokens: int = Field(16, ge=1, le=256, description="tokens in a block")
+    memory: ByteSize = Field(ByteSize(1 << 30), description="pool size of one worker, e.g. 1GiB")
+
+
+class EngineConfig(_Frozen):
+    """What one step may hold."""
+
+    chunk_tokens: int = Field(512, ge=16, description="rows of one step, prompt chunks included")
+    max_running: int = Field(64, ge=1, description="sequences that hold KV blocks at once")
+    prefix_cache: bool = Field(True, description="keep finished blocks for later requests")
+
+
+class PoolConfig(_Frozen):
+    """Workers of one kind. Settings left out are taken from the cluster."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    role: Role
+    replicas: int = Field(1, ge=0)
+    threads: int = Field(0, ge=0, description="compute threads of a worker; 0: one per core")
+    engine: EngineConfig | None = None
+    kv: KvConfig | None = None
+
+
+class TransportConfig(_Frozen):
+    """How KV blocks travel from prefill to decode workers."""
+
+    links: tuple[LinkName, ...] = Field(("shm", "tcp"), min_length=1, description="in order of taste")
+    require: LinkName | None = Field(None, description="refuse to serve over any other link")
+    digest: Literal["full", "sampled", "off"] = Field("full", description="blocks checked after the copy")
+    min_remote_tokens: int = Field(32, ge=1, description="fewer missing tokens are prefilled at home")
+    prefill_deadline_s: float = Field(120.0, gt=0)
+    announce_layers: int = Field(0, ge=0, description="layers per announcement; 0: whole chunks")
+
+
+class RouterConfig(_Frozen):
+    """The HTTP face."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535, description="0: any free port")
+    api_keys: tuple[str, ...] = ()
+    placement: Literal["least-loaded", "round-robin"] = "least-loaded"
+    max_body: ByteSize = Field(ByteSize(8 << 20), description="larger requests get a 413")
+    request_deadline_s: float = Field(600.0, gt=0)
+
+
+class LogConfig(_Frozen):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "text"] = "text"
+
+
+class ClusterConfig(_Frozen):
+    """A whole cluster: one model, one router, any number of pools."""
+
+    model: str = Field("smollm2-135m", description="a known name, a Hugging Face directory or a .gguf file")
+    served_model_name: str | None = Field(None, description="name in the API; default: from `model`")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: float32, the type with the same bits in every mode"
+    )
+    max_model_len: int | None = Field(None, ge=16, description="default: the checkpoint's context")
+    drain_s: float = Field(30.0, ge=0, description="how long a stopping worker may finish its requests")
+    router: RouterConfig = RouterConfig()
+    engine: EngineConfig = EngineConfig()
+    kv: KvConfig = KvConfig()
+    transport: TransportConfig = TransportConfig()
+    log: LogConfig = LogConfig()
+    pools: tuple[PoolConfig, ...] = (
+        PoolConfig(name="prefill", role="prefill"),
+        PoolConfig(name="decode", role="decode"),
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ClusterConfig:
+        names = [pool.name for pool in self.pools]
+        if len(set(names)) != len(names):
+            raise ValueError(f"pools: two pools share a name: {sorted(names)}")
+        if not any(pool.role == "decode" and pool.replicas for pool in self.pools):
+            raise ValueError("pools: a cluster needs at least one decode worker")
+        required = self.transport.require
+        if required is not None and required not in self.transport.links:
+            raise ValueError(f"transport.require: {required} is not among transport.links")
+        sizes = {self.kv_of(pool).block_tokens for pool in self.pools}
+        if len(sizes) > 1:
+            raise ValueError(f"kv.block_tokens: all pools must agree, found {sorted(sizes)}")
+        return self
+
+    def pool(self, name: str) -> PoolConfig:
+        for pool in self.pools:
+            if pool.name == name:
+                return pool
+        raise ConfigError(f"no pool named {name!r}; pools: {[pool.name for pool in self.pools]}")
+
+    def engine_of(self, pool: PoolConfig) -> EngineConfig:
+        return pool.engine or self.engine
+
+    def kv_of(self, pool: PoolConfig) -> KvConfig:
+        return pool.kv or self.kv
+
+    @property
+    def torch_dtype_name(self) -> Literal["float32", "bfloat16"]:
+        return "float32" if self.dtype == "auto" else self.dtype
+
+    @property
+    def served_name(self) -> str:
+        return self.served_model_name or Path(self.model).name.removesuffix(".gguf")
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> ClusterConfig:
+    """Reads a YAML file (none: all defaults), then applies `a.b=value` overrides, values as YAML.
+
+    Raises ConfigError naming the file and the key.
+    """
+    data: Any = {}
+    if path is not None:
+        try:
+            data = yaml.safe_load(path.read_text()) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: {error}") from error
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path}: expected a mapping at the top, got {type(data).__name__}")
+    for item in overrides:
+        _override(data, item)
+    try:
+        return ClusterConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, path)) from error
+
+
+def dump_config(config: ClusterConfig) -> str:
+    """YAML that `load_config` reads back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def cache_dir() -> Path:
+    """Where models and compiled kernels are kept: $TRIPTYCH_HOME, else the user's cache."""
+    home = os.environ.get("TRIPTYCH_HOME")
+    if home:
+        return Path(home)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "triptych"
+
+
+def _override(data: dict[str, Any], item: str) -> None:
+    key, separator, value = item.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {item}: expected key=value, e.g. engine.chunk_tokens=64")
+    *parents, leaf = key.split(".")
+    node = data
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {item}: {parent} is not a section")
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {item}: {error}") from error
+
+
+def _explain(error: ValidationError, path: Path | None) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"]) or "config"
+        unknown = problem["type"] == "extra_forbidden"
+        lines.append(f"{where}: {'unknown key' if unknown else problem['msg']}")
+    return f"{path or 'config'}: " + "; ".join(lines)
