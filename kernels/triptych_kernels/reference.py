@@ -1,0 +1,198 @@
+"""The truth: every op in plain torch, with bits that do not depend on the batch.
+
+Two rules make a row's float32 result a function of that row alone, whatever the number of rows, their order
+and the number of threads, with a stock BLAS:
+
+* rows are padded to a multiple of `ROW_TILE` (below 16 rows BLAS libraries switch to other kernels);
+* K is walked in fixed chunks of `K_CHUNK` (on a longer K they choose blockings that depend on M).
+
+Attention follows the same idea: keys are visited in tiles of `KV_TILE` positions aligned to position 0 and
+the partial results are merged in position order, so a prompt chunk, a cached prefix and a single decoded row
+all produce the same bits. Masked positions contribute exact zeros.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROW_TILE = 16
+K_CHUNK = 512
+KV_TILE = 128
+
+
+def pad_rows(x: Tensor) -> Tensor:
+    """x [M, …] with zero rows appended up to a multiple of ROW_TILE."""
+    missing = -x.shape[0] % ROW_TILE
+    return x if missing == 0 else torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+
+
+class Linear:
+    """y = x Wᵀ + b with a fixed order of accumulation over K.
+
+    weight [N, K] is packed at construction into [K_CHUNK, N] pieces (the caller's tensor is not kept).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.out_features, self.in_features = weight.shape
+        self._chunks = [chunk.t().contiguous() for chunk in weight.split(K_CHUNK, dim=1)]
+        self._bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [M, K] → [M, N], same dtype."""
+        rows = x.shape[0]
+        x = pad_rows(x)
+        start = self._chunks[0].shape[0]
+        y = x[:, :start] @ self._chunks[0]
+        for chunk in self._chunks[1:]:
+            end = start + chunk.shape[0]
+            y.addmm_(x[:, start:end], chunk)
+            start = end
+        if self._bias is not None:
+            y += self._bias
+        return y[:rows]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(chunk.nbytes for chunk in self._chunks)
+
+
+class Embedding:
+    """Rows of a table. weight [V, H]."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """ids [M] int64 → [M, H]."""
+        return F.embedding(ids, self._weight)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:
+    """x [..., H] × rsqrt(mean(x²) + eps) × (weight + weight_offset), in float32, back in x.dtype.
+
+    With an offset (Gemma) the weight is applied before the cast, without one (Llama) after it.
+    """
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    if weight_offset:
+        return (normed * (weight.float() + weight_offset)).to(x.dtype)
+    return normed.to(x.dtype) * weight
+
+
+def rotary_cos_sin(
+    positions: Tensor, inv_freq: Tensor, attention_scaling: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """positions [M] int64, inv_freq [D/2] float32 → cos, sin, each [M, D/2] float32."""
+    angles = positions.float()[:, None] * inv_freq[None, :]
+    return angles.cos() * attention_scaling, angles.sin() * attention_scaling
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates x [M, heads, D] by halves (GPT-NeoX layout); cos, sin [M, D/2] are cast to x.dtype."""
+    cos, sin = cos.to(x.dtype)[:, None, :], sin.to(x.dtype)[:, None, :]
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """SwiGLU's gate: silu(gate) × up, elementwise."""
+    return F.silu(gate) * up
+
+
+def gelu_tanh_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """GeGLU's gate with the tanh approximation, elementwise."""
+    return F.gelu(gate, approximate="tanh") * up
+
+
+def paged_attention(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    blocks: Tensor,
+    start: int,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Causal attention of consecutive rows of one sequence over its paged KV.
+
+    q [R, Hq, D], row r at position start + r; keys, values [num_blocks, block_tokens, Hkv, D] (strided views
+    of one layer of the pool); blocks [n] int64: the sequence's blocks in order, holding at least
+    start + R positions. A window of w lets position p see (p − w, p]. Returns [R, Hq, D].
+
+    Every tile is reduced alone (max, sum of exponentials, weighted values) and rescaled to the row's maximum,
+    which is exact and order-free; the sums over tiles then run in position order.
+    """
+    rows, q_heads, dim = q.shape
+    kv_heads, block_tokens = keys.shape[2], keys.shape[1]
+    group = q_heads // kv_heads
+    end = start + rows
+    first_tile = 0 if window is None else max(0, start - window + 1) // KV_TILE
+    last_tile = -(-end // KV_TILE)
+
+    # [Hkv, group × padded rows, D]: one matmul serves all query heads that share a KV head
+    padded = pad_rows(q)
+    packed = padded.reshape(-1, kv_heads, group, dim).permute(1, 2, 0, 3)
+    packed = packed.reshape(kv_heads, -1, dim) * scale
+    row_position = torch.arange(start, start + padded.shape[0]).clamp_(max=end - 1).repeat(group)
+
+    tiles = []
+    for tile in range(first_tile, last_tile):
+        k, v = (
+            _gather_tile(pool, blocks, tile * KV_TILE, end, block_tokens).transpose(0, 1)
+            for pool in (keys, values)
+        )
+        scores = torch.bmm(packed, k.transpose(1, 2)).float()  # [Hkv, G·R, KV_TILE]
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        position = torch.arange(tile * KV_TILE, (tile + 1) * KV_TILE)
+        hidden = position[None, :] > row_position[:, None]
+        if window is not None:
+            hidden |= position[None, :] <= row_position[:, None] - window
+        scores.masked_fill_(hidden, -torch.inf)
+        best = scores.amax(-1, keepdim=True)
+        weights = torch.exp(scores - best.clamp(min=torch.finfo(torch.float32).min))
+        tiles.append((best, weights.sum(-1, keepdim=True), torch.bmm(weights.to(v.dtype), v).float()))
+
+    return _merge_tiles(tiles, kv_heads, group, dim)[:rows].to(q.dtype)
+
+
+def _merge_tiles(
+    tiles: list[tuple[Tensor, Tensor, Tensor]], kv_heads: int, group: int, dim: int
+) -> Tensor:
+    best = tiles[0][0]
+    for tile_best, _, _ in tiles[1:]:
+        best = torch.maximum(best, tile_best)
+    total = torch.zeros_like(best)
+    out = torch.zeros_like(tiles[0][2])
+    for tile_best, tile_total, tile_out in tiles:
+        factor = torch.exp(tile_best - best)
+        total += tile_total * factor
+        out += tile_out * factor
+    out /= total
+    return out.reshape(kv_heads, group, -1, dim).permute(2, 0, 1, 3).reshape(-1, kv_heads * group, dim)
+
+
+def _gather_tile(pool: Tensor, blocks: Tensor, begin: int, end: int, block_tokens: int) -> Tensor:
+    """Positions [begin, begin + KV_TILE) of a sequence as [KV_TILE, Hkv, D]; zeros from `end` on.
+
+    What lies behind `end` in the last block is another owner's leftover and must not enter as NaN × 0.
+    """
+    stop = min(begin + KV_TILE, end)
+    first_block, last_block = begin // block_tokens, -(-stop // block_tokens)
+    rows = pool[blocks[first_block:last_block]].flatten(0, 1)
+    rows = rows[begin - first_block * block_tokens : stop - first_block * block_tokens]
+    missing = KV_TILE - rows.shape[0]
+    return rows if missing == 0 else torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
+
+
+def append_kv(pool: Tensor, rows: Tensor, slots: Tensor) -> None:
+    """Writes rows [M, Hkv, D] of one layer's keys or values into a pool view.
+
+    pool [num_blocks, block_tokens, Hkv, D] (strided view); slots [M] int64 = block × block_tokens + offset.
+    """
+    block_tokens = pool.shape[1]
+    pool[slots // block_tokens, slots % block_tokens] = rows
