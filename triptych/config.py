@@ -1,7 +1,7 @@
 """One config object for every process, read once from one file.
 
-The same file drives `triptych up`, the tests, Ray and the Helm chart. Unknown keys are errors. This is the
-only module that reads the environment.
+The same file drives `triptych up`, the tests, Ray and the Helm chart. Unknown keys are errors. This
+is the only module that reads the environment.
 """
 
 from __future__ import annotations
@@ -53,10 +53,14 @@ class PoolConfig(_Frozen):
 class TransportConfig(_Frozen):
     """How KV blocks travel from prefill to decode workers."""
 
-    links: tuple[LinkName, ...] = Field(("shm", "tcp"), min_length=1, description="in order of taste")
+    links: tuple[LinkName, ...] = Field(("shm", "tcp"), min_length=1, description="best first")
     require: LinkName | None = Field(None, description="refuse to serve over any other link")
-    digest: Literal["full", "sampled", "off"] = Field("full", description="blocks checked after the copy")
-    min_remote_tokens: int = Field(32, ge=1, description="fewer missing tokens are prefilled at home")
+    digest: Literal["full", "sampled", "off"] = Field(
+        "full", description="which blocks are checked after the copy"
+    )
+    min_remote_tokens: int = Field(
+        32, ge=1, description="fewer missing tokens are prefilled at home"
+    )
     prefill_deadline_s: float = Field(120.0, gt=0)
     announce_layers: int = Field(0, ge=0, description="layers per announcement; 0: whole chunks")
 
@@ -80,13 +84,17 @@ class LogConfig(_Frozen):
 class ClusterConfig(_Frozen):
     """A whole cluster: one model, one router, any number of pools."""
 
-    model: str = Field("smollm2-135m", description="a known name, a Hugging Face directory or a .gguf file")
-    served_model_name: str | None = Field(None, description="name in the API; default: from `model`")
+    model: str = Field("smollm2-135m", description="a known name, a HF directory or a .gguf file")
+    served_model_name: str | None = Field(
+        None, description="name in the API; default: from `model`"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: float32, the type with the same bits in every mode"
     )
     max_model_len: int | None = Field(None, ge=16, description="default: the checkpoint's context")
-    drain_s: float = Field(30.0, ge=0, description="how long a stopping worker may finish its requests")
+    drain_s: float = Field(
+        30.0, ge=0, description="how long a stopping worker may finish its requests"
+    )
     router: RouterConfig = RouterConfig()
     engine: EngineConfig = EngineConfig()
     kv: KvConfig = KvConfig()

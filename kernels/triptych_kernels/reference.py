@@ -1,14 +1,15 @@
 """The truth: every op in plain torch, with bits that do not depend on the batch.
 
-Two rules make a row's float32 result a function of that row alone, whatever the number of rows, their order
-and the number of threads, with a stock BLAS:
+Two rules make a row's float32 result a function of that row alone, whatever the number of rows,
+their order and the number of threads, with a stock BLAS:
 
-* rows are padded to a multiple of `ROW_TILE` (below 16 rows BLAS libraries switch to other kernels);
+* rows are padded to a multiple of `ROW_TILE` (below 16 rows BLAS libraries switch to other
+  kernels);
 * K is walked in fixed chunks of `K_CHUNK` (on a longer K they choose blockings that depend on M).
 
-Attention follows the same idea: keys are visited in tiles of `KV_TILE` positions aligned to position 0 and
-the partial results are merged in position order, so a prompt chunk, a cached prefix and a single decoded row
-all produce the same bits. Masked positions contribute exact zeros.
+Attention follows the same idea: keys are visited in tiles of `KV_TILE` positions aligned to
+position 0 and the partial results are merged in position order, so a prompt chunk, a cached prefix
+and a single decoded row all produce the same bits. Masked positions contribute exact zeros.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 ROW_TILE = 16
 K_CHUNK = 512
 KV_TILE = 128
+_ROWS_AT_ONCE = 512  # query rows × KV tiles of one matmul: bounds memory, never changes bits
 
 
 def pad_rows(x: Tensor) -> Tensor:
@@ -31,7 +33,8 @@ def pad_rows(x: Tensor) -> Tensor:
 class Linear:
     """y = x Wᵀ + b with a fixed order of accumulation over K.
 
-    weight [N, K] is packed at construction into [K_CHUNK, N] pieces (the caller's tensor is not kept).
+    weight [N, K] is packed at construction into [K_CHUNK, N] pieces (the caller's tensor is not
+    kept).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -90,7 +93,7 @@ def rotary_cos_sin(
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates x [M, heads, D] by halves (GPT-NeoX layout); cos, sin [M, D/2] are cast to x.dtype."""
+    """Rotates x [M, heads, D] by halves (GPT-NeoX); cos, sin [M, D/2] are cast to x.dtype."""
     cos, sin = cos.to(x.dtype)[:, None, :], sin.to(x.dtype)[:, None, :]
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -119,80 +122,97 @@ def paged_attention(
 ) -> Tensor:
     """Causal attention of consecutive rows of one sequence over its paged KV.
 
-    q [R, Hq, D], row r at position start + r; keys, values [num_blocks, block_tokens, Hkv, D] (strided views
-    of one layer of the pool); blocks [n] int64: the sequence's blocks in order, holding at least
-    start + R positions. A window of w lets position p see (p − w, p]. Returns [R, Hq, D].
+    q [R, Hq, D], row r at position start + r; keys, values [num_blocks, block_tokens, Hkv, D]
+    (strided views of one layer of the pool); blocks [n] int64: the sequence's blocks in order,
+    holding at least start + R positions. A window of w lets position p see (p − w, p]. Returns [R,
+    Hq, D].
 
-    Every tile is reduced alone (max, sum of exponentials, weighted values) and rescaled to the row's maximum,
-    which is exact and order-free; the sums over tiles then run in position order.
+    Every tile is reduced alone (max, sum of exponentials, weighted values) and rescaled to the
+    row's maximum, which is exact and order-free; the sums over tiles then run in position order.
     """
     rows, q_heads, dim = q.shape
-    kv_heads, block_tokens = keys.shape[2], keys.shape[1]
+    kv_heads = keys.shape[2]
     group = q_heads // kv_heads
     end = start + rows
     first_tile = 0 if window is None else max(0, start - window + 1) // KV_TILE
     last_tile = -(-end // KV_TILE)
 
-    # [Hkv, group × padded rows, D]: one matmul serves all query heads that share a KV head
+    # [Hkv, 1, group × padded rows, D]: one matmul serves all query heads that share a KV head
     padded = pad_rows(q)
     packed = padded.reshape(-1, kv_heads, group, dim).permute(1, 2, 0, 3)
-    packed = packed.reshape(kv_heads, -1, dim) * scale
+    packed = packed.reshape(kv_heads, 1, -1, dim) * scale
     row_position = torch.arange(start, start + padded.shape[0]).clamp_(max=end - 1).repeat(group)
 
-    tiles = []
-    for tile in range(first_tile, last_tile):
-        k, v = (
-            _gather_tile(pool, blocks, tile * KV_TILE, end, block_tokens).transpose(0, 1)
-            for pool in (keys, values)
-        )
-        scores = torch.bmm(packed, k.transpose(1, 2)).float()  # [Hkv, G·R, KV_TILE]
+    parts = []
+    at_once = max(1, _ROWS_AT_ONCE // padded.shape[0])
+    for tile in range(first_tile, last_tile, at_once):
+        begin, count = tile * KV_TILE, min(at_once, last_tile - tile)
+        k = _gather_tiles(keys, blocks, begin, count, end)
+        scores = torch.matmul(packed, k.transpose(2, 3)).float()  # [Hkv, tiles, G·R, KV_TILE]
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        position = torch.arange(tile * KV_TILE, (tile + 1) * KV_TILE)
-        hidden = position[None, :] > row_position[:, None]
+        position = torch.arange(begin, begin + count * KV_TILE).view(count, 1, KV_TILE)
+        masked = position > row_position[:, None]
         if window is not None:
-            hidden |= position[None, :] <= row_position[:, None] - window
-        scores.masked_fill_(hidden, -torch.inf)
-        best = scores.amax(-1, keepdim=True)
-        weights = torch.exp(scores - best.clamp(min=torch.finfo(torch.float32).min))
-        tiles.append((best, weights.sum(-1, keepdim=True), torch.bmm(weights.to(v.dtype), v).float()))
+            masked |= position <= row_position[:, None] - window
+        parts.append(
+            _reduce_tiles(scores.masked_fill_(masked, -torch.inf), values, blocks, begin, end)
+        )
 
-    return _merge_tiles(tiles, kv_heads, group, dim)[:rows].to(q.dtype)
-
-
-def _merge_tiles(
-    tiles: list[tuple[Tensor, Tensor, Tensor]], kv_heads: int, group: int, dim: int
-) -> Tensor:
-    best = tiles[0][0]
-    for tile_best, _, _ in tiles[1:]:
-        best = torch.maximum(best, tile_best)
-    total = torch.zeros_like(best)
-    out = torch.zeros_like(tiles[0][2])
-    for tile_best, tile_total, tile_out in tiles:
-        factor = torch.exp(tile_best - best)
-        total += tile_total * factor
-        out += tile_out * factor
-    out /= total
-    return out.reshape(kv_heads, group, -1, dim).permute(2, 0, 1, 3).reshape(-1, kv_heads * group, dim)
+    best, total, out = (torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True))
+    out = _merge_tiles(best, total, out)
+    out = out.reshape(kv_heads, group, -1, dim).permute(2, 0, 1, 3).reshape(-1, q_heads, dim)
+    return out[:rows].to(q.dtype)
 
 
-def _gather_tile(pool: Tensor, blocks: Tensor, begin: int, end: int, block_tokens: int) -> Tensor:
-    """Positions [begin, begin + KV_TILE) of a sequence as [KV_TILE, Hkv, D]; zeros from `end` on.
-
-    What lies behind `end` in the last block is another owner's leftover and must not enter as NaN × 0.
+def _reduce_tiles(
+    scores: Tensor, values: Tensor, blocks: Tensor, begin: int, end: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each tile alone: row maximum, sum of exponentials, weighted values. scores [Hkv, tiles, G·R,
+    KV_TILE].
     """
-    stop = min(begin + KV_TILE, end)
+    v = _gather_tiles(values, blocks, begin, scores.shape[1], end)
+    best = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
+    weights = torch.exp(scores - best)
+    return best, weights.sum(-1, keepdim=True), torch.matmul(weights.to(v.dtype), v).float()
+
+
+def _merge_tiles(best: Tensor, total: Tensor, out: Tensor) -> Tensor:
+    """Tiles [Hkv, tiles, G·R, 1 | D] into [Hkv, G·R, D]; sums run in position order, whatever the
+    count.
+    """
+    factor = torch.exp(best - best.amax(1, keepdim=True))
+    total, out = total * factor, out * factor
+    all_total, all_out = torch.zeros_like(total[:, 0]), torch.zeros_like(out[:, 0])
+    for tile in range(best.shape[1]):
+        all_total += total[:, tile]
+        all_out += out[:, tile]
+    return all_out / all_total
+
+
+def _gather_tiles(pool: Tensor, blocks: Tensor, begin: int, count: int, end: int) -> Tensor:
+    """Positions [begin, begin + count × KV_TILE) as [Hkv, count, KV_TILE, D]; zeros from `end` on.
+
+    What lies behind `end` in the last block is another owner's leftover and must not enter as NaN ×
+    0.
+    """
+    block_tokens = pool.shape[1]
+    stop = min(begin + count * KV_TILE, end)
     first_block, last_block = begin // block_tokens, -(-stop // block_tokens)
     rows = pool[blocks[first_block:last_block]].flatten(0, 1)
-    rows = rows[begin - first_block * block_tokens : stop - first_block * block_tokens]
-    missing = KV_TILE - rows.shape[0]
-    return rows if missing == 0 else torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
+    skipped = first_block * block_tokens
+    rows = rows[begin - skipped : stop - skipped]
+    missing = count * KV_TILE - rows.shape[0]
+    if missing:
+        rows = torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
+    return rows.view(count, KV_TILE, *rows.shape[1:]).permute(2, 0, 1, 3).contiguous()
 
 
 def append_kv(pool: Tensor, rows: Tensor, slots: Tensor) -> None:
     """Writes rows [M, Hkv, D] of one layer's keys or values into a pool view.
 
-    pool [num_blocks, block_tokens, Hkv, D] (strided view); slots [M] int64 = block × block_tokens + offset.
+    pool [num_blocks, block_tokens, Hkv, D] (strided view); slots [M] int64 = block × block_tokens +
+    offset.
     """
     block_tokens = pool.shape[1]
     pool[slots // block_tokens, slots % block_tokens] = rows

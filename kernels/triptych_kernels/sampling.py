@@ -1,8 +1,8 @@
 """Sampling in plain torch: filters and the counter-based noise (the truth for faster twins).
 
-A token is drawn by Gumbel-max: argmax(logits + g), where g depends only on (request seed, absolute position,
-token id). So the token of a position is a function of the logits and the seed, whoever computes it and
-whenever: speculation, retries and moved streams draw the same one.
+A token is drawn by Gumbel-max: argmax(logits + g), where g depends only on (request seed, absolute
+position, token id). So the token of a position is a function of the logits and the seed, whoever
+computes it and whenever: speculation, retries and moved streams draw the same one.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _MASK64 = (1 << 64) - 1
 def gumbel_noise(seed: int, position: int, vocab_size: int) -> Tensor:
     """Standard Gumbel noise [vocab_size] float32 for the token at `position` of a request.
 
-    Bits: the 64-bit key (seed, position) and the token id go through SplitMix64's finaliser (Steele, Lea,
-    Flood 2014), twice for the key. u = (24 high bits + ½) · 2⁻²⁴ lies in (0, 1), g = −log(−log u), the logs in
-    float64 so that float32 rounding is the only one that shows.
+    Bits: the 64-bit key (seed, position) and the token id go through SplitMix64's finaliser
+    (Steele, Lea, Flood 2014), twice for the key. u = (24 high bits + ½) · 2⁻²⁴ lies in (0, 1), g =
+    −log(−log u), the logs in float64 so that float32 rounding is the only one that shows.
     """
     key = _mix((_mix(seed & _MASK64) + position * 0x9E3779B97F4A7C15) & _MASK64)
     ids = torch.arange(1, vocab_size + 1, dtype=torch.int64)
@@ -27,11 +27,13 @@ def gumbel_noise(seed: int, position: int, vocab_size: int) -> Tensor:
     return -torch.log(-torch.log(u)).float()
 
 
-def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
+def filter_logits(
+    logits: Tensor, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> Tensor:
     """logits [V] float32 (already divided by the temperature) with dropped tokens at −inf.
 
-    Order as in the common engines: top-k, then top-p on what is left, then min-p. Ties at the boundary of
-    top-k fall to the lower id; the most likely token always stays.
+    Order as in the common engines: top-k, then top-p on what is left, then min-p. Ties at the
+    boundary of top-k fall to the lower id; the most likely token always stays.
     """
     if top_k <= 0 and top_p >= 1.0 and min_p <= 0.0:
         return logits

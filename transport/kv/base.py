@@ -1,13 +1,15 @@
 """The seam through which KV blocks travel: a source registers its pool, a home fetches from it.
 
-The home moves the bytes: it reads announced blocks into its own memory, so nobody else ever writes into a
-pool. A link knows blocks, generations and bytes; it knows nothing of models, requests or gRPC.
+The home moves the bytes: it reads announced blocks into its own memory, so nobody else ever writes
+into a pool. A link knows blocks, generations and bytes; it knows nothing of models, requests or
+gRPC.
 
 KvLinkError
 ├── StaleBlock     the source handed the block out again before or while it was read
 ├── TransferTimeout
 ├── PeerGone       the source process, its socket or its agent is no more
-└── LinkUnusable   this link cannot reach this peer at all (other host, missing library, probe failed)
+└── LinkUnusable   this link cannot reach this peer at all (other host, missing library, probe
+failed)
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class LinkUnusable(KvLinkError):
 
 @dataclass(frozen=True, slots=True)
 class BlockRead:
-    """Bytes [offset, offset + length) of block `source` of the peer into the same bytes of `target` here."""
+    """Bytes [offset, offset + length) of block `source` of the peer into the same bytes of `target`
+    here.
+    """
 
     source: int
     generation: int  # of `source`, as announced
@@ -54,17 +58,18 @@ class Transfer(Protocol):
     """One fetch under way. `wait` may be called from any one thread; `fence` from any thread."""
 
     def wait(self, timeout_s: float) -> None:
-        """Returns when every byte landed and every source generation was found unchanged *after* the copy.
+        """Returns when every byte landed and every source generation was found unchanged *after*
+        the copy.
 
-        Raises KvLinkError otherwise. After an error (time-out included) call `fence` before the target
-        blocks go to anybody else.
+        Raises KvLinkError otherwise. After an error (time-out included) call `fence` before the
+        target blocks go to anybody else.
         """
 
     def fence(self) -> bool:
         """Stops the transfer. True: no byte of it can land any more (exact for shm and tcp).
 
-        Idempotent, safe after completion. A fence may take other transfers of the same session with it
-        (NIXL: it ends the transport process); those fail with PeerGone and can be started again.
+        Idempotent, safe after completion. A fence may take other transfers of the same session with
+        it (NIXL: it ends the transport process); those fail with PeerGone and can be started again.
         """
 
 
@@ -73,7 +78,9 @@ class KvSession(Protocol):
 
     @property
     def path(self) -> str:
-        """What the bytes really take, as proven by the probe: "shm", "tcp", "nixl:cma", "nixl:tcp" …"""
+        """What the bytes really take, as proven by the probe: "shm", "tcp", "nixl:cma", "nixl:tcp"
+        …
+        """
 
     def start(self, reads: Sequence[BlockRead]) -> Transfer:
         """Begins to copy; never blocks for the copy itself."""
@@ -98,7 +105,7 @@ class KvLink(Protocol):
     def name(self) -> str: ...
 
     def serve(self, region: Region) -> KvSource:
-        """Makes this process's pool readable. Raises LinkUnusable when the link cannot work here."""
+        """Makes this process's pool readable. Raises LinkUnusable when that cannot work here."""
 
     def connect(self, endpoint: str, region: Region) -> KvSession:
         """Opens a session that copies from the peer behind `endpoint` into `region` (ours).

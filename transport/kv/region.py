@@ -1,8 +1,9 @@
 """A KV pool as bytes: anonymous shared memory with a generation per block.
 
 Layout of the memfd: one header page (magic, sizes) and a probe page with a known pattern, then the
-generations (u64 per block), then the blocks from a page boundary on. The memfd has no name, so kill -9
-leaves nothing behind. The pool is reserved up front: a full tmpfs is an error at start, not a SIGBUS later.
+generations (u64 per block), then the blocks from a page boundary on. The memfd has no name, so kill
+-9 leaves nothing behind. The pool is reserved up front: a full tmpfs is an error at start, not a
+SIGBUS later.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class RegionShape:
 
 
 class Region:
-    """Our own pool (`create`, writable) or a peer's (`attach`, read-only: a bug here cannot harm the peer).
+    """Our own pool (`create`, writable) or a peer's (`attach`, read-only: a bug here cannot harm
+    the peer).
 
     `generations` u64 [num_blocks]; `blocks` u8 [num_blocks, block_bytes]: views of the mapping.
     """
@@ -61,7 +63,9 @@ class Region:
 
     @classmethod
     def create(cls, shape: RegionShape) -> Region:
-        """Reserves and pre-faults the memory. Raises OSError (ENOSPC/ENOMEM) when there is not enough."""
+        """Reserves and pre-faults the memory. Raises OSError (ENOSPC/ENOMEM) when there is not
+        enough.
+        """
         fd = os.memfd_create("triptych-kv", os.MFD_CLOEXEC)
         try:
             os.posix_fallocate(fd, 0, shape.total_bytes)  # zero-filled and resident
