@@ -1,0 +1,157 @@
+"""Prometheus metrics: one registry and one /metrics server per process; names are `triptych_*`.
+
+Nothing registers itself globally; whoever counts is handed its metrics.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
+
+_STEP_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+_STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_TRANSFER_SECONDS = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.05,
+    0.25,
+    1.0,
+    5.0,
+    30.0,
+)
+
+
+def new_registry() -> CollectorRegistry:
+    """An empty registry but for the usual `process_*` and `python_*` families."""
+    registry = CollectorRegistry(auto_describe=True)
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
+
+
+class MetricsServer:
+    """Serves `http://<address>/metrics` from its own thread, so a busy event loop cannot starve it.
+
+    Raises OSError when the port is taken. `close` ends the thread and frees the port; idempotent.
+    """
+
+    def __init__(self, registry: CollectorRegistry, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._server, self._thread = start_http_server(port, host, registry)
+        bound = self._server.server_port
+        self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class WorkerMetrics:
+    """The families that prefill and decode workers share. Units are in the names."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.kv_blocks = Gauge(
+            "triptych_kv_blocks",
+            "KV blocks by owner (pool, prefix, request, transfer) and state "
+            "(free, cached, active, reserved, quarantined); the sum is the pool's size",
+            ["owner", "state"],
+            registry=registry,
+        )
+        self.steps = Counter("triptych_steps_total", "Engine steps", registry=registry)
+        self.step_rows = Histogram(
+            "triptych_step_rows",
+            "Rows of one engine step, padding excluded",
+            buckets=_STEP_ROWS,
+            registry=registry,
+        )
+        self.step_seconds = Histogram(
+            "triptych_step_seconds",
+            "Duration of one engine step",
+            buckets=_STEP_SECONDS,
+            registry=registry,
+        )
+        self.preemptions = Counter(
+            "triptych_preemptions_total",
+            "Running sequences that gave their blocks back for others",
+            registry=registry,
+        )
+        self.requests = Counter(
+            "triptych_requests_total",
+            "Requests that ended, by outcome (finished, cancelled, rejected, failed)",
+            ["outcome"],
+            registry=registry,
+        )
+        self.prefix_query_tokens = Counter(
+            "triptych_prefix_cache_query_tokens_total",
+            "Prompt tokens looked up in the prefix cache",
+            registry=registry,
+        )
+        self.prefix_hit_tokens = Counter(
+            "triptych_prefix_cache_hit_tokens_total",
+            "Prompt tokens found in the prefix cache",
+            registry=registry,
+        )
+        self.kv_transfer_bytes = Counter(
+            "triptych_kv_transfer_bytes_total",
+            "KV bytes fetched and committed",
+            ["link"],
+            registry=registry,
+        )
+        self.kv_transfer_seconds = Histogram(
+            "triptych_kv_transfer_seconds",
+            "Duration of one fetch, start to last byte",
+            ["link"],
+            buckets=_TRANSFER_SECONDS,
+            registry=registry,
+        )
+        self.kv_transfer_failures = Counter(
+            "triptych_kv_transfer_failures_total",
+            "Fetches that failed, by error class",
+            ["link", "reason"],
+            registry=registry,
+        )
+        self.kv_fallbacks = Counter(
+            "triptych_kv_fallbacks_total",
+            "Rungs of the failure ladder that were taken "
+            "(same-path, next-path, other-worker, home, error)",
+            ["step"],
+            registry=registry,
+        )
+        self.kv_path_info = Gauge(
+            "triptych_kv_path_info",
+            "1 for the path that the last probe proved for this peer",
+            ["peer", "path"],
+            registry=registry,
+        )
+        self.oldest_transfer_seconds = Gauge(
+            "triptych_oldest_transfer_seconds",
+            "Age of the oldest transfer under way; 0: none",
+            registry=registry,
+        )
+        self._paths: dict[str, str] = {}
+
+    def set_kv_path(self, peer: str, path: str | None) -> None:
+        """Reports the path in use to `peer` and withdraws the one before; None: no path any more.
+
+        Called from one thread.
+        """
+        old = self._paths.pop(peer, None)
+        if old is not None and old != path:
+            self.kv_path_info.remove(peer, old)
+        if path is not None:
+            self._paths[peer] = path
+            self.kv_path_info.labels(peer, path).set(1)

@@ -1,0 +1,202 @@
+"""The request nouns and errors as they travel: protobuf messages and gRPC status.
+
+Nothing is lost on the way: `sampling_params(sampling_message(p)) == p`, doubles bit for bit; an
+error of our tree arrives as the same class with the same message, `param` and `code`.
+
+Status codes. ABORTED is what a living worker says when it broke its promise; UNAVAILABLE is left to
+gRPC itself, for a peer that cannot be reached. Both arrive as WorkerError; the message differs.
+RESOURCE_EXHAUSTED is a CapacityError only when a worker of ours said so: gRPC uses the same code
+for a message over the size limit, where a retry is no remedy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import grpc
+
+from transport.protos import worker_pb2 as pb
+from triptych.errors import (
+    CapacityError,
+    ConfigError,
+    ContextLengthError,
+    ModelError,
+    RequestError,
+    TriptychError,
+    WorkerError,
+)
+from triptych.request import FinishReason, SamplingParams, TokenDelta, TokenLogprobs
+
+_STATUS: dict[type[TriptychError], grpc.StatusCode] = {
+    RequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    ContextLengthError: grpc.StatusCode.INVALID_ARGUMENT,
+    CapacityError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    WorkerError: grpc.StatusCode.ABORTED,
+    ModelError: grpc.StatusCode.FAILED_PRECONDITION,
+    ConfigError: grpc.StatusCode.FAILED_PRECONDITION,
+}
+_KINDS = {kind.__name__: kind for kind in _STATUS}
+
+# Details travel as a trailer. JSON escapes make at most 12 bytes of a character, so a message of
+# this length always fits the metadata limit of transport.channel (64 KiB).
+_MAX_MESSAGE_CHARS = 2000
+
+
+def generate_request(
+    request_id: str,
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    *,
+    n: int = 1,
+    prefill: pb.PrefillTarget | None = None,
+    cache_salt: str = "",
+) -> pb.GenerateRequest:
+    """One request for its home; `prefill` None: the home prefills by itself."""
+    return pb.GenerateRequest(
+        request_id=request_id,
+        prompt_ids=prompt_ids,
+        sampling=sampling_message(params),
+        n=n,
+        prefill=prefill,
+        cache_salt=cache_salt,
+    )
+
+
+def sampling_message(params: SamplingParams) -> pb.Sampling:
+    """Raises ValueError when an integer does not fit its field, e.g. a seed beyond 64 bits."""
+    return pb.Sampling(
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        repetition_penalty=params.repetition_penalty,
+        logit_bias=params.logit_bias,
+        seed=params.seed,
+        logprobs=params.logprobs,
+        stop=params.stop,
+        stop_token_ids=params.stop_token_ids,
+        min_tokens=params.min_tokens,
+        max_tokens=params.max_tokens,
+        ignore_eos=params.ignore_eos,
+    )
+
+
+def sampling_params(message: pb.Sampling) -> SamplingParams:
+    return SamplingParams(
+        seed=message.seed,
+        max_tokens=message.max_tokens,
+        temperature=message.temperature,
+        top_k=message.top_k,
+        top_p=message.top_p,
+        min_p=message.min_p,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        repetition_penalty=message.repetition_penalty,
+        logit_bias=dict(message.logit_bias),
+        logprobs=message.logprobs if message.HasField("logprobs") else None,
+        stop=tuple(message.stop),
+        stop_token_ids=tuple(message.stop_token_ids),
+        min_tokens=message.min_tokens,
+        ignore_eos=message.ignore_eos,
+    )
+
+
+def delta_message(delta: TokenDelta) -> pb.TokenDelta:
+    """The request id stays behind: the call it travels on is the request."""
+    message = pb.TokenDelta(
+        choice=delta.choice,
+        token_ids=delta.token_ids,
+        logprobs=[_logprobs_message(logprobs) for logprobs in delta.logprobs],
+        finish_reason=delta.finish_reason or "",
+    )
+    if isinstance(delta.stop_reason, str):
+        message.stop_string = delta.stop_reason
+    elif delta.stop_reason is not None:
+        message.stop_token = delta.stop_reason
+    return message
+
+
+def token_delta(request_id: str, message: pb.TokenDelta) -> TokenDelta:
+    kind = message.WhichOneof("stop_reason")
+    return TokenDelta(
+        request_id=request_id,
+        choice=message.choice,
+        token_ids=tuple(message.token_ids),
+        logprobs=tuple(_logprobs(logprobs) for logprobs in message.logprobs),
+        finish_reason=FinishReason(message.finish_reason) if message.finish_reason else None,
+        stop_reason=getattr(message, kind) if kind else None,
+    )
+
+
+def _logprobs_message(logprobs: TokenLogprobs) -> pb.TokenLogprobs:
+    return pb.TokenLogprobs(
+        token_id=logprobs.token_id,
+        logprob=logprobs.logprob,
+        top_ids=[token_id for token_id, _ in logprobs.top],
+        top_logprobs=[logprob for _, logprob in logprobs.top],
+    )
+
+
+def _logprobs(message: pb.TokenLogprobs) -> TokenLogprobs:
+    top = zip(message.top_ids, message.top_logprobs, strict=True)
+    return TokenLogprobs(message.token_id, message.logprob, tuple(top))
+
+
+def to_status(error: BaseException) -> tuple[grpc.StatusCode, str] | None:
+    """Status code and details for an error of our tree; None for anything else: a bug of ours.
+
+    A task group's error stands for its only member.
+    """
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    for kind in type(error).__mro__:
+        if code := _STATUS.get(kind):
+            return code, _details(kind, error)
+    return None
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> TriptychError:
+    """The error that the peer raised, or the one that describes why it could not answer."""
+    code, details = error.code(), error.details() or ""
+    known = _raised_by_peer(details)
+    if known is not None:
+        return known
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        return RequestError(details)
+    reason = _REASONS.get(code, f"worker answered {code.name}")
+    return WorkerError(f"{reason}: {details}" if details else reason)
+
+
+_REASONS = {
+    grpc.StatusCode.UNAVAILABLE: "worker is unreachable",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "worker did not answer before the deadline",
+    grpc.StatusCode.CANCELLED: "the call to the worker was cancelled",
+}
+
+
+def _details(kind: type[BaseException], error: BaseException) -> str:
+    message = str(error)
+    if len(message) > _MAX_MESSAGE_CHARS:
+        message = message[: _MAX_MESSAGE_CHARS - 1] + "…"
+    fields: dict[str, str | None] = {"error": kind.__name__, "message": message}
+    if isinstance(error, RequestError):
+        fields |= {"param": error.param, "code": error.code}
+    return json.dumps(fields)
+
+
+def _raised_by_peer(details: str) -> TriptychError | None:
+    try:
+        fields = json.loads(details)
+    except ValueError:
+        return None
+    kind = _KINDS.get(fields.get("error", "")) if isinstance(fields, dict) else None
+    if kind is None:
+        return None
+    if issubclass(kind, ContextLengthError):
+        return kind(fields["message"], param=fields["param"])
+    if issubclass(kind, RequestError):
+        return kind(fields["message"], param=fields["param"], code=fields["code"])
+    return kind(fields["message"])
