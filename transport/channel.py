@@ -6,29 +6,21 @@ inside a trusted network; KV bytes never travel here.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import inspect
-import logging
-import os
-import socket
-import stat
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-ToStatus = Callable[[BaseException], tuple[grpc.StatusCode, str] | None]
-
-_log = logging.getLogger(__name__)
+from transport.address import bound_address, claim_address
+from transport.interceptor import ErrorInterceptor, ToStatus
 
 _MAX_MESSAGE_BYTES = 64 << 20
 _MAX_METADATA_BYTES = 64 << 10
-_MAX_UNIX_PATH_BYTES = 107  # sun_path holds 108 with the terminating zero
+_CLEAN_UP_S = 10.0  # what cancelled handlers may take to clean up when the server stops
 
 _COMMON_OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -77,12 +69,14 @@ class RunningServer:
 
     address: str
     health: Health
-    server: grpc.aio.Server
+    _server: grpc.aio.Server
+    _errors: ErrorInterceptor
 
     async def stop(self, grace_s: float) -> None:
         """Takes no new call, gives the open ones `grace_s`, cancels the rest, awaits clean-up."""
         await self.health.enter_graceful_shutdown()
-        await self.server.stop(grace_s)
+        await self._server.stop(grace_s)
+        await self._errors.settled(_CLEAN_UP_S)
 
 
 async def start_server(
@@ -100,8 +94,9 @@ async def start_server(
 
     Raises OSError when the address is in use or is not ours, ValueError when it cannot be one.
     """
-    _claim_unix_path(address)
-    server = grpc.aio.server(interceptors=[_ErrorInterceptor(to_status)], options=_SERVER_OPTIONS)
+    claim_address(address)
+    errors = ErrorInterceptor(to_status)
+    server = grpc.aio.server(interceptors=[errors], options=_SERVER_OPTIONS)
     checks: Health = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     names = [*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME]
@@ -115,93 +110,4 @@ async def start_server(
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address}: in use, or not an address of ours") from error
     await server.start()
-    return RunningServer(_real_address(address, port), checks, server)
-
-
-def _real_address(address: str, port: int) -> str:
-    if address.startswith("unix:"):
-        return address
-    return f"{address.rpartition(':')[0]}:{port}"
-
-
-def _claim_unix_path(address: str) -> None:
-    """Removes a dead server's socket file; gRPC alone would take a living server's path as well."""
-    if not address.startswith("unix:"):
-        return
-    path = address.removeprefix("unix:").removeprefix("//")
-    length = len(os.fsencode(path))
-    if length > _MAX_UNIX_PATH_BYTES:
-        raise ValueError(
-            f"socket path of {length} bytes is too long (at most {_MAX_UNIX_PATH_BYTES}): {path}; "
-            "choose a shorter run directory"
-        )
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise FileExistsError(errno.EEXIST, "not a socket; refusing to replace it", path)
-        if _somebody_listens(path):
-            raise OSError(errno.EADDRINUSE, "another server listens on this socket", path)
-        os.unlink(path)
-
-
-def _somebody_listens(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return False
-        except BlockingIOError:  # a full backlog is somebody's
-            return True
-        return True
-
-
-class _ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """The one place where a servicer's exceptions become status codes."""
-
-    def __init__(self, to_status: ToStatus) -> None:
-        self._to_status = to_status
-
-    async def intercept_service(
-        self,
-        continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]
-        ],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        handler: Any = await continuation(handler_call_details)
-        if handler is None:  # no such method: gRPC answers UNIMPLEMENTED
-            return handler  # type: ignore[return-value]
-        kind = f"{'stream' if handler.request_streaming else 'unary'}_"
-        kind += "stream" if handler.response_streaming else "unary"
-        make_handler = getattr(grpc, f"{kind}_rpc_method_handler")
-        guarded = self._guard(getattr(handler, kind), handler_call_details.method)
-        guarded_handler: grpc.RpcMethodHandler[Any, Any] = make_handler(
-            guarded, handler.request_deserializer, handler.response_serializer
-        )
-        return guarded_handler
-
-    def _guard(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Awaitable[Any]]:
-        async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            try:
-                if not inspect.isasyncgenfunction(behaviour):
-                    return await behaviour(request, context)
-                # Written out, not yielded on: a cancelled call then runs the servicer's `finally`
-                # here and now, not when the garbage collector finds the generator.
-                async with contextlib.aclosing(behaviour(request, context)) as replies:
-                    async for reply in replies:
-                        await context.write(reply)
-            except grpc.aio.AbortError:
-                raise
-            except Exception as error:  # the edge of the process: everything ends as a status
-                await self._abort(context, error, method)
-
-        return guarded
-
-    async def _abort(
-        self, context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str
-    ) -> None:
-        status = self._to_status(error)
-        if status is None:
-            _log.error("%s failed", method, exc_info=error)
-            status = grpc.StatusCode.INTERNAL, type(error).__name__
-        await context.abort(*status)
+    return RunningServer(bound_address(address, port), checks, server, errors)

@@ -275,7 +275,7 @@ async def _report(call: _AttachCall, load: Callable[[], pb.WorkerLoad], interval
     """Until the call ends; raises its status."""
     ended = asyncio.Event()
     call.add_done_callback(lambda _: ended.set())
-    while not ended.is_set():
+    while not call.done():
         await call.write(pb.WorkerReport(load=load()))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(interval_s):

@@ -192,11 +192,11 @@ def _raised_by_peer(details: str) -> TriptychError | None:
         fields = json.loads(details)
     except ValueError:
         return None
-    kind = _KINDS.get(fields.get("error", "")) if isinstance(fields, dict) else None
-    if kind is None:
+    if not isinstance(fields, dict) or fields.get("error") not in _KINDS:
         return None
+    kind, message = _KINDS[fields["error"]], str(fields.get("message", ""))
     if issubclass(kind, ContextLengthError):
-        return kind(fields["message"], param=fields["param"])
+        return kind(message, param=fields.get("param"))
     if issubclass(kind, RequestError):
-        return kind(fields["message"], param=fields["param"], code=fields["code"])
-    return kind(fields["message"])
+        return kind(message, param=fields.get("param"), code=fields.get("code"))
+    return kind(message)

@@ -41,7 +41,7 @@ def setup_logging(level: str, format: Literal["json", "text"], process: str) -> 
 
     `level` is one of debug, info, warning, error; `process` is the worker id or "router".
     """
-    handler = _ProcessHandler(sys.stderr)
+    handler = _ProcessHandler()
     handler.setFormatter(JsonFormatter(process) if format == "json" else TextFormatter(process))
     root = logging.getLogger()
     for other in [h for h in root.handlers if isinstance(h, _ProcessHandler)]:
@@ -100,14 +100,21 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         head = f"{_utc_time(record)} {record.levelname:<7} {self._process} {record.name}: "
-        fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
+        fields = "".join(f" {name}={_quoted(value)}" for name, value in _fields(record).items())
         line = head + record.getMessage() + (" " + fields if fields else "")
         trace = _trace(self, record)
         return f"{line}\n{trace}" if trace else line
 
 
-class _ProcessHandler(logging.StreamHandler[Any]):
-    """Ours, so that a second `setup_logging` finds it and leaves the handlers of others alone."""
+class _ProcessHandler(logging.Handler):
+    """Writes to whatever stderr is now. Its class is how `setup_logging` finds the one before."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except Exception:  # as every handler of the standard library: a log line never raises
+            self.handleError(record)
 
 
 def _utc_time(record: logging.LogRecord) -> str:
@@ -132,6 +139,11 @@ def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     if record.stack_info:
         parts.append(formatter.formatStack(record.stack_info))
     return "\n".join(parts)
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    return text if text.isprintable() and not {" ", '"', "="} & set(text) else json.dumps(text)
 
 
 def _to_json(line: dict[str, Any]) -> str:

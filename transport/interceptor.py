@@ -1,0 +1,93 @@
+"""The one place where a servicer's exceptions become status codes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+ToStatus = Callable[[BaseException], tuple[grpc.StatusCode, str] | None]
+
+_Context = grpc.aio.ServicerContext  # generic only for the type checker
+
+_log = logging.getLogger(__name__)
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Wraps handlers of all four kinds, written as coroutine or async generator functions.
+
+    Cancellation (the client left, the deadline passed, the server stops) is no error: it reaches
+    the handler as CancelledError and goes on to gRPC.
+    """
+
+    def __init__(self, to_status: ToStatus) -> None:
+        self._to_status = to_status
+        self._calls: set[asyncio.Task[Any]] = set()
+
+    async def settled(self, timeout_s: float) -> None:
+        """Waits until every handler has returned: gRPC's own stop does not wait for clean-up."""
+        if self._calls:
+            _, stuck = await asyncio.wait(self._calls, timeout=timeout_s)
+            for task in stuck:
+                _log.error("%s did not end within %g s", task.get_name(), timeout_s)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:  # no such method: gRPC answers UNIMPLEMENTED
+            return handler  # type: ignore[return-value]
+        kind = f"{'stream' if handler.request_streaming else 'unary'}_"
+        kind += "stream" if handler.response_streaming else "unary"
+        make_handler = getattr(grpc, f"{kind}_rpc_method_handler")
+        guarded_handler: grpc.RpcMethodHandler[Any, Any] = make_handler(
+            self._guard(getattr(handler, kind), handler_call_details.method),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+        return guarded_handler
+
+    def _guard(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Awaitable[Any]]:
+        async def guarded(request: Any, context: _Context[Any, Any]) -> Any:
+            task = asyncio.current_task()
+            assert task is not None, "gRPC runs a handler in a task of its own"
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
+            try:
+                return await _answer(behaviour(request, context), context)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # the edge of the process: everything ends as a status
+                code, details = self._explain(error, method)
+                if task.cancelling():  # nobody is left to hear it
+                    raise asyncio.CancelledError from error
+                await context.abort(code, details)
+
+        return guarded
+
+    def _explain(self, error: Exception, method: str) -> tuple[grpc.StatusCode, str]:
+        status = self._to_status(error)
+        if status is None:
+            _log.error("%s failed", method, exc_info=error)
+            status = grpc.StatusCode.INTERNAL, type(error).__name__
+        return status
+
+
+async def _answer(outcome: Any, context: _Context[Any, Any]) -> Any:
+    if not inspect.isasyncgen(outcome):
+        return await outcome
+    # Written out, not yielded on: a cancelled call then runs the servicer's `finally` here and now,
+    # not when the garbage collector finds the generator.
+    async with contextlib.aclosing(outcome):
+        async for reply in outcome:
+            await context.write(reply)
