@@ -7,14 +7,17 @@ is the only module that reads the environment.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from triptych.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 Role = Literal["prefill", "decode"]
 LinkName = Literal["shm", "tcp", "nixl"]
@@ -156,10 +159,16 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Clus
             raise ConfigError(f"{path}: expected a mapping at the top, got {type(data).__name__}")
     for item in overrides:
         _override(data, item)
+    return parse_config(data, str(path or "config"))
+
+
+def parse_config(data: Mapping[str, Any], source: str = "config") -> ClusterConfig:
+    """Raises ConfigError naming `source` and the key."""
     try:
         return ClusterConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(_explain(error, path)) from error
+        problems = "; ".join(_sentence(problem) for problem in error.errors())
+        raise ConfigError(f"{source}: {problems}") from error
 
 
 def dump_config(config: ClusterConfig) -> str:
@@ -191,10 +200,10 @@ def _override(data: dict[str, Any], item: str) -> None:
         raise ConfigError(f"--set {item}: {error}") from error
 
 
-def _explain(error: ValidationError, path: Path | None) -> str:
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"]) or "config"
-        unknown = problem["type"] == "extra_forbidden"
-        lines.append(f"{where}: {'unknown key' if unknown else problem['msg']}")
-    return f"{path or 'config'}: " + "; ".join(lines)
+def _sentence(problem: ErrorDetails) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: unknown key"
+    # Our own checks name the key themselves.
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
