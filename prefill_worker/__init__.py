@@ -1,0 +1,1 @@
+"""The prefill worker: computes prompt KV for homes that read it."""

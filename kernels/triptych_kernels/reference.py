@@ -39,7 +39,7 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.out_features, self.in_features = weight.shape
-        self._chunks = [chunk.t().contiguous() for chunk in weight.split(K_CHUNK, dim=1)]
+        self._chunks = [chunk.t().contiguous() for chunk in torch.split(weight, K_CHUNK, dim=1)]
         self._bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Embedding:
 
     def __call__(self, ids: Tensor) -> Tensor:
         """ids [M] int64 → [M, H]."""
-        return F.embedding(ids, self._weight)
+        return self._weight[ids]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:

@@ -7,6 +7,7 @@ gRPC.
 KvLinkError
 ├── StaleBlock     the source handed the block out again before or while it was read
 ├── TransferTimeout
+├── DigestMismatch   what arrived is not what was announced
 ├── PeerGone       the source process, its socket or its agent is no more
 └── LinkUnusable   this link cannot reach this peer at all (other host, missing library, probe
 failed)
@@ -38,6 +39,10 @@ class PeerGone(KvLinkError):
 
 
 class LinkUnusable(KvLinkError):
+    pass
+
+
+class DigestMismatch(KvLinkError):
     pass
 
 

@@ -1,0 +1,1 @@
+"""Block identity, block ownership and the prefix cache. Knows no torch, no model and no network."""

@@ -1,0 +1,55 @@
+"""`python -m decode_worker --config FILE --pool NAME --id decode-0 --run-dir DIR`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from transport.kv.links import make_links
+
+from decode_worker.fetch import Fetcher
+from decode_worker.intake import Intake
+from decode_worker.loop import DecodeLoop
+from decode_worker.peers import PeerBook
+from decode_worker.service import DecodeService, worker_load
+from transport.protos.worker_pb2_grpc import add_DecodeWorkerServicer_to_server
+from triptych.engine.sampler import Sampler
+from triptych.engine.thread import StepThread
+from triptych.obs.metrics import WorkerMetrics
+from triptych.tokenizer import Tokenizer
+from triptych.worker.args import WorkerArgs
+from triptych.worker.boot import EngineParts
+from triptych.worker.process import RoleParts, run_worker
+
+
+def build_role(
+    args: WorkerArgs,
+    parts: EngineParts,
+    metrics: WorkerMetrics,
+    fail: Callable[[BaseException], None],
+) -> RoleParts:
+    transport = args.config.transport
+    service = DecodeService(parts, Tokenizer.load(parts.model_path), metrics)
+    loop = DecodeLoop(
+        parts.scheduler,
+        parts.runner,
+        Sampler(parts.model.config.eos_token_ids),
+        service.emit,
+        metrics,
+        max_model_len=parts.max_model_len,
+    )
+    thread = StepThread(loop.step, fail, "decode-loop")
+    links = make_links(transport.links, args.run_dir)
+    peers = PeerBook(links, parts.region, parts.layout_text, transport.require)
+    fetcher = Fetcher(parts.region, parts.layout, parts.ledger, metrics)
+    service.connect(Intake(parts.pool, peers, fetcher, loop, thread, transport, service.room))
+    return RoleParts(
+        thread=thread,
+        register=lambda server: add_DecodeWorkerServicer_to_server(service, server),
+        service_name="triptych.DecodeWorker",
+        load=lambda: worker_load(parts, service),
+        close=peers.close,
+    )
+
+
+if __name__ == "__main__":
+    run_worker("decode", build_role)

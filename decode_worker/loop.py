@@ -1,0 +1,128 @@
+"""The decode worker's step: rows in, tokens out.
+
+Prompts that are prefilled here, decode rows and prompts whose KV came from a prefill worker meet in
+one batch. A prompt that arrived needs no row: its last hidden state came with it and only the head
+and the sampler are left, so the first token is drawn by the same code as every other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from triptych.engine.finish import check_finish
+from triptych.engine.runner import Runner
+from triptych.engine.sampler import Drawn, Sampler
+from triptych.engine.scheduler import Scheduler
+from triptych.engine.sequence import Sequence
+from triptych.obs.metrics import WorkerMetrics
+from triptych.request import TokenDelta
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """One new token of one sequence."""
+
+    sequence: Sequence
+    delta: TokenDelta
+
+
+Emit = Callable[[list[StepOutput]], None]
+
+
+class DecodeLoop:
+    """One step at a time, on its own thread; every method is called from there. So is `emit`."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        sampler: Sampler,
+        emit: Emit,
+        metrics: WorkerMetrics,
+        *,
+        max_model_len: int,
+    ) -> None:
+        self.scheduler = scheduler
+        self._runner = runner
+        self._sampler = sampler
+        self._emit = emit
+        self._metrics = metrics
+        self._eos = runner.model.config.eos_token_ids
+        self._max_model_len = max_model_len
+        self._arrived: list[tuple[Sequence, Tensor]] = []
+
+    def submit(self, sequence: Sequence) -> None:
+        """To be computed here, from wherever its KV ends."""
+        self.scheduler.add(sequence)
+
+    def arrive(self, sequence: Sequence, last_hidden: Tensor) -> None:
+        """All its KV is in its blocks; `last_hidden` [H] predicts the first token."""
+        if sequence.finished:
+            return
+        sequence.prompt_done_at = time.monotonic()
+        sequence.num_computed = sequence.num_prompt
+        self.scheduler.add(sequence)
+        self.scheduler.commit_blocks(sequence)
+        self._arrived.append((sequence, last_hidden))
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Ends a sequence wherever it is; its blocks go back now. Idempotent."""
+        self.scheduler.remove(sequence)
+        self._arrived = [item for item in self._arrived if item[0] is not sequence]
+
+    def step(self) -> bool:
+        """One forward and one token for every sequence that caught up; False: nothing to do."""
+        jobs = self.scheduler.next_batch()
+        arrived, self._arrived = self._arrived, []
+        if not jobs and not arrived:
+            return False
+        began = time.monotonic()
+        drawing = [job.sequence for job in jobs if job.reaches_end]
+        hidden = [self._runner.forward(jobs)] if jobs else []
+        for job in jobs:
+            self._note_start(job.sequence, began)
+            self.scheduler.advance(job)
+        drawing += [sequence for sequence, _ in arrived]
+        hidden += [row[None] for _, row in arrived]
+        if drawing:
+            logits = self._runner.logits(torch.cat(hidden))
+            tokens = self._sampler.draw(logits, drawing)
+            self._emit(
+                [self._commit(seq, token) for seq, token in zip(drawing, tokens, strict=True)]
+            )
+        self._count(began, sum(job.num_rows for job in jobs))
+        return True
+
+    def _commit(self, sequence: Sequence, drawn: Drawn) -> StepOutput:
+        """Appends the token; a finished sequence leaves at once."""
+        if sequence.prompt_done_at is None:
+            sequence.prompt_done_at = time.monotonic()
+        sequence.append(drawn.token_id)
+        check_finish(sequence, drawn.token_id, self._eos, self._max_model_len)
+        if sequence.finish_reason is not None:
+            self.scheduler.remove(sequence)
+        delta = TokenDelta(
+            sequence.request_id,
+            sequence.choice,
+            (drawn.token_id,),
+            () if drawn.logprobs is None else (drawn.logprobs,),
+            sequence.finish_reason,
+            sequence.stop_reason,
+        )
+        return StepOutput(sequence, delta)
+
+    def _note_start(self, sequence: Sequence, now: float) -> None:
+        if sequence.first_step_at is None:
+            sequence.first_step_at = now
+            self._metrics.prefix_query_tokens.inc(sequence.num_prompt)
+            self._metrics.prefix_hit_tokens.inc(sequence.num_cached)
+
+    def _count(self, began: float, rows: int) -> None:
+        self._metrics.steps.inc()
+        self._metrics.step_rows.observe(rows)
+        self._metrics.step_seconds.observe(time.monotonic() - began)

@@ -1,0 +1,107 @@
+"""One request at its home: its choices, its stream and its clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field, replace
+
+from triptych.stop import TextStop
+
+from decode_worker.loop import StepOutput
+from transport.protos import worker_pb2 as pb
+from triptych.engine.sequence import Sequence
+from triptych.request import choice_seed
+from triptych.tokenizer import Tokenizer
+from triptych.wire import sampling_params
+
+
+@dataclass(slots=True)
+class RemoteStats:
+    """What the prefill worker and the fetches told. All times in milliseconds."""
+
+    worker: str = ""
+    path: str = ""
+    cached_tokens: int = 0
+    queue_ms: float = 0.0
+    compute_ms: float = 0.0
+    kv_bytes: int = 0
+    fetch_ms: float = 0.0
+    hidden_ms: float = 0.0
+    transfer_ms: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class HomeRequest:
+    """Choice 0 computes (or fetches) the prompt; its siblings then find it in the prefix cache.
+
+    `outputs` holds at most what the choices may still generate: max_tokens each, so a client that
+    never reads costs a bounded amount of memory.
+    """
+
+    request: pb.GenerateRequest
+    sequences: list[Sequence]
+    arrived_at: float = field(default_factory=time.monotonic)
+    outputs: asyncio.Queue[StepOutput] = field(default_factory=asyncio.Queue)
+    first_token_at: float | None = None
+    num_tokens: int = 0
+    remote: RemoteStats | None = None
+    fallbacks: list[str] = field(default_factory=list)
+
+    @property
+    def leader(self) -> Sequence:
+        return self.sequences[0]
+
+    def note_output(self, output: StepOutput) -> None:
+        if self.first_token_at is None:
+            self.first_token_at = time.monotonic()
+        self.num_tokens += len(output.delta.token_ids)
+
+    def stats(self) -> pb.RequestStats:
+        leader, remote = self.leader, self.remote
+        began = leader.first_step_at or self.arrived_at
+        done = leader.prompt_done_at or began
+        stats = pb.RequestStats(
+            prompt_tokens=leader.num_prompt,
+            cached_tokens=leader.num_cached,
+            completion_tokens=self.num_tokens,
+            queue_ms=(began - self.arrived_at) * 1e3,
+            prefill_ms=(done - began) * 1e3,
+            first_token_ms=((self.first_token_at or done) - self.arrived_at) * 1e3,
+            fallbacks=self.fallbacks,
+        )
+        if remote is not None:
+            stats.cached_tokens = remote.cached_tokens
+            stats.queue_ms = remote.queue_ms
+            stats.prefill_ms = remote.compute_ms
+            stats.transfer_ms = remote.transfer_ms
+            stats.kv_bytes = remote.kv_bytes
+            stats.kv_path = remote.path
+            stats.prefill_worker = remote.worker
+            stats.fetch_ms = remote.fetch_ms
+            stats.hidden_ms = remote.hidden_ms
+        return stats
+
+
+def open_request(
+    request: pb.GenerateRequest, *, root: bytes, block_tokens: int, tokenizer: Tokenizer
+) -> HomeRequest:
+    """A request's sequences, one per choice."""
+    params = sampling_params(request.sampling)
+    prompt = list(request.prompt_ids)
+    sequences: list[Sequence] = []
+    for choice in range(max(1, request.n)):
+        stop = TextStop(tokenizer, params.stop, params.min_tokens) if params.stop else None
+        sequences.append(
+            Sequence(
+                request_id=request.request_id,
+                tokens=list(prompt),
+                root=root,
+                block_tokens=block_tokens,
+                params=replace(params, seed=choice_seed(params.seed, choice)),
+                choice=choice,
+                leader=sequences[0] if sequences else None,
+                stop_watch=stop,
+            )
+        )
+    return HomeRequest(request, sequences)

@@ -1,0 +1,115 @@
+"""The prefill worker's step: prompt chunks in, announcements out.
+
+No token is ever drawn here. What leaves the worker is KV (read by the home) and the hidden state of
+each prompt's last row, from which the home draws the first token by itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from triptych.engine.rows import RowJob
+from triptych.engine.runner import Runner
+from triptych.engine.scheduler import Scheduler
+from triptych.engine.sequence import Sequence
+from triptych.obs.metrics import WorkerMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Something a home may want to know. All fields are final when this is emitted."""
+
+    sequence: Sequence
+    first_block: int  # blocks [first_block, end_block) of the prompt …
+    end_block: int
+    first_layer: int  # … have their final bytes in layers [first_layer, end_layer)
+    end_layer: int
+    started: bool = False  # the first one of a prompt; its cached blocks are all of it
+    last_hidden: Tensor | None = None  # [H]; the prompt is done
+
+
+Emit = Callable[[Progress], None]
+
+
+class PrefillLoop:
+    """One step at a time, on its own thread. `emit` is called from that thread."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        emit: Emit,
+        metrics: WorkerMetrics,
+        *,
+        announce_layers: int,
+    ) -> None:
+        self.scheduler = scheduler
+        self._runner = runner
+        self._emit = emit
+        self._metrics = metrics
+        self._num_layers = runner.model.config.num_layers
+        self._group = announce_layers or self._num_layers
+
+    def step(self) -> bool:
+        """Computes one batch of prompt chunks; False when there was nothing to do."""
+        jobs = self.scheduler.next_batch()
+        if not jobs:
+            return False
+        began = time.monotonic()
+        for job in jobs:
+            self._announce_start(job, began)
+        hidden = self._runner.forward(jobs, lambda layer: self._after_layer(jobs, layer))
+        finished = iter(hidden)
+        for job in jobs:
+            self.scheduler.advance(job)
+            if job.reaches_end:
+                job.sequence.prompt_done_at = time.monotonic()
+                self._emit(self._progress(job, 0, 0, last_hidden=next(finished)))
+        self._metrics.steps.inc()
+        self._metrics.step_rows.observe(sum(job.num_rows for job in jobs))
+        self._metrics.step_seconds.observe(time.monotonic() - began)
+        return True
+
+    def _announce_start(self, job: RowJob, now: float) -> None:
+        """Tells that a prompt left the queue, and which of its blocks were in the cache."""
+        sequence = job.sequence
+        if sequence.first_step_at is not None:
+            return
+        sequence.first_step_at = now
+        self._metrics.prefix_query_tokens.inc(sequence.num_prompt)
+        self._metrics.prefix_hit_tokens.inc(sequence.num_cached)
+        cached = sequence.num_cached // sequence.block_tokens
+        self._emit(Progress(sequence, 0, cached, 0, self._num_layers, started=True))
+
+    def _after_layer(self, jobs: list[RowJob], layer: int) -> None:
+        """Announces a layer group of all blocks that this forward fills."""
+        end = layer + 1
+        if end % self._group and end != self._num_layers:
+            return
+        first = layer // self._group * self._group
+        for job in jobs:
+            progress = self._progress(job, first, end)
+            if progress.end_block > progress.first_block:
+                self._emit(progress)
+
+    def _progress(
+        self, job: RowJob, first_layer: int, end_layer: int, last_hidden: Tensor | None = None
+    ) -> Progress:
+        """Blocks whose last row is in this job; the prompt's end closes a partial block."""
+        size = job.sequence.block_tokens
+        end_block = -(-job.end // size) if job.reaches_end else job.end // size
+        if last_hidden is not None:
+            last_hidden = torch.clone(last_hidden)
+        return Progress(
+            job.sequence,
+            job.start // size,
+            end_block,
+            first_layer,
+            end_layer,
+            last_hidden=last_hidden,
+        )

@@ -1,0 +1,144 @@
+"""The prefill worker's gRPC face: one call per prompt, and the call is the lease.
+
+Announced blocks stay as they are until the call ends, however it ends: the home half-closes when it
+has committed everything, or cancels, or dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+
+import grpc
+import torch
+
+from prefill_worker.loop import PrefillLoop, Progress
+from transport.kv.digest import digests
+from transport.protos import worker_pb2 as pb
+from transport.protos.worker_pb2_grpc import PrefillWorkerServicer
+from triptych.engine.sequence import Sequence
+from triptych.engine.thread import StepThread
+from triptych.errors import RequestError
+from triptych.obs.log import bind_request
+from triptych.obs.metrics import WorkerMetrics
+from triptych.worker.args import WorkerArgs
+from triptych.worker.boot import EngineParts
+from triptych.worker.check import check_prompt
+
+Context = grpc.aio.ServicerContext[pb.PrefillCall, pb.PrefillEvent]
+
+
+class PrefillService(PrefillWorkerServicer):
+    def __init__(
+        self,
+        args: WorkerArgs,
+        parts: EngineParts,
+        endpoints: Mapping[str, str],
+        metrics: WorkerMetrics,
+    ) -> None:
+        """endpoints: link name → where homes reach this worker's pool over it."""
+        self._parts = parts
+        self._digest_mode = args.config.transport.digest
+        self._metrics = metrics
+        self._description = pb.KvDescription(
+            worker_id=args.worker_id,
+            epoch=args.epoch,
+            layout=parts.layout_text,
+            links=[pb.LinkEndpoint(link=name, endpoint=text) for name, text in endpoints.items()],
+        )
+        self._event_loop = asyncio.get_running_loop()
+        self._queues: dict[Sequence, asyncio.Queue[Progress]] = {}
+        self._loop: PrefillLoop | None = None
+        self._thread: StepThread | None = None
+
+    def connect(self, loop: PrefillLoop, thread: StepThread) -> None:
+        """Whose steps these calls wait for. Once, before the server starts."""
+        self._loop, self._thread = loop, thread
+
+    def emit(self, progress: Progress) -> None:
+        """From the loop's thread."""
+        self._event_loop.call_soon_threadsafe(self._deliver, progress)
+
+    def _deliver(self, progress: Progress) -> None:
+        waiting = self._queues.get(progress.sequence)
+        if waiting is not None:  # else the call ended meanwhile
+            waiting.put_nowait(progress)
+
+    async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.KvDescription:
+        return self._description
+
+    async def Prefill(
+        self, calls: AsyncIterator[pb.PrefillCall], context: Context
+    ) -> AsyncIterator[pb.PrefillEvent]:
+        arrived = time.monotonic()
+        request = (await anext(calls, pb.PrefillCall())).open
+        check_prompt(
+            request.prompt_ids, self._parts.model.config.vocab_size, self._parts.max_model_len
+        )
+        if request.first_block * self._parts.layout.block_tokens >= len(request.prompt_ids):
+            raise RequestError("first_block lies behind the prompt", param="first_block")
+        sequence = Sequence(
+            request_id=request.request_id,
+            tokens=list(request.prompt_ids),
+            root=self._parts.root(request.cache_salt),
+            block_tokens=self._parts.layout.block_tokens,
+        )
+        assert self._loop is not None and self._thread is not None, "connect() comes first"
+        loop, thread = self._loop, self._thread
+        self._queues[sequence] = asyncio.Queue()
+        outcome = "cancelled"
+        try:
+            with bind_request(request.request_id):
+                thread.post(lambda: loop.scheduler.add(sequence))
+                async for event in self._events(sequence, request.first_block, arrived):
+                    yield event
+                async for _ in calls:  # until the home half-closes: it has everything
+                    pass
+                outcome = "finished"
+        finally:
+            del self._queues[sequence]
+            thread.post(lambda: loop.scheduler.remove(sequence))
+            self._metrics.requests.labels(outcome).inc()
+
+    async def _events(
+        self, sequence: Sequence, first_block: int, arrived: float
+    ) -> AsyncIterator[pb.PrefillEvent]:
+        while True:
+            progress = await self._queues[sequence].get()
+            if progress.started:
+                began = sequence.first_step_at or arrived
+                started = pb.PrefillStarted(
+                    cached_tokens=sequence.num_cached, queue_ms=(began - arrived) * 1e3
+                )
+                yield pb.PrefillEvent(started=started)
+            if progress.last_hidden is not None:
+                yield pb.PrefillEvent(done=_done(sequence, progress.last_hidden))
+                return
+            first = max(first_block, progress.first_block)
+            if first < progress.end_block:
+                yield pb.PrefillEvent(blocks=await self._announce(progress, first))
+
+    async def _announce(self, progress: Progress, first: int) -> pb.BlocksReady:
+        blocks = progress.sequence.blocks[first : progress.end_block]
+        offset, length = self._parts.layout.layer_span(progress.first_layer, progress.end_layer)
+        sums = await asyncio.to_thread(
+            digests, self._parts.region, blocks, offset, length, self._digest_mode
+        )
+        return pb.BlocksReady(
+            first_block=first,
+            blocks=blocks,
+            generations=[self._parts.pool.generation(block) for block in blocks],
+            first_layer=progress.first_layer,
+            end_layer=progress.end_layer,
+            digests=sums,
+        )
+
+
+def _done(sequence: Sequence, hidden: torch.Tensor) -> pb.PrefillDone:
+    began, ended = sequence.first_step_at, sequence.prompt_done_at
+    assert began is not None and ended is not None
+    return pb.PrefillDone(
+        last_hidden=hidden.contiguous().view(torch.uint8).numpy().tobytes(),
+        compute_ms=(ended - began) * 1e3,
+    )

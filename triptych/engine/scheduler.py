@@ -1,0 +1,153 @@
+"""Which rows the next step computes. Decides; moves no data.
+
+Running sequences come first, in order of arrival, then waiting ones are admitted while rows and
+blocks last. A sequence is admitted with blocks for all its tokens, so half-filled prompts cannot
+starve each other. When a running one cannot grow, the youngest gives its blocks back and is
+computed again later: by the numerics contract with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from triptych.engine.rows import RowJob
+from triptych.engine.sequence import Sequence
+from triptych.kv.pool import BlockPool
+
+
+class Scheduler:
+    def __init__(self, pool: BlockPool, *, block_tokens: int, chunk_tokens: int, max_running: int):
+        self._pool = pool
+        self._block_tokens = block_tokens
+        self._chunk_tokens = chunk_tokens
+        self._max_running = max_running
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self.num_preemptions = 0
+
+    # ---- the verbs of a step -------------------------------------------------------------------
+
+    def add(self, sequence: Sequence) -> None:
+        """Joins the queue. If its blocks are filled already (KV that arrived), it runs at once."""
+        if sequence.blocks:
+            self._running.append(sequence)
+        else:
+            self._waiting.append(sequence)
+
+    def next_batch(self) -> list[RowJob]:
+        """Row jobs of at most `chunk_tokens` rows together; [] when there is nothing to compute."""
+        jobs: list[RowJob] = []
+        budget = self._chunk_tokens
+        preempted = self.num_preemptions
+        for sequence in list(self._running):
+            if budget == 0:
+                break
+            rows = min(len(sequence.tokens) - sequence.num_computed, budget)
+            if rows and sequence in self._running and self._grow(sequence, rows):
+                jobs.append(RowJob(sequence, sequence.num_computed, sequence.num_computed + rows))
+                budget -= rows
+        if self.num_preemptions == preempted:
+            jobs.extend(self._admit(budget))
+        return jobs
+
+    def advance(self, job: RowJob) -> None:
+        """The job's rows are computed: commits the blocks that became full."""
+        sequence = job.sequence
+        sequence.num_computed = job.end
+        self.commit_blocks(sequence)
+
+    def commit_blocks(self, sequence: Sequence) -> None:
+        full = sequence.num_computed // self._block_tokens
+        hashes = sequence.hashes()
+        for index in range(sequence.num_committed, full):
+            self._pool.commit(sequence.blocks[index], hashes[index])
+        sequence.num_committed = max(sequence.num_committed, full)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Ends a sequence, finished or not, and gives its blocks back. Idempotent."""
+        sequence.finished = True
+        if sequence in self._running:
+            self._running.remove(sequence)
+        elif sequence in self._waiting:
+            self._waiting.remove(sequence)
+        self._release(sequence)
+
+    # ---- numbers -------------------------------------------------------------------------------
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_starved(self) -> int:
+        """Sequences that only lack room; the others wait for a sibling."""
+        return sum(_ready(sequence) for sequence in list(self._waiting))
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens that nobody has computed yet."""
+        both = (*self._running, *self._waiting)
+        return sum(max(0, seq.num_prompt - seq.num_computed) for seq in both)
+
+    # ---- helpers -------------------------------------------------------------------------------
+
+    def _grow(self, sequence: Sequence, rows: int) -> bool:
+        """Blocks for `rows` more rows; False if the sequence itself had to give way."""
+        wanted = -(-(sequence.num_computed + rows) // self._block_tokens)
+        while (missing := wanted - len(sequence.blocks)) > 0:
+            fresh = self._pool.allocate(missing)
+            if fresh is not None:
+                sequence.blocks.extend(fresh)
+                return True
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._release(sequence)
+        sequence.restart()
+        self._waiting.appendleft(sequence)
+        self.num_preemptions += 1
+
+    def _release(self, sequence: Sequence) -> None:
+        blocks, sequence.blocks = sequence.blocks, []
+        self._pool.release(blocks)
+
+    def _admit(self, budget: int) -> list[RowJob]:
+        jobs: list[RowJob] = []
+        for sequence in list(self._waiting):
+            if budget == 0 or len(self._running) >= self._max_running:
+                break
+            if not _ready(sequence):
+                continue  # its prompt is being computed by a sibling; others may pass
+            if not self._place(sequence):
+                break  # first come, first served: nobody overtakes one that waits for blocks
+            rows = min(len(sequence.tokens) - sequence.num_computed, budget)
+            jobs.append(RowJob(sequence, sequence.num_computed, sequence.num_computed + rows))
+            budget -= rows
+        return jobs
+
+    def _place(self, sequence: Sequence) -> bool:
+        count = -(-len(sequence.tokens) // self._block_tokens)
+        reservation = self._pool.reserve(sequence.reusable_hashes(), count)
+        if reservation is None:
+            return False
+        sequence.blocks = reservation.blocks
+        sequence.num_computed = reservation.num_cached * self._block_tokens
+        sequence.num_committed = reservation.num_cached
+        if sequence.num_output == 0:
+            sequence.num_cached = sequence.num_computed
+        self._waiting.remove(sequence)
+        self._running.append(sequence)
+        return True
+
+
+def _ready(sequence: Sequence) -> bool:
+    return sequence.leader is None or sequence.leader.prompt_done

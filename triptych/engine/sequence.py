@@ -1,0 +1,83 @@
+"""One stream of tokens being computed: a choice of a request, or a prompt at a prefill worker."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from triptych.kv.hashing import extend_hashes
+from triptych.request import FinishReason, SamplingParams
+
+
+class StopWatch(Protocol):
+    """Sees each new token; tells the stop string that it completed, if any."""
+
+    def push(self, token_id: int) -> str | None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens that are wanted, and how far their KV is computed.
+
+    There is no prefill phase and no decode phase: `num_computed` chases `len(tokens)`, and a token
+    is drawn whenever it catches up.
+    """
+
+    request_id: str
+    tokens: list[int]  # prompt, then output
+    root: bytes  # parent hash of the first block
+    block_tokens: int
+    params: SamplingParams | None = None  # None: a prefill worker's prompt, nothing is drawn
+    choice: int = 0
+    leader: Sequence | None = None  # a sibling with the same prompt that computes it first
+    stop_watch: StopWatch | None = None
+
+    num_prompt: int = field(init=False)
+    num_computed: int = 0
+    num_committed: int = 0  # blocks offered to the prefix cache
+    num_cached: int = 0  # prompt tokens found in the prefix cache
+    blocks: list[int] = field(default_factory=list)
+    finished: bool = False
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    first_step_at: float | None = None  # monotonic seconds
+    prompt_done_at: float | None = None
+    _hashes: list[bytes] = field(default_factory=list)
+    _output_counts: Counter[int] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        assert self.tokens, "an empty prompt has no row to compute"
+        self.num_prompt = len(self.tokens)
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def prompt_done(self) -> bool:
+        """Siblings may start: the prompt's blocks are committed, or they never will be."""
+        return self.prompt_done_at is not None or self.finished
+
+    @property
+    def output_counts(self) -> Counter[int]:
+        return self._output_counts
+
+    def hashes(self) -> list[bytes]:
+        """Hashes of all full blocks of the tokens known so far."""
+        extend_hashes(self._hashes, self.tokens, self.block_tokens, self.root)
+        return self._hashes
+
+    def reusable_hashes(self) -> list[bytes]:
+        """Hashes to look up: one row at least must be computed, so never all of the tokens."""
+        return self.hashes()[: (len(self.tokens) - 1) // self.block_tokens]
+
+    def append(self, token_id: int) -> None:
+        self.tokens.append(token_id)
+        self._output_counts[token_id] += 1
+
+    def restart(self) -> None:
+        """After its blocks were taken away: everything is to be computed again."""
+        self.blocks = []
+        self.num_computed = 0
+        self.num_committed = 0

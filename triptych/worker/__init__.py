@@ -1,0 +1,1 @@
+"""What the worker processes have in common: start-up, life and end of a process."""

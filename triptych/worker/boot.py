@@ -1,0 +1,140 @@
+"""From a config to an engine: loads the model, reserves the KV pool, puts the parts together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from transport.kv.region import Region, RegionShape
+from triptych.engine.runner import Runner
+from triptych.engine.scheduler import Scheduler
+from triptych.engine.storage import TORCH_DTYPES, KvStorage
+from triptych.errors import ConfigError
+from triptych.fingerprint import weight_fingerprint
+from triptych.hub import resolve_model
+from triptych.kv.hashing import root_hash
+from triptych.kv.layout import KvLayout
+from triptych.kv.ledger import TransferLedger
+from triptych.kv.pool import BlockPool
+from triptych.models.config import ModelConfig
+from triptych.models.load import load_model
+from triptych.models.model import Model
+from triptych.worker.args import WorkerArgs
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """Everything a worker's loop is made of. One owner: the process's main."""
+
+    model_path: Path
+    model: Model
+    layout: KvLayout
+    layout_text: str  # must equal the peer's
+    region: Region
+    pool: BlockPool
+    ledger: TransferLedger
+    runner: Runner
+    scheduler: Scheduler
+    max_model_len: int  # what the model and the KV pool both can hold
+
+    def root(self, salt: str) -> bytes:
+        """Parent hash of the first block of a request with this cache salt."""
+        return root_hash(model="", weights="", layout=self.layout_text, salt=salt)
+
+
+def build_engine(args: WorkerArgs) -> EngineParts:
+    """Raises ModelError or ConfigError, with the remedy."""
+    config = args.config
+    torch.set_num_threads(args.pool.threads or os.cpu_count() or 1)
+    path = resolve_model(config.model)
+    began = time.monotonic()
+    model = load_model(path, dtype=TORCH_DTYPES[config.torch_dtype_name], progress=_LoadLog())
+    kv = config.kv_of(args.pool)
+    layout = kv_layout(model.config, kv.block_tokens, config.torch_dtype_name)
+    shape = RegionShape(layout.block_bytes, max(1, kv.memory // layout.block_bytes))
+    try:
+        region = Region.create(shape)
+    except OSError as error:
+        raise ConfigError(
+            f"kv.memory: cannot reserve {shape.total_bytes >> 20} MiB: {error.strerror}"
+        ) from error
+    engine = config.engine_of(args.pool)
+    pool = BlockPool(shape.num_blocks, generations=region.generations, cache=engine.prefix_cache)
+    log.info(
+        "model loaded",
+        extra={
+            "fields": {
+                "model": str(path),
+                "dtype": config.torch_dtype_name,
+                "kv_blocks": shape.num_blocks,
+                "kv_tokens": shape.num_blocks * kv.block_tokens,
+                "seconds": round(time.monotonic() - began, 2),
+            }
+        },
+    )
+    return EngineParts(
+        model_path=path,
+        model=model,
+        layout=layout,
+        layout_text=layout.describe(model=config.served_name, weights=weight_fingerprint(path)),
+        region=region,
+        pool=pool,
+        ledger=TransferLedger(pool),
+        runner=Runner(model, KvStorage(layout, region.blocks)),
+        scheduler=Scheduler(
+            pool,
+            block_tokens=kv.block_tokens,
+            chunk_tokens=engine.chunk_tokens,
+            max_running=engine.max_running,
+        ),
+        max_model_len=model_len(config.max_model_len, model.config.max_model_len, shape, layout),
+    )
+
+
+def kv_layout(model: ModelConfig, block_tokens: int, dtype: str) -> KvLayout:
+    return KvLayout(
+        num_layers=model.num_layers,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        block_tokens=block_tokens,
+        dtype=dtype,
+    )
+
+
+def model_len(wanted: int | None, of_model: int, shape: RegionShape, layout: KvLayout) -> int:
+    """Tokens that one request may reach. Pure.
+
+    Raises ConfigError when `max_model_len` was set to more than the model or the pool can hold;
+    without a wish, a pool that is smaller than the model's context limits it.
+    """
+    of_pool = shape.num_blocks * layout.block_tokens
+    if wanted is None:
+        return min(of_model, of_pool)
+    if wanted > of_model:
+        raise ConfigError(f"max_model_len: {wanted} is more than the model's context, {of_model}")
+    if wanted > of_pool:
+        blocks = layout.blocks_for(wanted)
+        raise ConfigError(
+            f"max_model_len: {wanted} tokens need {blocks} KV blocks, the pool has "
+            f"{shape.num_blocks}; set kv.memory to {blocks * layout.block_bytes} or more"
+        )
+    return wanted
+
+
+class _LoadLog:
+    """Logs the progress of loading, at every tenth."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        if total and done * 10 >= self._next * total:
+            log.info("loading weights", extra={"fields": {"percent": 100 * done // total}})
+            self._next = done * 10 // total + 1

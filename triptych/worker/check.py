@@ -1,0 +1,23 @@
+"""What a prompt must be before an engine may see it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from triptych.errors import ContextLengthError, RequestError
+
+
+def check_prompt(prompt_ids: Sequence[int], vocab_size: int, max_model_len: int) -> None:
+    """Raises RequestError for a prompt that this worker can never serve."""
+    if not prompt_ids:
+        raise RequestError("the prompt is empty", param="prompt")
+    if len(prompt_ids) >= max_model_len:
+        raise ContextLengthError(
+            f"the prompt has {len(prompt_ids)} tokens, the context holds {max_model_len} "
+            "and at least one must be left for the answer",
+            param="prompt",
+        )
+    if max(prompt_ids) >= vocab_size:
+        raise RequestError(
+            f"token id {max(prompt_ids)} is not in the vocabulary of {vocab_size}", param="prompt"
+        )

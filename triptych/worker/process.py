@@ -1,0 +1,139 @@
+"""The life of a worker process: serve, attach to the router, drain on SIGTERM, leave nothing
+behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import grpc
+import uvloop
+
+from transport.channel import start_server
+from transport.protos import worker_pb2 as pb
+from transport.registry import stay_attached
+from triptych.config import Role
+from triptych.engine.thread import StepThread
+from triptych.errors import TriptychError
+from triptych.obs.log import setup_logging
+from triptych.obs.metrics import MetricsServer, WorkerMetrics, new_registry
+from triptych.wire import to_status
+from triptych.worker.args import WorkerArgs, parse_worker_args
+from triptych.worker.boot import EngineParts, build_engine
+
+log = logging.getLogger(__name__)
+
+_REPORT_S = 0.25
+_BLOCKING_CALLS = 32  # transfers waited for and digests computed at once
+_NOTICE_S = 2 * _REPORT_S  # routers learn that a worker drains before its server says no
+
+
+@dataclass(frozen=True, slots=True)
+class RoleParts:
+    """What a role adds to the common process."""
+
+    thread: StepThread
+    register: Callable[[grpc.aio.Server], None]
+    service_name: str
+    load: Callable[[], pb.WorkerLoad]  # without `draining`
+    close: Callable[[], Awaitable[None]]  # after the last call ended
+
+
+BuildRole = Callable[
+    [WorkerArgs, EngineParts, WorkerMetrics, Callable[[BaseException], None]], RoleParts
+]
+
+
+def run_worker(role: Role, build_role: BuildRole, argv: Sequence[str] | None = None) -> None:
+    """Runs one worker until SIGTERM or SIGINT; exit code 0 after a drain, 1 after a failure."""
+    try:
+        args = parse_worker_args(role, argv)
+        setup_logging(args.config.log.level, args.config.log.format, args.worker_id)
+        parts = build_engine(args)
+    except TriptychError as error:
+        sys.exit(f"{role}_worker: {error}")
+    sys.exit(uvloop.run(_serve(role, args, parts, build_role)))
+
+
+async def _serve(role: Role, args: WorkerArgs, parts: EngineParts, build_role: BuildRole) -> int:
+    leave = asyncio.Event()
+    failures: list[BaseException] = []
+    event_loop = asyncio.get_running_loop()
+    event_loop.set_default_executor(ThreadPoolExecutor(_BLOCKING_CALLS, "blocking"))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        event_loop.add_signal_handler(number, leave.set)
+
+    def fail(error: BaseException) -> None:
+        failures.append(error)
+        event_loop.call_soon_threadsafe(leave.set)
+
+    registry = new_registry()
+    metrics = WorkerMetrics(registry)
+    metrics_server = MetricsServer(registry)
+    role_parts = build_role(args, parts, metrics, fail)
+    role_parts.thread.start()
+    server = await start_server(
+        args.listen, [role_parts.register], [role_parts.service_name], to_status
+    )
+
+    def load() -> pb.WorkerLoad:
+        report_pool(metrics, parts)
+        report = role_parts.load()
+        report.draining = leave.is_set()
+        return report
+
+    hello = pb.WorkerHello(
+        worker_id=args.worker_id,
+        epoch=args.epoch,
+        role=role,
+        address=server.address,
+        model=args.config.served_name,
+        max_model_len=parts.max_model_len,
+        block_tokens=parts.layout.block_tokens,
+        num_blocks=parts.pool.num_blocks,
+        metrics_address=metrics_server.address,
+    )
+    attachment = asyncio.create_task(
+        stay_attached(args.registry, hello, load, interval_s=_REPORT_S)
+    )
+    log.info("ready", extra={"fields": {"address": server.address, "epoch": args.epoch}})
+
+    await leave.wait()
+    if not failures:
+        log.info("draining", extra={"fields": {"limit_s": args.config.drain_s}})
+        await asyncio.sleep(_NOTICE_S)
+    await server.stop(0 if failures else args.config.drain_s)
+    attachment.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await attachment
+    if not failures:
+        role_parts.thread.stop()
+    await role_parts.close()
+    metrics_server.close()
+    log.info("stopped")
+    return 1 if failures else 0
+
+
+def report_pool(metrics: WorkerMetrics, parts: EngineParts) -> None:
+    """Copies the pool's counts into its gauges, and gives quarantined blocks another chance."""
+    parts.ledger.sweep()
+    counts = parts.pool.counts()
+    for (owner, state), key in _POOL_GAUGES.items():
+        metrics.kv_blocks.labels(owner, state).set(counts[key])
+    metrics.oldest_transfer_seconds.set(parts.ledger.oldest_age_s())
+
+
+_POOL_GAUGES = {
+    ("pool", "free"): "free",
+    ("prefix", "cached"): "cached",
+    ("request", "held"): "request",
+    ("transfer", "held"): "transfer",
+    ("transfer", "quarantined"): "quarantine",
+}
