@@ -1,0 +1,87 @@
+"""A KvView for one sequence, as simple as it gets: the yardstick for models and paged KV."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from triptych.models.model import Model
+from triptych_kernels import pad_rows
+
+
+class DenseKv:
+    """All keys and values of one sequence, per layer. `rows` of each pass are real, the rest pads.
+
+    Set `rows` before every forward pass.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self.rows = 0
+        self._keys: list[Tensor | None] = [None] * num_layers
+        self._values: list[Tensor | None] = [None] * num_layers
+
+    @property
+    def length(self) -> int:
+        """Positions held."""
+        keys = self._keys[-1]
+        return 0 if keys is None else keys.shape[0]
+
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        keys = self._keys[layer] = _append(self._keys[layer], k[: self.rows])
+        values = self._values[layer] = _append(self._values[layer], v[: self.rows])
+        group = q.shape[1] // k.shape[1]
+        scores = torch.einsum("qhd,khd->hqk", q[: self.rows], keys.repeat_interleave(group, 1))
+        scores = scores.float() * scale
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        key = torch.arange(keys.shape[0])
+        row = key[-self.rows :, None]
+        visible = key <= row
+        if window is not None:
+            visible &= key > row - window
+        weights = scores.masked_fill(~visible, -torch.inf).softmax(-1).to(v.dtype)
+        mixed = torch.einsum("hqk,khd->qhd", weights, values.repeat_interleave(group, 1))
+        return torch.cat([mixed, q.new_zeros(q.shape[0] - self.rows, *q.shape[1:])])
+
+
+class DenseSequence:
+    """One sequence run through a model without an engine."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._kv = DenseKv(model.config.num_layers)
+
+    def extend(self, token_ids: Sequence[int]) -> Tensor:
+        """Appends tokens; float32 logits [tokens, V] behind each of them."""
+        start, self._kv.rows = self._kv.length, len(token_ids)
+        ids = pad_rows(torch.tensor(token_ids))
+        positions = pad_rows(torch.arange(start, start + len(token_ids)))
+        hidden = self._model.forward(ids, positions, self._kv)
+        return self._model.logits(hidden[: len(token_ids)])
+
+
+def greedy_tokens(model: Model, prompt_ids: Sequence[int], count: int) -> list[int]:
+    """The `count` likeliest next tokens, one after the other; end-of-sequence does not stop it."""
+    sequence = DenseSequence(model)
+    tokens: list[int] = []
+    step = list(prompt_ids)
+    for _ in range(count):
+        step = [int(sequence.extend(step)[-1].argmax())]
+        tokens += step
+    return tokens
+
+
+def _append(held: Tensor | None, rows: Tensor) -> Tensor:
+    return rows.clone() if held is None else torch.cat([held, rows])
