@@ -63,7 +63,7 @@ class Intake:
         return wants_remote(
             num_tokens=home.leader.num_prompt,
             num_cached=cached * home.leader.block_tokens,
-            num_targets=len(home.request.prefill),
+            num_targets=len(home.prefill_targets),
             min_remote_tokens=self.config.min_remote_tokens,
         )
 
@@ -85,7 +85,7 @@ class Intake:
 
     async def _ask_in_turn(self, home: HomeRequest) -> Tensor | None:
         """The last hidden row from the first prefill worker that delivers; None: prefill here."""
-        targets = list(home.request.prefill)
+        targets = home.prefill_targets
         for attempt, target in enumerate(targets, start=1):
             try:
                 return await self._ask(home, target, attempt)

@@ -6,9 +6,9 @@ import asyncio
 import time
 from dataclasses import dataclass, field, replace
 
-from triptych.stop import TextStop
 
 from decode_worker.loop import StepOutput
+from decode_worker.stop_watch import TextStop
 from transport.protos import worker_pb2 as pb
 from triptych.engine.sequence import Sequence
 from triptych.request import choice_seed
@@ -52,6 +52,12 @@ class HomeRequest:
     def leader(self) -> Sequence:
         return self.sequences[0]
 
+    @property
+    def prefill_targets(self) -> list[pb.PrefillTarget]:
+        """Whom to ask for the prompt's KV, in turn."""
+        first = [self.request.prefill] if self.request.HasField("prefill") else []
+        return [*first, *self.request.spare_prefill]
+
     def note_output(self, output: StepOutput) -> None:
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
@@ -91,7 +97,7 @@ def open_request(
     prompt = list(request.prompt_ids)
     sequences: list[Sequence] = []
     for choice in range(max(1, request.n)):
-        stop = TextStop(tokenizer, params.stop, params.min_tokens) if params.stop else None
+        stop = TextStop(tokenizer, params.stop) if params.stop else None
         sequences.append(
             Sequence(
                 request_id=request.request_id,
