@@ -87,8 +87,12 @@ class KvSession(Protocol):
         …
         """
 
+    @property
+    def alive(self) -> bool:
+        """False: every further transfer fails with PeerGone; open another session."""
+
     def start(self, reads: Sequence[BlockRead]) -> Transfer:
-        """Begins to copy; never blocks for the copy itself."""
+        """Begins to copy; never blocks for the copy itself. What goes wrong, `wait` raises."""
 
     def close(self) -> None: ...
 
@@ -98,7 +102,10 @@ class KvSource(Protocol):
 
     @property
     def endpoint(self) -> str:
-        """JSON for `KvLink.connect`; travels over the authenticated control plane."""
+        """JSON for `KvLink.connect`; travels over the authenticated control plane.
+
+        Read it for each peer that asks: it changes when a part of the source had to be replaced.
+        """
 
     def close(self) -> None: ...
 
@@ -115,5 +122,6 @@ class KvLink(Protocol):
     def connect(self, endpoint: str, region: Region) -> KvSession:
         """Opens a session that copies from the peer behind `endpoint` into `region` (ours).
 
-        Moves a probe through the real path before it returns. Raises LinkUnusable, PeerGone.
+        Moves a probe through the real path before it returns. Raises KvLinkError; LinkUnusable
+        means that it is no use to try again.
         """

@@ -8,6 +8,7 @@ SIGBUS later.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from transport.kv.memory import available_bytes
 
 PAGE = 4096
 _HEADER = struct.Struct("<8sQQQ")  # magic, block bytes, blocks, offset of block 0
@@ -63,12 +66,15 @@ class Region:
 
     @classmethod
     def create(cls, shape: RegionShape) -> Region:
-        """Reserves and pre-faults the memory. Raises OSError (ENOSPC/ENOMEM) when there is not
-        enough.
-        """
+        """Reserves and pre-faults the memory. Raises OSError that says how much, when it fails."""
+        size, available = shape.total_bytes, available_bytes()
+        if size > available:
+            raise OSError(
+                errno.ENOMEM, f"a KV pool of {size} bytes does not fit: {available} are available"
+            )
         fd = os.memfd_create("triptych-kv", os.MFD_CLOEXEC)
         try:
-            os.posix_fallocate(fd, 0, shape.total_bytes)  # zero-filled and resident
+            _reserve(fd, size)
             header = _HEADER.pack(_MAGIC, shape.block_bytes, shape.num_blocks, shape.blocks_offset)
             os.pwrite(fd, header, 0)
             os.pwrite(fd, probe_pattern(shape).tobytes(), PAGE)
@@ -90,10 +96,19 @@ class Region:
 
     def close(self) -> None:
         """Drops our views; the mapping goes when the last outside view of it does."""
-        del self.probe, self.generations, self.blocks
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        if self.fd < 0:
+            return
+        del self.probe, self.generations, self.blocks, self._map
+        os.close(self.fd)
+        self.fd = -1
+
+
+def _reserve(fd: int, size: int) -> None:
+    try:
+        os.posix_fallocate(fd, 0, size)  # zero-filled and resident
+    except OSError as error:
+        text = f"cannot reserve a KV pool of {size} bytes: {error.strerror}"
+        raise OSError(error.errno, text) from error
 
 
 def probe_pattern(shape: RegionShape) -> NDArray[np.uint8]:

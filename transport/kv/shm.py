@@ -1,0 +1,226 @@
+"""Blocks through shared memory: the home maps the source's pool read-only and copies.
+
+The source hands its memfd to whoever connects to a unix socket in the run directory (mode 0600).
+The socket stays open, so its end tells that the source is no more. A bug at home cannot harm the
+source, and a fetch that began may finish after the source died: memory lives while it is mapped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from transport.kv.base import BlockRead, LinkUnusable, PeerGone, StaleBlock
+from transport.kv.copying import CopyThreads, CopyTransfer, Interrupt
+from transport.kv.endpoints import boot_id, check_shapes, parse_endpoint
+from transport.kv.frames import FrameError, recv_frame, send_frame
+from transport.kv.reads import (
+    ReadTable,
+    first_stale,
+    lengths_of,
+    merge_runs,
+    positions,
+    read_table,
+)
+from transport.kv.region import Region, probe_pattern
+from transport.kv.serving import SocketServer
+from transport.kv.sockets import limit_stalls
+
+PIECE_BYTES = 8 << 20  # copied at once: bounds how long a fence takes (about 2 ms)
+COPY_THREADS = 2  # of one session
+CONNECT_S = 5.0
+MAX_HOMES = 256
+_FD_MARK = b"\0"  # a descriptor needs at least one byte to travel with
+
+
+class ShmLink:
+    """Same host, same run directory."""
+
+    name = "shm"
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+
+    def serve(self, region: Region) -> ShmSource:
+        return ShmSource(region, self._run_dir)
+
+    def connect(self, endpoint: str, region: Region) -> ShmSession:
+        fields = parse_endpoint(endpoint, {"socket": str, "boot_id": str, "pool": str})
+        if fields["boot_id"] != boot_id():
+            raise LinkUnusable("the source runs on another host")
+        connection = _reach(Path(fields["socket"]))
+        try:
+            peer = _receive_pool(connection, fields["pool"])
+            check_shapes(peer.shape, region.shape)
+            if not np.array_equal(peer.probe, probe_pattern(peer.shape)):
+                raise LinkUnusable(
+                    "the probe page of the mapped pool has other bytes than it should"
+                )
+        except BaseException:
+            connection.close()
+            raise
+        return ShmSession(connection, peer, region)
+
+
+class ShmSource:
+    """Hands out the pool's descriptor; keeps each home's connection open as a sign of life."""
+
+    def __init__(self, region: Region, run_dir: Path) -> None:
+        self._region = region
+        self._pool = secrets.token_hex(8)  # tells this pool from another behind the same path
+        self._path = run_dir / f"kv-{self._pool}.sock"
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with _Directory(run_dir) as directory:
+                listener.bind(directory.address(self._path.name))
+            os.chmod(self._path, 0o600)
+            listener.listen()
+        except OSError as error:
+            listener.close()
+            raise LinkUnusable(f"cannot listen on {self._path}: {error}") from error
+        self._server = SocketServer(
+            listener, self._welcome, name="kv-shm", max_connections=MAX_HOMES
+        )
+
+    @property
+    def endpoint(self) -> str:
+        path = str(self._path.absolute())
+        return json.dumps({"socket": path, "boot_id": boot_id(), "pool": self._pool})
+
+    def close(self) -> None:
+        self._server.close()
+        self._path.unlink(missing_ok=True)
+
+    def _welcome(self, connection: socket.socket) -> None:
+        # Opened again for reading only: no home can map it writable by mistake.
+        read_only = os.open(f"/proc/self/fd/{self._region.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            socket.send_fds(connection, [_FD_MARK], [read_only])
+        finally:
+            os.close(read_only)
+        send_frame(connection, {"pool": self._pool})
+        while connection.recv(4096):  # a home never speaks; this ends when it leaves
+            pass
+
+
+class ShmSession:
+    """A peer's pool, mapped here."""
+
+    path = "shm"
+
+    def __init__(self, connection: socket.socket, peer: Region, region: Region) -> None:
+        self._connection = connection
+        self._peer = peer
+        self._region = region
+        self._threads = CopyThreads("kv-shm-copy", COPY_THREADS)
+        self._closed = False
+
+    @property
+    def alive(self) -> bool:
+        if self._closed:
+            return False
+        try:
+            return bool(self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def start(self, reads: Sequence[BlockRead]) -> CopyTransfer:
+        return self._threads.start(partial(self._copy, reads))
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._threads.close()
+            self._connection.close()
+            self._peer.close()
+
+    def _copy(self, reads: Sequence[BlockRead], interrupt: Interrupt) -> None:
+        table = read_table(reads, self._peer.shape, self._region.shape)
+        if not self.alive:
+            raise PeerGone("the source closed its socket")
+        self._check_generations(table)
+        source = self._peer.blocks.reshape(-1)
+        target = self._region.blocks.reshape(-1)
+        for start, into, size in self._pieces(table):
+            interrupt.check()
+            target[into : into + size] = source[start : start + size]  # numpy drops the GIL for it
+        # A source raises the generation before it writes. x86 keeps the order of stores and of
+        # loads, so whoever copied a byte of the new owner sees the new generation here; a machine
+        # with weaker ordering needs a barrier on both sides.
+        self._check_generations(table)
+
+    def _pieces(self, table: ReadTable) -> Iterator[tuple[int, int, int]]:
+        """(byte there, byte here, size): neighbours on both sides joined, large runs cut."""
+        lengths, starts, targets = merge_runs(
+            lengths_of(table),
+            positions(table, "source", self._peer.shape),
+            positions(table, "target", self._region.shape),
+        )
+        for length, start, into in zip(
+            lengths.tolist(), starts.tolist(), targets.tolist(), strict=True
+        ):
+            for done in range(0, length, PIECE_BYTES):
+                yield start + done, into + done, min(PIECE_BYTES, length - done)
+
+    def _check_generations(self, table: ReadTable) -> None:
+        stale = first_stale(table, self._peer.generations)
+        if stale is not None:
+            raise StaleBlock(f"block {table['source'][stale]} was handed out again")
+
+
+class _Directory:
+    """Addresses sockets through an open directory: a socket path has 107 bytes at most."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> _Directory:
+        self._fd = os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def address(self, name: str) -> str:
+        return f"/proc/self/fd/{self._fd}/{name}"
+
+
+def _reach(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        limit_stalls(connection, send_s=CONNECT_S, receive_s=CONNECT_S)
+        with _Directory(path.parent) as directory:
+            connection.connect(directory.address(path.name))
+    except ConnectionRefusedError as error:
+        connection.close()
+        raise PeerGone(f"nobody listens on {path} any more") from error
+    except OSError as error:
+        connection.close()
+        raise LinkUnusable(f"cannot reach {path} from here: {error}") from error
+    return connection
+
+
+def _receive_pool(connection: socket.socket, pool: str) -> Region:
+    """Maps the descriptor that the source sends first."""
+    descriptors: list[int] = []
+    try:
+        _, descriptors, _, _ = socket.recv_fds(connection, len(_FD_MARK), 1)
+        head, _ = recv_frame(connection)
+        if head.get("pool") != pool:
+            raise LinkUnusable("another pool answers behind the path of the source")
+        os.set_inheritable(descriptors[0], False)
+        return Region.attach(descriptors.pop())
+    except (OSError, FrameError) as error:
+        raise PeerGone(f"the source did not hand over its pool: {error}") from error
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
