@@ -29,9 +29,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def __init__(self, to_status: ToStatus) -> None:
         self._to_status = to_status
         self._calls: set[asyncio.Task[Any]] = set()
+        self._stopped = False
 
     async def settled(self, timeout_s: float) -> None:
-        """Waits until every handler has returned: gRPC's own stop does not wait for clean-up."""
+        """Waits until every handler has returned: gRPC's own stop does not wait for clean-up.
+
+        Called once the server has stopped; errors then have no call to go to, only the log.
+        """
+        self._stopped = True
         if self._calls:
             _, stuck = await asyncio.wait(self._calls, timeout=timeout_s)
             for task in stuck:
@@ -65,11 +70,11 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             task.add_done_callback(self._calls.discard)
             try:
                 return await _answer(behaviour(request, context), context)
-            except grpc.aio.AbortError:
-                raise
+            except grpc.aio.BaseError:
+                raise  # gRPC's own: the servicer aborted, the peer is gone, the server stopped
             except Exception as error:  # the edge of the process: everything ends as a status
                 code, details = self._explain(error, method)
-                if task.cancelling():  # nobody is left to hear it
+                if self._stopped:
                     raise asyncio.CancelledError from error
                 await context.abort(code, details)
 

@@ -192,9 +192,9 @@ def _raised_by_peer(details: str) -> TriptychError | None:
         fields = json.loads(details)
     except ValueError:
         return None
-    if not isinstance(fields, dict) or fields.get("error") not in _KINDS:
+    if not isinstance(fields, dict) or str(fields.get("error")) not in _KINDS:
         return None
-    kind, message = _KINDS[fields["error"]], str(fields.get("message", ""))
+    kind, message = _KINDS[str(fields["error"])], str(fields.get("message", ""))
     if issubclass(kind, ContextLengthError):
         return kind(message, param=fields.get("param"))
     if issubclass(kind, RequestError):
