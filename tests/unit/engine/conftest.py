@@ -1,0 +1,94 @@
+"""A tiny model and a home's loop around it, in this process and without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from decode_worker.loop import DecodeLoop, StepOutput
+from triptych.engine.runner import Runner
+from triptych.engine.sampler import Sampler
+from triptych.engine.scheduler import Scheduler
+from triptych.engine.sequence import Sequence
+from triptych.engine.storage import plain_storage
+from triptych.kv.pool import BlockPool
+from triptych.models.load import load_model
+from triptych.models.model import Model
+from triptych.obs.metrics import WorkerMetrics, new_registry
+from triptych.request import SamplingParams
+from triptych.testing.checkpoints import tiny_llama
+from triptych.worker.boot import kv_layout
+
+BLOCK_TOKENS = 16
+MAX_MODEL_LEN = 1024
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path = tmp_path_factory.mktemp("tiny")
+    tiny_llama(path)
+    return load_model(path, dtype=torch.float32)
+
+
+@dataclass
+class Home:
+    """A decode worker's loop with its pool."""
+
+    loop: DecodeLoop
+    pool: BlockPool
+    outputs: list[StepOutput]
+    sequences: list[Sequence] = field(default_factory=list)
+
+    def submit(
+        self,
+        prompt: list[int],
+        params: SamplingParams | None = None,
+        *,
+        choice: int = 0,
+        leader: Sequence | None = None,
+    ) -> Sequence:
+        sequence = Sequence(
+            request_id=str(len(self.sequences)),
+            tokens=list(prompt),
+            root=b"root",
+            block_tokens=BLOCK_TOKENS,
+            params=params or SamplingParams(seed=0, max_tokens=8, temperature=0.0, ignore_eos=True),
+            choice=choice,
+            leader=leader,
+        )
+        self.sequences.append(sequence)
+        self.loop.submit(sequence)
+        return sequence
+
+    def run(self) -> list[list[int]]:
+        """Steps until nothing is left; the output tokens of every sequence."""
+        while self.loop.step():
+            pass
+        return [sequence.tokens[sequence.num_prompt :] for sequence in self.sequences]
+
+
+@pytest.fixture
+def make_home(model: Model) -> Iterator[Callable[..., Home]]:
+    def make(
+        *, blocks: int = 256, chunk_tokens: int = 128, max_running: int = 32, cache: bool = True
+    ) -> Home:
+        pool = BlockPool(blocks, cache=cache)
+        storage = plain_storage(kv_layout(model.config, BLOCK_TOKENS, "float32"), blocks)
+        scheduler = Scheduler(
+            pool, block_tokens=BLOCK_TOKENS, chunk_tokens=chunk_tokens, max_running=max_running
+        )
+        outputs: list[StepOutput] = []
+        loop = DecodeLoop(
+            scheduler,
+            Runner(model, storage),
+            Sampler(model.config.eos_token_ids),
+            outputs.extend,
+            WorkerMetrics(new_registry()),
+            max_model_len=MAX_MODEL_LEN,
+        )
+        return Home(loop, pool, outputs)
+
+    yield make

@@ -1,0 +1,104 @@
+"""Which rows are computed, and who waits."""
+
+from __future__ import annotations
+
+from triptych.engine.scheduler import Scheduler
+from triptych.engine.sequence import Sequence
+from triptych.kv.pool import BlockPool
+
+
+def sequence_of(length: int, first: int = 0, leader: Sequence | None = None) -> Sequence:
+    tokens = list(range(first, first + length))
+    return Sequence(request_id=str(first), tokens=tokens, root=b"", block_tokens=4, leader=leader)
+
+
+def scheduler_of(pool: BlockPool, chunk_tokens: int = 16, max_running: int = 8) -> Scheduler:
+    return Scheduler(pool, block_tokens=4, chunk_tokens=chunk_tokens, max_running=max_running)
+
+
+def spans(scheduler: Scheduler) -> list[tuple[str, int, int]]:
+    """One step's rows; they count as computed."""
+    jobs = scheduler.next_batch()
+    for job in jobs:
+        scheduler.advance(job)
+    return [(job.sequence.request_id, job.start, job.end) for job in jobs]
+
+
+def test_a_long_prompt_is_computed_in_chunks_beside_others() -> None:
+    scheduler = scheduler_of(BlockPool(32))
+    scheduler.add(sequence_of(10, 0))
+    scheduler.add(sequence_of(20, 100))
+    assert spans(scheduler) == [("0", 0, 10), ("100", 0, 6)]
+    assert spans(scheduler) == [("100", 6, 20)]
+    assert spans(scheduler) == []
+
+
+def test_a_sequence_that_got_a_token_is_wanted_again_and_comes_first() -> None:
+    scheduler = scheduler_of(BlockPool(32))
+    first = sequence_of(3, 0)
+    scheduler.add(first)
+    spans(scheduler)
+    first.append(77)
+    scheduler.add(sequence_of(30, 100))
+    assert spans(scheduler) == [("0", 3, 4), ("100", 0, 15)]
+
+
+def test_nobody_overtakes_a_request_that_waits_for_blocks() -> None:
+    pool = BlockPool(4)
+    scheduler = scheduler_of(pool)
+    running = sequence_of(12, 0)
+    scheduler.add(running)
+    spans(scheduler)
+    scheduler.add(sequence_of(8, 100))
+    scheduler.add(sequence_of(4, 200))
+    assert spans(scheduler) == []
+    scheduler.remove(running)
+    assert [name for name, _, _ in spans(scheduler)] == ["100", "200"]
+
+
+def test_the_youngest_gives_way_when_blocks_run_out() -> None:
+    pool = BlockPool(4)
+    scheduler = scheduler_of(pool)
+    old, young = sequence_of(8, 0), sequence_of(8, 100)
+    scheduler.add(old)
+    scheduler.add(young)
+    spans(scheduler)
+    old.append(50)
+    young.append(60)
+    assert spans(scheduler) == [("0", 8, 9)]
+    assert young.num_computed == 0 and not young.blocks
+    scheduler.remove(old)
+    assert spans(scheduler) == [("100", 4, 9)], "the head of its prefix was still cached"
+
+
+def test_no_more_than_max_running_hold_blocks() -> None:
+    scheduler = scheduler_of(BlockPool(32), max_running=2)
+    for first in (0, 100, 200):
+        scheduler.add(sequence_of(4, first))
+    assert len(spans(scheduler)) == 2
+    assert scheduler.num_waiting == 1
+
+
+def test_siblings_wait_for_their_leader_while_others_pass() -> None:
+    scheduler = scheduler_of(BlockPool(32), chunk_tokens=6)
+    leader = sequence_of(8, 0)
+    scheduler.add(leader)
+    scheduler.add(sequence_of(8, 0, leader))
+    assert spans(scheduler) == [("0", 0, 6)]
+    assert scheduler.num_waiting == 1 and scheduler.num_starved == 0
+    scheduler.add(sequence_of(2, 500))
+    assert spans(scheduler) == [("0", 6, 8), ("500", 0, 2)]
+    leader.prompt_done_at = 1.0
+    assert spans(scheduler) == [("0", 4, 8)], "the sibling finds the first block in the cache"
+
+
+def test_removing_twice_or_a_stranger_gives_nothing_back_twice() -> None:
+    pool = BlockPool(8)
+    scheduler = scheduler_of(pool)
+    sequence = sequence_of(8)
+    scheduler.remove(sequence)
+    scheduler.add(sequence)
+    spans(scheduler)
+    scheduler.remove(sequence)
+    scheduler.remove(sequence)
+    assert pool.available == 8
