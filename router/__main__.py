@@ -1,0 +1,149 @@
+"""The router process: OpenAI's API in front, workers behind.
+
+    python -m router --config cluster.yaml --run-dir DIR
+
+Workers attach to `<run-dir>/registry.sock`. `<run-dir>/router.json` appears when HTTP is served and
+holds {"url", "registry", "pid"}. SIGTERM or SIGINT: no new connections, open requests get
+`drain_s`, exit 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import uvloop
+
+from router.api import create_app
+from router.metrics import RouterMetrics
+from router.place import POLICIES
+from router.relay import Relay
+from router.server import HttpServer, announced, listen, url_of
+from router.services import Services
+from transport.channel import start_server
+from transport.protos import worker_pb2_grpc
+from transport.registry import Change, Directory
+from triptych.config import ClusterConfig, load_config
+from triptych.errors import ConfigError, TriptychError
+from triptych.hub import resolve_model
+from triptych.obs.log import setup_logging
+from triptych.obs.metrics import new_registry
+from triptych.tokenizer import Tokenizer
+from triptych.wire import to_status
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RouterArgs:
+    config: ClusterConfig
+    run_dir: Path
+    registry_listen: str  # gRPC address
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    try:
+        args = parse_args(argv)
+        setup_logging(args.config.log.level, args.config.log.format, "router")
+        tokenizer = Tokenizer.load(resolve_model(args.config.model))
+        uvloop.run(serve(args, tokenizer))
+    except TriptychError as error:
+        sys.exit(f"router: {error}")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> RouterArgs:
+    parser = argparse.ArgumentParser(prog="python -m router")
+    parser.add_argument("--config", type=Path, required=True, help="cluster config (YAML)")
+    parser.add_argument("--run-dir", type=Path, required=True, help="sockets and router.json")
+    parser.add_argument(
+        "--registry-listen", help="gRPC address for workers (default: a socket in the run dir)"
+    )
+    options = parser.parse_args(argv)
+    return RouterArgs(
+        config=load_config(options.config),
+        run_dir=options.run_dir,
+        registry_listen=options.registry_listen or f"unix:{options.run_dir}/registry.sock",
+    )
+
+
+async def serve(args: RouterArgs, tokenizer: Tokenizer) -> None:
+    """Until a signal. Raises ConfigError when an address cannot be had."""
+    config = args.config
+    metrics = RouterMetrics(new_registry())
+    async with directory(args.registry_listen) as (workers, registry):
+        metrics.watch_workers(lambda role: sum(view.role == role for view in workers.workers()))
+        relay = Relay(
+            workers.workers,
+            POLICIES[config.router.placement],
+            model=config.served_name,
+            deadline_s=config.router.request_deadline_s,
+            metrics=metrics,
+        )
+        services = Services(
+            config=config,
+            tokenizer=tokenizer,
+            workers=workers.workers,
+            relay=relay,
+            metrics=metrics,
+            started=int(time.time()),
+        )
+        server = HttpServer(create_app(services), drain_s=config.drain_s)
+        try:
+            await _serve_http(server, args, registry)
+        finally:
+            await relay.close()
+
+
+@contextlib.asynccontextmanager
+async def directory(address: str) -> AsyncIterator[tuple[Directory, str]]:
+    """A registry that workers can attach to, and its real address."""
+    workers = Directory(on_change=_log_change)
+
+    def register(server: grpc.aio.Server) -> None:
+        add: Any = worker_pb2_grpc.add_RegistryServicer_to_server
+        add(workers, server)
+
+    try:
+        running = await start_server(address, [register], ["triptych.Registry"], to_status)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"registry: {error}") from error
+    try:
+        yield workers, running.address
+    finally:
+        workers.close()
+        await running.stop(grace_s=1.0)
+
+
+async def _serve_http(server: HttpServer, args: RouterArgs, registry: str) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.leave)
+    listener = listen(args.config.router.host, args.config.router.port)
+    url = url_of(listener)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    heard = asyncio.create_task(server.listening.wait())
+    await asyncio.wait({serving, heard}, return_when=asyncio.FIRST_COMPLETED)
+    heard.cancel()
+    with announced(args.run_dir / "router.json", url=url, registry=registry):
+        _log.info("listening", extra={"fields": {"url": url, "registry": registry}})
+        await serving
+    _log.info("stopped")
+
+
+def _log_change(change: Change) -> None:
+    fields = {"worker": change.worker.worker_id, "role": change.worker.role}
+    _log.info("worker %s", change.kind, extra={"fields": fields})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The HTTP application: which endpoints there are and what every one of them goes through.
+
+Access (request id, log, count) → errors in one shape → API keys, where they guard → one file per
+family.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fastapi import Depends, FastAPI
+from starlette.types import ASGIApp
+
+from router import errors, openapi
+from router.access import Access
+from router.auth import ApiKeys
+from router.chat import chat_routes
+from router.completions import completion_routes
+from router.health import health_routes
+from router.models import model_routes
+from router.services import Services
+from router.tokens import token_routes
+
+
+def create_app(services: Services) -> ASGIApp:
+    app = FastAPI(title="Triptych", summary="OpenAI-compatible inference", redirect_slashes=False)
+    app.openapi = partial(openapi.complete, app)  # type: ignore[method-assign]
+    errors.install(app)
+    keys = services.config.router.api_keys
+    guard = [Depends(ApiKeys(keys))] if keys else []
+    for family in (chat_routes, completion_routes, model_routes, token_routes):
+        app.include_router(family(services), dependencies=guard)
+    app.include_router(health_routes(services))
+    return Access(app, services.metrics)

@@ -1,0 +1,170 @@
+"""One HTTP request under way: its prompts and choices relayed, turned into text and counted."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+
+from router.merge import merged
+from router.metrics import RouterMetrics
+from router.place import Placement
+from router.prompt import Prompt
+from router.relay import Call, Event, Relay
+from router.reply import PromptDetails, Timings, Usage, timings
+from router.text import ChoiceText, Piece
+from transport.protos import worker_pb2 as pb
+from triptych.errors import WorkerError
+from triptych.request import SamplingParams, TokenDelta
+from triptych.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one HTTP request asks of the homes: one call per prompt, `n` choices each."""
+
+    route: str
+    id: str  # the answer's id, e.g. chatcmpl-…
+    created: int  # Unix seconds
+    arrived: float  # time.monotonic() when the request's body had been read
+    prompts: Sequence[Prompt]
+    params: Sequence[SamplingParams]  # one per prompt
+    n: int
+    cache_salt: str
+
+    @property
+    def num_choices(self) -> int:
+        return len(self.prompts) * self.n
+
+    def prompt_of(self, choice: int) -> int:
+        return choice // self.n
+
+
+class Generation:
+    """Runs a job once. `decision`, `usage` and `timings` grow true as the pieces come."""
+
+    def __init__(
+        self, job: Job, relay: Relay, tokenizer: Tokenizer, metrics: RouterMetrics
+    ) -> None:
+        self.job = job
+        self._relay = relay
+        self._metrics = metrics
+        self._placements: dict[int, Placement] = {}  # by prompt
+        self._stats: dict[int, pb.RequestStats] = {}  # by prompt
+        self._completion_tokens = 0
+        self._clocks = [_Clock(job, metrics) for _ in range(job.num_choices)]
+        self._choices = [
+            ChoiceText(tokenizer, job.params[job.prompt_of(choice)], choice)
+            for choice in range(job.num_choices)
+        ]
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """What each delta adds to its choice. Every choice ends with a finish reason.
+
+        Raises what `Relay.generate` raises, and WorkerError when a home leaves a choice unfinished.
+        """
+        streams = [
+            self._relay.generate(self._call(index)) for index in range(len(self.job.prompts))
+        ]
+        async with contextlib.aclosing(merged(streams)) as events:
+            async for prompt, event in events:
+                piece = self._take(prompt, event)
+                if piece is not None:
+                    yield piece
+        self._check_complete()
+        self._count_usage()
+
+    @property
+    def decision(self) -> str:
+        """Who does the work, for X-Triptych-Decision: "decode=decode-0; prefill=prefill-1"."""
+        homes = dict.fromkeys(p.decode.worker_id for p in self._placements.values())
+        prefills = dict.fromkeys(
+            p.prefill.worker_id for p in self._placements.values() if p.prefill is not None
+        )
+        return f"decode={','.join(homes)}; prefill={','.join(prefills) or 'none'}"
+
+    @property
+    def running_usage(self) -> Usage:
+        prompt_tokens = sum(len(prompt.ids) for prompt in self.job.prompts)
+        return Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            total_tokens=prompt_tokens + self._completion_tokens,
+        )
+
+    @property
+    def usage(self) -> Usage:
+        cached = sum(stats.cached_tokens for stats in self._stats.values())
+        details = PromptDetails(cached_tokens=cached)
+        return self.running_usage.model_copy(update={"prompt_tokens_details": details})
+
+    @property
+    def timings(self) -> Timings:
+        homes = [p.decode.worker_id for p in self._placements.values()]
+        return timings(list(self._stats.values()), homes)
+
+    def _call(self, prompt: int) -> Call:
+        suffix = f"-{prompt}" if len(self.job.prompts) > 1 else ""
+        return Call(
+            request_id=self.job.id + suffix,
+            prompt_ids=self.job.prompts[prompt].ids,
+            params=self.job.params[prompt],
+            n=self.job.n,
+            cache_salt=self.job.cache_salt,
+        )
+
+    def _take(self, prompt: int, event: Event) -> Piece | None:
+        match event:
+            case Placement():
+                self._placements[prompt] = event
+            case pb.RequestStats():
+                self._stats[prompt] = event
+            case TokenDelta():
+                return self._grow(prompt * self.job.n + event.choice, event)
+        return None
+
+    def _grow(self, index: int, delta: TokenDelta) -> Piece:
+        if delta.choice >= self.job.n or self._choices[index].finished:
+            raise WorkerError(
+                f"{delta.request_id}: tokens for choice {delta.choice}, which has none"
+            )
+        self._completion_tokens += len(delta.token_ids)
+        self._clocks[index].tick(len(delta.token_ids))
+        piece = self._choices[index].push(delta)
+        if piece.finish_reason is not None:
+            self._metrics.choices.labels(self.job.route, piece.finish_reason).inc()
+        return piece
+
+    def _check_complete(self) -> None:
+        open_choices = [c.index for c in self._choices if not c.finished]
+        if open_choices or len(self._stats) < len(self.job.prompts):
+            raise WorkerError(f"{self.job.id}: the stream ended before choices {open_choices} did")
+
+    def _count_usage(self) -> None:
+        usage = self.usage
+        self._metrics.prompt_tokens.inc(usage.prompt_tokens)
+        if usage.prompt_tokens_details is not None:
+            self._metrics.cached_tokens.inc(usage.prompt_tokens_details.cached_tokens)
+
+
+class _Clock:
+    """Times the tokens of one choice."""
+
+    def __init__(self, job: Job, metrics: RouterMetrics) -> None:
+        self._first = metrics.time_to_first_token.labels(job.route)
+        self._next = metrics.inter_token_latency.labels(job.route)
+        self._tokens = metrics.completion_tokens
+        self._seen_at = job.arrived
+        self._started = False
+
+    def tick(self, num_tokens: int) -> None:
+        now = time.monotonic()
+        if not num_tokens:
+            return
+        self._tokens.inc(num_tokens)
+        if self._started:
+            self._next.observe((now - self._seen_at) / num_tokens)
+        else:
+            self._first.observe(now - self._seen_at)
+        self._started, self._seen_at = True, now

@@ -1,0 +1,53 @@
+"""Messages and prompts to token ids. Long ones in a thread: the event loop serves everybody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from router.sampling import check_token_ids
+from router.schema import Message
+from triptych.tokenizer import Tokenizer
+
+_T = TypeVar("_T")
+
+_THREAD_CHARS = 8192  # some milliseconds of encoding
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    ids: Sequence[int]
+    text: str | None = None  # as the caller wrote it; None: given as messages or token ids
+
+
+async def chat_prompt(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+) -> Prompt:
+    """Raises RequestError when the model's template refuses the messages."""
+    turns = [message.model_dump(exclude_none=True) for message in messages]
+    size = sum(message.num_chars for message in messages)
+
+    def encode() -> list[int]:
+        return tokenizer.encode_chat(turns, add_generation_prompt=add_generation_prompt)
+
+    return Prompt(await off_loop(encode, size))
+
+
+async def text_prompt(
+    tokenizer: Tokenizer, given: str | Sequence[int], *, add_special_tokens: bool = True
+) -> Prompt:
+    """Raises RequestError for an id outside of the vocabulary."""
+    if not isinstance(given, str):
+        check_token_ids(given, tokenizer.vocab_size, "prompt")
+        return Prompt(given)
+
+    def encode() -> list[int]:
+        return tokenizer.encode(given, add_special_tokens=add_special_tokens)
+
+    return Prompt(await off_loop(encode, len(given)), given)
+
+
+async def off_loop(work: Callable[[], _T], size: int) -> _T:
+    return work() if size < _THREAD_CHARS else await asyncio.to_thread(work)

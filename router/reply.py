@@ -1,0 +1,192 @@
+"""What a client gets: OpenAI's shapes and our extensions stop_reason, max_model_len, `triptych`.
+
+Fields without a default are always sent, null included; fields with one are left out unless they
+were given.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from transport.protos import worker_pb2 as pb
+
+
+class Reply(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    def json_bytes(self) -> bytes:
+        return self.model_dump_json(exclude_unset=True).encode()
+
+
+class PromptDetails(Reply):
+    cached_tokens: int
+
+
+class Usage(Reply):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails | None = None  # known when the request has finished
+
+
+class Timings(Reply):
+    """Where time went, as the home measured it. Several prompts: sums and longest times."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    queue_ms: float
+    prefill_ms: float
+    transfer_ms: float
+    first_token_ms: float
+    fetch_ms: float
+    hidden_ms: float
+    kv_bytes: int
+    kv_path: str  # "": prefilled at home
+    prefill_worker: str
+    fallbacks: list[str]
+    decode_worker: str
+
+
+class TopLogprob(Reply):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Reply):
+    content: list[ChatLogprob]
+
+
+class CompletionLogprobs(Reply):
+    text_offset: list[int]
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None  # null for logprobs: 0
+
+
+class ChatMessage(Reply):
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChoice(Reply):
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"]
+    stop_reason: int | str | None
+
+
+class ChatCompletion(Reply):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    triptych: Timings | None = None
+
+
+class Delta(Reply):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(Reply):
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+    stop_reason: int | str | None = None  # with the finish reason
+
+
+class ChatChunk(Reply):
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+    triptych: Timings | None = None
+
+
+class CompletionChoice(Reply):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None  # null in chunks before the last
+    stop_reason: int | str | None = None
+
+
+class Completion(Reply):
+    """Also a chunk of a streamed one."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+    triptych: Timings | None = None
+
+
+class ModelCard(Reply):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int | None  # null until a decode worker has attached
+
+
+class ModelList(Reply):
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class TokenizeReply(Reply):
+    tokens: list[int]
+    count: int
+    max_model_len: int | None
+
+
+class DetokenizeReply(Reply):
+    prompt: str
+
+
+class StatusReply(Reply):
+    status: str
+
+
+class VersionReply(Reply):
+    version: str
+
+
+def timings(stats: list[pb.RequestStats], decode_workers: list[str]) -> Timings:
+    """Of one HTTP request, which has one or more prompts, each with its own home."""
+
+    def names(values: list[str]) -> str:
+        return ",".join(dict.fromkeys(value for value in values if value))
+
+    return Timings(
+        prompt_tokens=sum(s.prompt_tokens for s in stats),
+        cached_tokens=sum(s.cached_tokens for s in stats),
+        completion_tokens=sum(s.completion_tokens for s in stats),
+        queue_ms=max(s.queue_ms for s in stats),
+        prefill_ms=max(s.prefill_ms for s in stats),
+        transfer_ms=max(s.transfer_ms for s in stats),
+        first_token_ms=max(s.first_token_ms for s in stats),
+        fetch_ms=max(s.fetch_ms for s in stats),
+        hidden_ms=max(s.hidden_ms for s in stats),
+        kv_bytes=sum(s.kv_bytes for s in stats),
+        kv_path=names([s.kv_path for s in stats]),
+        prefill_worker=names([s.prefill_worker for s in stats]),
+        fallbacks=[fallback for s in stats for fallback in s.fallbacks],
+        decode_worker=names(decode_workers),
+    )

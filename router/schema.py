@@ -1,0 +1,220 @@
+"""What a client may send: OpenAI's shapes, plus the sampling parameters other servers agree on.
+
+A field that is null counts as left out. Fields typed `harmless` are not implemented: they are
+accepted at the values that ask for nothing and refused by name otherwise. What depends on the model
+(context length, vocabulary) is checked in `router.sampling` and `router.prompt`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from router.fields import MAX_TOKEN_ID, Body, check_prompt, field_error, harmless
+
+MAX_CHOICES = 128
+MAX_TOTAL_CHOICES = 1024
+MAX_STOPS = 16
+MAX_LOGPROBS = 20
+_MAX_COUNT = (1 << 31) - 1
+
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+Salt = Annotated[str, Field(max_length=256)]
+StopString = Annotated[str, Field(min_length=1, max_length=1024)]
+Stops = StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)]
+StopTokens = Annotated[list[TokenId], Field(max_length=1024, fail_fast=True)]
+LogitBias = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=1024),
+]
+
+_TOKEN_IDS = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID},
+    "minItems": 1,
+}
+Prompt = Annotated[
+    Any,
+    AfterValidator(check_prompt),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                _TOKEN_IDS,
+                {"type": "array", "items": _TOKEN_IDS, "minItems": 1},
+            ]
+        }
+    ),
+]
+
+
+def _only_text_parts(content: Any) -> Any:
+    for index, part in enumerate(content if isinstance(content, list) else ()):
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        if kind != "text":
+            raise PydanticCustomError(
+                "unsupported",
+                "part {index} is of type {kind}; this server takes text parts only",
+                {"index": index, "kind": repr(kind)[:100]},
+            )
+    return content
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class Message(Body):
+    """One turn. The refusable fields are what OpenAI's client adds when an answer is sent back."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[
+        str | Annotated[list[TextPart], Field(fail_fast=True)], BeforeValidator(_only_text_parts)
+    ]
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: Annotated[Any, harmless([])] = None
+    function_call: Annotated[Any, harmless()] = None
+    refusal: Annotated[Any, harmless()] = None
+    audio: Annotated[Any, harmless()] = None
+    annotations: Annotated[Any, harmless([])] = None
+
+    @property
+    def num_chars(self) -> int:
+        if isinstance(self.content, str):
+            return len(self.content)
+        return sum(len(part.text) for part in self.content)
+
+
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # usage so far in every chunk; needs include_usage
+    include_obfuscation: Annotated[Any, harmless(False)] = None
+
+
+class GenerationBody(Body):
+    """What chat and plain completions have in common."""
+
+    model: str | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=_MAX_COUNT)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=_MAX_COUNT)] | None = None  # -1 and 0: all tokens
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    logit_bias: LogitBias | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None  # modulo 2^64
+    stop: Stops | None = None
+    stop_token_ids: StopTokens | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=_MAX_COUNT)] | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    cache_salt: Salt | None = None  # requests with other salts share no cached prefix
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    metadata: dict[str, str] | None = None
+    store: Annotated[Any, harmless(False)] = None
+    service_tier: Annotated[Any, harmless("auto", "default")] = None
+    priority: Annotated[Any, harmless(0)] = None
+    prompt_logprobs: Annotated[Any, harmless()] = None
+
+    @model_validator(mode="after")
+    def _stream_options_need_stream(self) -> GenerationBody:
+        if self.stream_options is not None and not self.stream:
+            raise field_error("stream_options", "needs stream: true")
+        return self
+
+    @property
+    def choices(self) -> int:
+        return 1 if self.n is None else self.n
+
+
+class ChatRequest(GenerationBody):
+    messages: Messages
+    max_completion_tokens: Annotated[int, Field(ge=1, le=_MAX_COUNT)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    response_format: Annotated[Any, harmless({"type": "text"})] = None
+    tools: Annotated[Any, harmless([])] = None
+    tool_choice: Annotated[Any, harmless("none", "auto")] = None
+    parallel_tool_calls: bool | None = None  # without tools it asks for nothing
+    functions: Annotated[Any, harmless([])] = None
+    function_call: Annotated[Any, harmless("none", "auto")] = None
+    modalities: Annotated[Any, harmless(["text"])] = None
+    audio: Annotated[Any, harmless()] = None
+    prediction: Annotated[Any, harmless()] = None
+    reasoning_effort: Annotated[Any, harmless("none")] = None
+    verbosity: Annotated[Any, harmless("medium")] = None
+    web_search_options: Annotated[Any, harmless()] = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise field_error("top_logprobs", "needs logprobs: true")
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise field_error("max_tokens", "differs from max_completion_tokens; send one")
+        return self
+
+
+class CompletionRequest(GenerationBody):
+    prompt: Prompt
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    suffix: Annotated[Any, harmless()] = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> CompletionRequest:
+        if self.best_of is not None and self.best_of != self.choices:
+            raise field_error("best_of", "must equal n: every choice is returned")
+        if self.echo and self.logprobs is not None:
+            raise field_error("echo", "the prompt's logprobs are not supported yet; drop logprobs")
+        if len(self.prompts) * self.choices > MAX_TOTAL_CHOICES:
+            raise field_error("prompt", f"prompts times n may be at most {MAX_TOTAL_CHOICES}")
+        return self
+
+    @property
+    def prompts(self) -> Sequence[str | list[int]]:
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [self.prompt]
+        prompts: list[str | list[int]] = self.prompt
+        return prompts
+
+
+class TokenizeRequest(Body):
+    """Either `prompt` or `messages`."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = None  # prompt only; default true
+    add_generation_prompt: bool | None = None  # messages only; default true
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise field_error("prompt", "send either prompt or messages")
+        if self.messages is not None and self.add_special_tokens is not None:
+            raise field_error("add_special_tokens", "the chat template decides that for messages")
+        if self.prompt is not None and self.add_generation_prompt is not None:
+            raise field_error("add_generation_prompt", "goes with messages only")
+        return self
+
+
+class DetokenizeRequest(Body):
+    model: str | None = None
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]

@@ -1,0 +1,130 @@
+"""What the endpoints share: the model being served, and the way to the workers."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fastapi import Request
+from starlette.responses import Response
+
+from router.access import route_of
+from router.errors import ClientGone
+from router.generation import Generation, Job
+from router.metrics import RouterMetrics
+from router.place import homes
+from router.prompt import Prompt
+from router.relay import Relay
+from router.render import Extras, Shape, chunked_answer, whole_answer
+from router.sampling import draw_seed, new_tokens, prompt_seed, sampling_params
+from router.schema import ChatRequest, CompletionRequest, GenerationBody
+from router.stream import EventStream, while_connected
+from transport.registry import WorkerView
+from triptych.config import ClusterConfig
+from triptych.errors import CapacityError, RequestError
+from triptych.tokenizer import Tokenizer
+
+# An answer ends by the deadline of its calls; this is for a client that takes nothing any more.
+_STALL_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """One per process; everything in it lives on one event loop."""
+
+    config: ClusterConfig
+    tokenizer: Tokenizer
+    workers: Callable[[], list[WorkerView]]
+    relay: Relay
+    metrics: RouterMetrics
+    started: int  # Unix seconds
+
+    @property
+    def model(self) -> str:
+        return self.config.served_name
+
+    @property
+    def context(self) -> int | None:
+        """Tokens a request may hold: what every home can do; None while there is no home."""
+        views = homes(self.model, self.workers())
+        return min((view.max_model_len for view in views), default=None)
+
+    def check(self, model: str | None) -> None:
+        """What can be said before a prompt is tokenised. Raises RequestError, CapacityError."""
+        self.check_model(model)
+        self.require_context()
+
+    def check_model(self, asked: str | None) -> None:
+        if asked is not None and asked != self.model:
+            raise RequestError(
+                f"model: {asked[:200]!r} is not served here; this is {self.model!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def job(
+        self,
+        request: Request,
+        body: ChatRequest | CompletionRequest,
+        prompts: Sequence[Prompt],
+        *,
+        prefix: str,  # of the answer's id
+        arrived: float,  # time.monotonic()
+    ) -> Job:
+        """Raises RequestError for what does not fit the model."""
+        context = self.require_context()
+        seed = draw_seed(body.seed)
+        params = [
+            sampling_params(
+                body,
+                seed=prompt_seed(seed, index, body.choices),
+                max_tokens=new_tokens(body, len(prompt.ids), context),
+                vocab_size=self.tokenizer.vocab_size,
+            )
+            for index, prompt in enumerate(prompts)
+        ]
+        return Job(
+            route=route_of(request.scope),
+            id=f"{prefix}-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            arrived=arrived,
+            prompts=prompts,
+            params=params,
+            n=body.choices,
+            cache_salt=body.cache_salt or "",
+        )
+
+    async def answer(
+        self, request: Request, body: GenerationBody, job: Job, shape: Shape
+    ) -> Response:
+        """Runs the job and answers as the client asked: whole or streamed."""
+        generation = Generation(job, self.relay, self.tokenizer, self.metrics)
+        extras = Extras.wanted(body, timings=request.headers.get("x-triptych-timings") == "1")
+
+        def headers() -> dict[str, str]:
+            return {"X-Triptych-Decision": generation.decision}
+
+        def interrupted(reason: str) -> None:
+            self.metrics.interrupted.labels(job.route, reason).inc()
+
+        if body.stream:
+            return EventStream(
+                chunked_answer(shape, generation, extras),
+                headers=headers,
+                deadline_s=self.config.router.request_deadline_s + _STALL_S,
+                interrupted=interrupted,
+            )
+        try:
+            reply = await while_connected(request.receive, whole_answer(shape, generation, extras))
+        except ClientGone:
+            interrupted("client")
+            raise
+        return Response(reply.json_bytes(), 200, headers(), "application/json")
+
+    def require_context(self) -> int:
+        context = self.context
+        if context is None:
+            raise CapacityError(f"no decode worker for {self.model} is attached; try again later")
+        return context

@@ -1,0 +1,122 @@
+"""Answers that end when their client leaves: server-sent events, and whole answers.
+
+A request is one task. When the client leaves, that task is cancelled, which closes the generators
+it awaits and with them the gRPC calls, at once and in both kinds of answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from typing import TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from router.errors import ClientGone, DeadlineError, problem_of
+from router.reply import Reply
+from triptych.errors import TriptychError
+
+_T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
+
+_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # nginx would hold events back
+}
+
+
+async def while_connected(receive: Receive, work: Coroutine[None, None, _T]) -> _T:
+    """The result of `work`; cancels it and raises ClientGone when the client leaves first.
+
+    The request's body must have been read: whatever arrives before the disconnect is dropped.
+    """
+    job = asyncio.create_task(work)
+    watch = asyncio.create_task(_disconnect(receive))
+    try:
+        await asyncio.wait({job, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not job.done():
+            raise ClientGone
+        return job.result()
+    finally:
+        for task in (job, watch):
+            task.cancel()
+        await asyncio.gather(job, watch, return_exceptions=True)
+
+
+class EventStream(Response):
+    """Chunks as `data: …` events, closed by `data: [DONE]`.
+
+    The head goes out with the first event: an error before it is an ordinary error answer. A later
+    one becomes an error event, and the stream ends without [DONE].
+
+    A client that does not read stops the generator: an event is asked for only after the server's
+    socket took the last one (uvicorn lets 64 KiB wait), and `deadline_s` ends the wait.
+    """
+
+    def __init__(
+        self,
+        chunks: AsyncGenerator[Reply, None],
+        *,
+        headers: Callable[[], Mapping[str, str]],  # asked when the first chunk is there
+        deadline_s: float,
+        interrupted: Callable[[str], None],  # told why, when there is no proper end
+    ) -> None:
+        super().__init__()
+        self._chunks = chunks
+        self._more_headers = headers
+        self._deadline_s = deadline_s
+        self._interrupted = interrupted
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                await while_connected(receive, self._pump(send))
+        except ClientGone:
+            self._interrupted("client")
+            if not self._started:
+                raise
+            _log.info("client left in the middle of its stream")
+        except TimeoutError:
+            self._interrupted("stalled")
+            if not self._started:
+                raise DeadlineError("no token before the request's deadline") from None
+            _log.warning("client did not read its stream before the request's deadline")
+
+    async def _pump(self, send: Send) -> None:
+        async with contextlib.aclosing(self._frames()) as frames:
+            async for frame in frames:
+                if not self._started:
+                    self._started = True
+                    self.init_headers({**_HEADERS, **self._more_headers()})
+                    head = {"status": 200, "headers": self.raw_headers}
+                    await send({"type": "http.response.start", **head})
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _frames(self) -> AsyncGenerator[bytes, None]:
+        try:
+            async with contextlib.aclosing(self._chunks) as chunks:
+                async for chunk in chunks:
+                    yield _frame(chunk.json_bytes())
+            yield _frame(b"[DONE]")
+        except TriptychError as error:
+            if not self._started:
+                raise
+            _log.warning("stream broke: %s", error)
+            self._interrupted("error")
+            yield _frame(problem_of(error).body())
+
+
+def _frame(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,98 @@
+"""Tokens of one choice to the text that its client sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from triptych.errors import WorkerError
+from triptych.request import FinishReason, SamplingParams, TokenDelta, TokenLogprobs
+from triptych.stop import StopMatcher
+from triptych.tokenizer import Detokenizer, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one delta adds to one choice. `text` may be empty: held back, or nothing to show."""
+
+    choice: int  # index in the HTTP answer
+    text: str
+    logprobs: tuple[TokenLogprobs, ...]  # one per token, if they were asked for
+    offsets: tuple[int, ...]  # of each token: characters of the choice before it, nothing trimmed
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None
+
+
+class ChoiceText:
+    """Text of one choice, without the stop string, stop token or end of sequence that ended it."""
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, index: int) -> None:
+        self.index = index
+        self.finished = False
+        self._detokenizer = Detokenizer(tokenizer)
+        self._trimmer = StopTrimmer(params.stop)
+        self._terminators = {*params.stop_token_ids, *tokenizer.eos_token_ids}
+        self._num_chars = 0
+
+    def push(self, delta: TokenDelta) -> Piece:
+        """Raises WorkerError when the logprobs do not go with the tokens."""
+        if delta.logprobs and len(delta.logprobs) != len(delta.token_ids):
+            raise WorkerError(f"{delta.request_id}: logprobs of other tokens than those that came")
+        hidden = 1 if self._ends_with_terminator(delta) else 0
+        text, offsets = "", []
+        for token_id in delta.token_ids[: len(delta.token_ids) - hidden]:
+            offsets.append(self._num_chars)
+            new = self._detokenizer.push(token_id)
+            self._num_chars += len(new)
+            text += self._trimmer.push(new)
+        offsets += [self._num_chars] * hidden
+        if delta.finish_reason is not None:
+            self.finished = True
+            stopped = isinstance(delta.stop_reason, str)
+            text += self._trimmer.finish(self._detokenizer.flush(), stopped=stopped)
+        return Piece(
+            choice=self.index,
+            text=text,
+            logprobs=delta.logprobs,
+            offsets=tuple(offsets),
+            finish_reason=delta.finish_reason,
+            stop_reason=delta.stop_reason,
+        )
+
+    def _ends_with_terminator(self, delta: TokenDelta) -> bool:
+        return (
+            delta.finish_reason is FinishReason.STOP
+            and not isinstance(delta.stop_reason, str)
+            and bool(delta.token_ids)
+            and delta.token_ids[-1] in self._terminators
+        )
+
+
+class StopTrimmer:
+    """Cuts the stop string that ended a text, and holds back what may become one.
+
+    The home decides where a choice ends. A match that is followed by more text did not end it (the
+    home passes over matches before `min_tokens`): it is text like any other.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._matcher = StopMatcher(stops)
+        self._held = ""
+        self._matched = False
+
+    def push(self, text: str) -> str:
+        """Text that is final now."""
+        passed_over = ""
+        if self._matched:
+            passed_over, self._held = self._held, ""
+            self._matcher, self._matched = StopMatcher(self._stops), False
+        self._held += text
+        safe, stop = self._matcher.push(text)
+        self._matched = stop is not None
+        self._held = self._held[len(safe) :]
+        return passed_over + safe
+
+    def finish(self, tail: str, *, stopped: bool) -> str:
+        """The rest of the text. `stopped`: the home says that a stop string ended it."""
+        return "" if stopped and self._matched else self._held + tail
