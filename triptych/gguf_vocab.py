@@ -66,7 +66,7 @@ def read_gguf(path: Path) -> Vocab:
         raise ModelError(f"{path}: metadata {error} is missing") from error
     except IndexError as error:
         raise ModelError(f"{path}: a special token's id is not in tokenizer.ggml.tokens") from error
-    except Exception as error:  # ours, and the library's, which raises nothing more precise
+    except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
 
 
@@ -101,9 +101,9 @@ def _byte_level(data: Mapping[str, Any], tokens: Sequence[str]) -> Tokenizer:
             f"tokenizer.ggml.pre {cut!r} is not supported; supported: {', '.join(sorted(_CUTS))}"
         )
     backend = Tokenizer(
-        models.BPE(
-            vocab={token: index for index, token in enumerate(tokens)},
-            merges=_stored_merges(data),
+        _merge_model(
+            {token: index for index, token in enumerate(tokens)},
+            _stored_merges(data),
             ignore_merges=cut in _WHOLE_WORDS,
         )
     )
@@ -127,9 +127,9 @@ def _sentencepiece(data: Mapping[str, Any], tokens: Sequence[str], gemma: bool) 
         merges = _implied_merges(vocab, ranks, data.get("tokenizer.ggml.token_type", ()))
     unknown = data.get("tokenizer.ggml.unknown_token_id")
     backend = Tokenizer(
-        models.BPE(
-            vocab=vocab,
-            merges=merges,
+        _merge_model(
+            vocab,
+            merges,
             byte_fallback=True,
             fuse_unk=True,
             unk_token=None if unknown is None else tokens[unknown],
@@ -145,6 +145,15 @@ def _sentencepiece(data: Mapping[str, Any], tokens: Sequence[str], gemma: bool) 
     backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
     _set_ends(backend, data, add_bos=True)
     return backend
+
+
+def _merge_model(
+    vocab: dict[str, int], merges: list[tuple[str, str]], **options: Any
+) -> models.BPE:
+    try:
+        return models.BPE(vocab, merges, **options)
+    except Exception as error:  # the library raises nothing more precise
+        raise ModelError(f"tokenizer.ggml.merges: {error}") from error
 
 
 def _respell_spaces(token: str) -> str:

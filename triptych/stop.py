@@ -15,8 +15,8 @@ from triptych.errors import RequestError
 class StopMatcher:
     """Finds the stop string that is *completed* first; of several completed at once, the longest.
 
-    Text that may still turn out to be part of a stop string is held back. The cost of a character does
-    not depend on how long the stop strings are.
+    Text that may yet turn out to be part of a stop string is held back. The cost of a character
+    does not depend on how long the stop strings are.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:

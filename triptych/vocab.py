@@ -59,11 +59,11 @@ def _read_backend(path: Path) -> tokenizers.Tokenizer:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """{} when there is no such file."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, ValueError) as error:
+    try:
+        found = json.loads(_read_text(path))
+    except ValueError as error:
         raise ModelError(f"{path}: {error}") from error
     if not isinstance(found, dict):
         raise ModelError(f"{path}: expected an object, found {type(found).__name__}")
@@ -122,10 +122,27 @@ def _chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]
         if isinstance(stored, str):
             found["default"] = stored
         elif isinstance(stored, list):
-            found.update((item["name"], item["template"]) for item in stored)
+            found.update(_named_templates(stored, folder))
     extra = folder / "additional_chat_templates"
     for path in [*sorted(extra.glob("*.jinja")), folder / "chat_template.jinja"]:
         if path.is_file():
             name = "default" if path.parent == folder else path.stem
-            found[name] = path.read_text(encoding="utf-8")
+            found[name] = _read_text(path)
     return found
+
+
+def _named_templates(stored: list[Any], folder: Path) -> dict[str, str]:
+    try:
+        return {item["name"]: item["template"] for item in stored}
+    except (TypeError, KeyError) as error:
+        raise ModelError(
+            f"{folder / 'tokenizer_config.json'}: chat_template: expected text, "
+            "or a list of objects with name and template"
+        ) from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: {error}") from error
