@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from transport.kv.links import make_links
 
@@ -44,7 +45,7 @@ def build_role(
     service.connect(Intake(parts.pool, peers, fetcher, loop, thread, transport, service.room))
     return RoleParts(
         thread=thread,
-        register=lambda server: add_DecodeWorkerServicer_to_server(service, server),
+        register=partial(add_DecodeWorkerServicer_to_server, service),
         service_name="triptych.DecodeWorker",
         load=lambda: worker_load(parts, service),
         close=peers.close,

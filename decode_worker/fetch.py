@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from decode_worker.peers import Peer
-from transport.kv.base import BlockRead, DigestMismatch, KvLinkError, KvSession
-from transport.kv.digest import mismatched
+from transport.kv.base import BlockRead, KvLinkError, KvSession
+from transport.kv.digest import check_digests
 from transport.kv.region import Region
 from transport.protos import worker_pb2 as pb
 from triptych.kv.layout import KvLayout
@@ -92,11 +92,9 @@ class Fetcher:
         transfer = session.start(reads)
         try:
             await asyncio.to_thread(transfer.wait, timeout_s)
-            bad = await asyncio.to_thread(
-                mismatched, self.region, targets, offset, length, ready.digests
+            await asyncio.to_thread(
+                check_digests, self.region, targets, offset, length, ready.digests
             )
-            if bad:
-                raise DigestMismatch(f"{len(bad)} of {len(targets)} blocks arrived damaged")
         except BaseException:
             lease.abort(transfer.fence)
             raise

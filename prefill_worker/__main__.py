@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from transport.kv.links import make_links
 
@@ -54,7 +55,7 @@ def build_role(
 
     return RoleParts(
         thread=thread,
-        register=lambda server: add_PrefillWorkerServicer_to_server(service, server),
+        register=partial(add_PrefillWorkerServicer_to_server, service),
         service_name="triptych.PrefillWorker",
         load=load,
         close=close,

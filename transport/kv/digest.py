@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from transport.kv.base import KvLinkError
+from transport.kv.base import DigestMismatch, KvLinkError
 from transport.kv.iovecs import flat_view
 from transport.kv.region import Region
 
@@ -37,12 +37,12 @@ def digests(
 def check_digests(
     region: Region, blocks: Sequence[int], offset: int, length: int, announced: Sequence[int]
 ) -> None:
-    """Compares our `blocks` with what was announced; those not sampled pass. Raises KvLinkError."""
+    """Compares our `blocks` with what was announced; those not sampled pass. Raises DigestMismatch."""
     if len(announced) != len(blocks):
         raise KvLinkError(f"{len(announced)} digests announced for {len(blocks)} blocks")
     for block, wanted in zip(blocks, announced, strict=True):
         if wanted != NOT_SAMPLED and digest_of(_slice(region, block, offset, length)) != wanted:
-            raise KvLinkError(f"the bytes in our block {block} differ from their digest")
+            raise DigestMismatch(f"the bytes in our block {block} differ from their digest")
 
 
 def digest_of(data: NDArray[np.uint8]) -> int:

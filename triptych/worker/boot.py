@@ -129,12 +129,12 @@ def model_len(wanted: int | None, of_model: int, shape: RegionShape, layout: KvL
 
 
 class _LoadLog:
-    """Logs the progress of loading, at every tenth."""
+    """Logs the progress of loading, once a second."""
 
     def __init__(self) -> None:
-        self._next = 0
+        self._next = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        if total and done * 10 >= self._next * total:
+        if total and time.monotonic() >= self._next:
             log.info("loading weights", extra={"fields": {"percent": 100 * done // total}})
-            self._next = done * 10 // total + 1
+            self._next += 1.0
