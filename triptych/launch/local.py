@@ -15,7 +15,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,7 +29,7 @@ from triptych.launch.base import LaunchError, ProcessEvent, ProcessState
 from triptych.launch.child import BackOff, Child
 from triptych.launch.guarding import guarded
 from triptych.launch.plan import ProcessSpec, plan
-from triptych.launch.ready import ClusterView, Probe, RouterProbe, judge
+from triptych.launch.ready import ClusterProbe, ClusterView, Probe, judge
 from triptych.launch.rundir import RunDir
 
 _POLL_S = 0.1  # while something is not ready
@@ -41,9 +41,9 @@ _log = logging.getLogger(__name__)
 class LocalLauncher:
     """Implements Launcher. One event loop, one start, one stop; `async with` does both.
 
-    `specs`, `probe` and `back_off` have their natural defaults: the plan of `config`, its router,
-    and half a second that doubles. `margin_s` is granted on top of `config.drain_s` before a
-    process is killed.
+    `specs`, `probe` and `back_off` have their natural defaults: the plan of `config`, its
+    processes, and half a second that doubles. `margin_s` is granted on top of `config.drain_s`
+    before a process is killed.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class LocalLauncher:
             raise LaunchError("the cluster was stopped before it was ready")
         return outcome
 
-    async def watch(self) -> AsyncIterator[ProcessEvent]:
+    async def watch(self) -> AsyncGenerator[ProcessEvent, None]:
         queue: asyncio.Queue[ProcessEvent | None] = asyncio.Queue()
         for child in self._children:
             queue.put_nowait(child.event())
@@ -148,7 +148,7 @@ class LocalLauncher:
         await self._resources.enter_async_context(guarded(mark, grace_s, log_file))
         if self._probe is None:
             client = await self._resources.enter_async_context(httpx.AsyncClient(trust_env=False))
-            self._probe = RouterProbe(self.run_dir, client)
+            self._probe = ClusterProbe(self.run_dir, self.specs, client)
         for spec in self.specs:
             await self._start_child(spec, mark)
         self._unsettled.set()
@@ -188,7 +188,7 @@ class LocalLauncher:
                 if child.running and child.restarts == restarts:  # what we saw is about this one
                     spec = child.spec
                     child.change(*judge(spec.name, spec.ready, view, child.last_message()))
-            if view.ready and all(child.settled for child in self._children):
+            if view.complete and all(child.settled for child in self._children):
                 self._unsettled.clear()
                 self._conclude(view)
             await asyncio.sleep(_POLL_S)

@@ -5,12 +5,38 @@ from __future__ import annotations
 import math
 import os
 import resource
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")
 _USEFUL_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a cluster can have here. Sizes in bytes; a container's limits are counted in."""
+
+    cores: int
+    cpu_features: tuple[str, ...]  # vector and tile units, as /proc/cpuinfo names them
+    free_memory: int  # without swapping
+    total_memory: int
+    shm: int | None  # size of /dev/shm; None: there is none
+    memlock: int | None  # that a process may pin, for RDMA; None: no limit
+    open_files: int  # that a process may hold: each client and each peer costs one
+
+
+def this_machine() -> Machine:
+    return Machine(
+        cores=usable_cores(),
+        cpu_features=cpu_features(_read(Path("/proc/cpuinfo"))),
+        free_memory=_free_memory(),
+        total_memory=_total_memory(),
+        shm=_shm_bytes(),
+        memlock=_memlock_bytes(),
+        open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    )
 
 
 def usable_cores() -> int:
@@ -26,8 +52,16 @@ def quota_cores(cores: int, cpu_max: str) -> int:
     return max(1, min(cores, math.ceil(int(quota) / int(period))))
 
 
-def free_memory() -> int:
-    """Bytes that can be had without swapping, capped by a container's memory limit."""
+def cpu_features(cpuinfo: str) -> tuple[str, ...]:
+    """Those that kernels can use, from the text of /proc/cpuinfo."""
+    for line in cpuinfo.splitlines():
+        if line.startswith("flags"):
+            flags = set(line.split())
+            return tuple(name for name in _USEFUL_FEATURES if name in flags)
+    return ()
+
+
+def _free_memory() -> int:
     available: int = psutil.virtual_memory().available
     limit, used = _read(_CGROUP / "memory.max").strip(), _read(_CGROUP / "memory.current").strip()
     if limit.isdigit() and used.isdigit():
@@ -35,14 +69,13 @@ def free_memory() -> int:
     return available
 
 
-def total_memory() -> int:
+def _total_memory() -> int:
     total: int = psutil.virtual_memory().total
     limit = _read(_CGROUP / "memory.max").strip()
     return min(total, int(limit)) if limit.isdigit() else total
 
 
-def shm_bytes() -> int | None:
-    """Size of /dev/shm; None where there is none."""
+def _shm_bytes() -> int | None:
     try:
         stat = os.statvfs("/dev/shm")
     except OSError:
@@ -50,22 +83,9 @@ def shm_bytes() -> int | None:
     return stat.f_frsize * stat.f_blocks
 
 
-def memlock_bytes() -> int | None:
-    """How much memory a process may pin for RDMA; None: no limit."""
+def _memlock_bytes() -> int | None:
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     return None if soft == resource.RLIM_INFINITY else soft
-
-
-def open_files() -> int:
-    """How many descriptors a process may hold: each client and each peer costs one."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
-def cpu_features() -> list[str]:
-    """The vector and tile units that kernels can use, as /proc/cpuinfo names them."""
-    lines = _read(Path("/proc/cpuinfo")).splitlines()
-    flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
-    return [name for name in _USEFUL_FEATURES if name in flags]
 
 
 def _read(path: Path) -> str:

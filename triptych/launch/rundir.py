@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,10 @@ class RunDir:
 
     def log_file(self, name: str) -> Path:
         return self.path / "logs" / f"{name}.log"
+
+    def socket(self, name: str) -> Path:
+        """Where process `name` serves gRPC."""
+        return self.path / f"{name}.sock"
 
     def check_socket(self, name: str) -> None:
         """Raises ConfigError when the path of process `name`'s socket would be too long."""
@@ -72,3 +78,14 @@ class RunDir:
         draft = self.config_file.with_suffix(".new")
         draft.write_text(text)
         draft.replace(self.config_file)
+
+
+@contextlib.contextmanager
+def own_or_temporary(path: Path | None) -> Iterator[Path]:
+    """`path` itself, or a temporary directory that is kept for its logs when the block fails."""
+    if path is not None:
+        yield path
+        return
+    temporary = Path(tempfile.mkdtemp(prefix="triptych-"))
+    yield temporary
+    shutil.rmtree(temporary, ignore_errors=True)

@@ -42,7 +42,7 @@ def alive(pid: int) -> bool:
     return True
 
 
-async def test_a_cluster_is_ready_when_its_router_listens_and_its_workers_are_attached(
+async def test_a_cluster_is_ready_when_its_router_listens_and_its_workers_serve(
     launcher: Launch, scripted: Spec
 ) -> None:
     async with launcher(scripted("router"), scripted("decode-0")) as cluster:
@@ -225,7 +225,7 @@ async def test_a_restarted_router_keeps_the_port_that_was_chosen_for_it(
 async def test_a_command_that_does_not_exist_ends_the_start(
     launcher: Launch, scripted: Spec
 ) -> None:
-    ghost = ProcessSpec("decode-0", "decode", ("/no/such/python",), {}, "attached")
+    ghost = ProcessSpec("decode-0", "decode", ("/no/such/python",), {}, "serving")
     async with launcher(scripted("router"), ghost) as cluster:
         with pytest.raises(LaunchError, match="decode-0 exited with code 127"):
             await cluster.wait_ready(30)

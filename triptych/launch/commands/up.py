@@ -1,0 +1,72 @@
+"""`triptych up`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from triptych.launch.commands.options import ConfigFile, Overrides
+
+
+def up(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A known name, a Hugging Face directory or a .gguf file."),
+    ] = None,
+    config_file: ConfigFile = None,
+    prefill: Annotated[
+        int | None, typer.Option(min=0, help="Prefill workers; 0: decode workers prefill.")
+    ] = None,
+    decode: Annotated[int | None, typer.Option(min=1, help="Decode workers.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Of the router; 0: any free one.")
+    ] = None,
+    overrides: Overrides = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Ask this once it is up, and show where the time went.")
+    ] = None,
+    leave: Annotated[bool, typer.Option("--exit", help="Stop after the prompt's answer.")] = False,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="For sockets and logs; default: a temporary one.")
+    ] = None,
+) -> None:
+    """Run a cluster on this machine: a router and pools of workers, one process each."""
+    import asyncio
+    import json
+
+    from triptych.config import load_config
+    from triptych.launch.commands.models import pull_if_known
+    from triptych.launch.console import open_console
+    from triptych.launch.local import LocalLauncher
+    from triptych.launch.plan import scale_pool
+    from triptych.launch.rundir import own_or_temporary
+    from triptych.launch.up import run_up
+
+    if leave and prompt is None:
+        raise typer.BadParameter("only with --prompt", param_hint="--exit")
+    settings = list(overrides or [])
+    if model is not None:
+        settings.append(f"model={json.dumps(_absolute(model))}")  # JSON is YAML
+    if port is not None:
+        settings.append(f"router.port={port}")
+    config = load_config(config_file, settings)
+    if prefill is not None:
+        config = scale_pool(config, "prefill", prefill)
+    if decode is not None:
+        config = scale_pool(config, "decode", decode)
+    console = open_console()
+    pull_if_known(config.model, console)
+    with own_or_temporary(run_dir) as place:
+        launcher = LocalLauncher(config, place)
+        asyncio.run(run_up(config, launcher, console, prompt=prompt, leave=leave))
+
+
+def _absolute(model: str) -> str:
+    """A path in full: the config in the run directory must mean the same from everywhere."""
+    from triptych.hub import known_models
+
+    path = Path(model).expanduser()
+    known = any(known.name == model for known in known_models())
+    return str(path.resolve()) if path.exists() and not known else model
