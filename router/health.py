@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter
@@ -9,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 from router.openapi import answers
-from router.reply import StatusReply, VersionReply
+from router.reply import StatusReply, VersionReply, WorkerCard, WorkersReply
 from router.services import Services
 
 
@@ -31,6 +32,11 @@ def health_routes(services: Services) -> APIRouter:
     @routes.get("/version", summary="The router's version", responses=answers(VersionReply))
     async def show_version() -> VersionReply:
         return VersionReply(version=_version())
+
+    @routes.get("/workers", summary="Who is attached", responses=answers(WorkersReply))
+    async def list_workers() -> WorkersReply:
+        cards = [WorkerCard.model_validate(asdict(view)) for view in services.workers()]
+        return WorkersReply(workers=cards)
 
     @routes.get(
         "/metrics",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,13 +33,14 @@ class Extras:
     usage: bool
     running_usage: bool
     timings: bool
+    token_ids: bool
 
     @classmethod
     def wanted(cls, body: GenerationBody, timings: bool) -> Extras:
         options = body.stream_options
         usage = options is not None and bool(options.include_usage)
         running = usage and options is not None and bool(options.continuous_usage_stats)
-        return cls(usage, running, timings)
+        return cls(usage, running, timings, bool(body.return_token_ids))
 
 
 async def whole_answer(shape: Shape, generation: Generation, extras: Extras) -> Reply:
@@ -49,19 +51,36 @@ async def whole_answer(shape: Shape, generation: Generation, extras: Extras) -> 
     extra: dict[str, Any] = {"usage": generation.usage}
     if extras.timings:
         extra["triptych"] = generation.timings
-    return shape.whole(choices, extra)
+    reply = shape.whole(choices, extra)
+    return with_token_ids(reply, choices) if extras.token_ids else reply
+
+
+def with_token_ids(reply: Any, pieces: Sequence[Sequence[Piece]]) -> Reply:
+    """A whole answer whose choices tell their token ids as well."""
+    choices = [
+        choice.model_copy(update={"token_ids": [i for piece in mine for i in piece.token_ids]})
+        for choice, mine in zip(reply.choices, pieces, strict=True)
+    ]
+    answer: Reply = reply.model_copy(update={"choices": choices})
+    return answer
 
 
 async def chunked_answer(
     shape: Shape, generation: Generation, extras: Extras
 ) -> AsyncGenerator[Reply, None]:
     """Chunks of one choice each; at last one without, if usage or timings are wanted."""
+    unsent: defaultdict[int, list[int]] = defaultdict(list)  # token ids by choice
     async with contextlib.aclosing(generation.pieces()) as pieces:
         async for piece in pieces:
             extra: dict[str, Any] = {}
             if extras.usage:
                 extra["usage"] = generation.running_usage if extras.running_usage else None
-            for choice in shape.chunk_choices(piece):
+            unsent[piece.choice] += piece.token_ids
+            choices = list(shape.chunk_choices(piece))
+            if choices and extras.token_ids:
+                ids = {"token_ids": unsent.pop(piece.choice)}
+                choices[-1] = choices[-1].model_copy(update=ids)
+            for choice in choices:
                 yield shape.chunk([choice], extra)
     final: dict[str, Any] = {}
     if extras.usage:

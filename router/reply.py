@@ -82,6 +82,7 @@ class ChatChoice(Reply):
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length"]
     stop_reason: int | str | None
+    token_ids: list[int] | None = None  # with return_token_ids
 
 
 class ChatCompletion(Reply):
@@ -105,6 +106,7 @@ class ChatChunkChoice(Reply):
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length"] | None
     stop_reason: int | str | None = None  # with the finish reason
+    token_ids: list[int] | None = None  # with return_token_ids
 
 
 class ChatChunk(Reply):
@@ -123,6 +125,7 @@ class CompletionChoice(Reply):
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"] | None  # null in chunks before the last
     stop_reason: int | str | None = None
+    token_ids: list[int] | None = None  # with return_token_ids
 
 
 class Completion(Reply):
@@ -135,6 +138,29 @@ class Completion(Reply):
     choices: list[CompletionChoice]
     usage: Usage | None = None
     triptych: Timings | None = None
+
+
+class WorkerCard(Reply):
+    """One worker as it reported itself last."""
+
+    worker_id: str
+    epoch: int
+    role: str
+    address: str
+    model: str
+    max_model_len: int
+    block_tokens: int
+    num_blocks: int
+    metrics_address: str
+    running: int
+    waiting: int
+    queued_tokens: int
+    free_blocks: int
+    draining: bool
+
+
+class WorkersReply(Reply):
+    workers: list[WorkerCard]
 
 
 class ModelCard(Reply):

@@ -17,6 +17,7 @@ class Piece:
 
     choice: int  # index in the HTTP answer
     text: str
+    token_ids: tuple[int, ...]  # all of the delta's, also those that show no text
     logprobs: tuple[TokenLogprobs, ...]  # one per token, if they were asked for
     offsets: tuple[int, ...]  # of each token: characters of the choice before it, nothing trimmed
     finish_reason: FinishReason | None
@@ -53,6 +54,7 @@ class ChoiceText:
         return Piece(
             choice=self.index,
             text=text,
+            token_ids=delta.token_ids,
             logprobs=delta.logprobs,
             offsets=tuple(offsets),
             finish_reason=delta.finish_reason,

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
+import psutil
 
 from triptych.config import ClusterConfig
 from triptych.launch.local import LocalLauncher
+
+_T = TypeVar("_T")
 
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? ([0-9.eE+-]+|NaN)$")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -26,6 +29,19 @@ class Cluster:
     url: str
     launcher: LocalLauncher
     http: httpx.AsyncClient
+
+    def pid(self, name: str) -> int:
+        """The process of worker `name`, or of the router."""
+        run_dir = str(self.launcher.run_dir.path)
+        wanted = ["-m", "router"] if name == "router" else ["--id", name]
+        (found,) = [
+            process.pid
+            for process in psutil.process_iter(["cmdline"])
+            if (line := process.info["cmdline"] or [])
+            and any(run_dir in word for word in line)
+            and any(line[at : at + 2] == wanted for at in range(len(line)))
+        ]
+        return found
 
     async def workers(self) -> list[dict[str, Any]]:
         """The workers that are attached to the router."""
@@ -55,20 +71,38 @@ class Cluster:
             for worker in await self.workers()
         }
 
-    async def until(
-        self, condition: Callable[[dict[str, dict[str, float]]], bool], timeout_s: float
-    ) -> dict[str, dict[str, float]]:
-        """Polls `kv_blocks` until the condition holds; the last reading on time-out raises."""
-        seen: dict[str, dict[str, float]] = {}
-        try:
-            async with asyncio.timeout(timeout_s):
-                while True:
-                    seen = await self.kv_blocks()
-                    if condition(seen):
-                        return seen
-                    await asyncio.sleep(0.05)  # gauges have no events
-        except TimeoutError:
-            raise AssertionError(f"not within {timeout_s:g} s; kv_blocks: {seen}") from None
+    async def worker(self, worker_id: str) -> dict[str, Any] | None:
+        """What the router knows of a worker; None: it is not attached."""
+        found = [w for w in await self.workers() if w["worker_id"] == worker_id]
+        return found[0] if found else None
+
+    async def until_at_rest(self, timeout_s: float) -> dict[str, dict[str, float]]:
+        """Waits until no worker holds a block for a request or a transfer; `kv_blocks` then."""
+
+        async def at_rest() -> dict[str, dict[str, float]] | None:
+            seen = await self.kv_blocks()
+            held = (
+                count
+                for states in seen.values()
+                for state, count in states.items()
+                if state.split("/")[0] in {"request", "transfer"}
+            )
+            return None if any(held) else seen
+
+        return await eventually(at_rest, timeout_s)
+
+
+async def eventually(probe: Callable[[], Awaitable[_T | None]], timeout_s: float) -> _T:
+    """The first answer of `probe` that is not None or False. Raises TimeoutError.
+
+    For what happens in other processes, where there is no event to wait for.
+    """
+    async with asyncio.timeout(timeout_s):
+        while True:
+            found = await probe()
+            if found is not None and found is not False:
+                return found
+            await asyncio.sleep(0.02)
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,168 @@
+"""Workers die, hang and come back; requests go on, with the same tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from triptych.testing.cluster import Cluster, eventually
+
+pytestmark = pytest.mark.cluster
+
+StartCluster = Callable[..., contextlib.AbstractAsyncContextManager[Cluster]]
+
+
+def body_of(length: int, seed: int, **more: Any) -> dict[str, Any]:
+    draw = random.Random(seed)
+    prompt = [draw.randrange(3, 250) for _ in range(length)]
+    fixed = {"model": "tiny", "max_tokens": 8, "ignore_eos": True, "seed": 1}
+    return {**fixed, "prompt": prompt, "return_token_ids": True, **more}
+
+
+async def ask(cluster: Cluster, body: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
+    headers = {"X-Triptych-Timings": "1"}
+    reply = await cluster.http.post("/v1/completions", json=body, headers=headers)
+    assert reply.status_code == 200, reply.text
+    answer = reply.json()
+    return answer["choices"][0]["token_ids"], answer["triptych"]
+
+
+async def until_attached(cluster: Cluster, worker_id: str, *, not_epoch: int) -> None:
+    """Waits for a restarted worker to come back under its old name."""
+
+    async def back() -> bool:
+        worker = await cluster.worker(worker_id)
+        return worker is not None and worker["epoch"] != not_epoch
+
+    await eventually(back, timeout_s=60)
+
+
+async def epoch_of(cluster: Cluster, worker_id: str) -> int:
+    worker = await cluster.worker(worker_id)
+    assert worker is not None
+    return int(worker["epoch"])
+
+
+async def busy_prefill(cluster: Cluster) -> str:
+    """Waits until a prefill worker computes something; its id."""
+
+    async def busy() -> str | None:
+        workers = [w for w in await cluster.workers() if w["role"] == "prefill" and w["running"]]
+        return workers[0]["worker_id"] if workers else None
+
+    return await eventually(busy, timeout_s=30)
+
+
+async def test_a_request_survives_a_prefill_worker_that_is_killed_under_it(
+    start_cluster: StartCluster,
+) -> None:
+    # Small chunks make a prefill long enough to be killed in the middle.
+    async with start_cluster("engine.chunk_tokens=16") as cluster:
+        body = body_of(1500, 1)
+        expected, _ = await ask(cluster, {**body, "cache_salt": "before"})
+        old = await epoch_of(cluster, "prefill-0")
+        running = asyncio.create_task(ask(cluster, body))
+        await busy_prefill(cluster)
+        os.kill(cluster.pid("prefill-0"), signal.SIGKILL)
+        tokens, timings = await running
+        assert tokens == expected
+        assert any(rung.startswith("home:") for rung in timings["fallbacks"])
+        await until_attached(cluster, "prefill-0", not_epoch=old)
+        tokens, timings = await ask(cluster, {**body, "cache_salt": "after"})
+        assert tokens == expected
+        assert timings["prefill_worker"] == "prefill-0" and timings["fallbacks"] == []
+
+
+async def test_another_prefill_worker_takes_over_with_the_reservation_kept(
+    start_cluster: StartCluster,
+) -> None:
+    pools = "[{name: prefill, role: prefill, replicas: 2}, {name: decode, role: decode}]"
+    async with start_cluster("engine.chunk_tokens=16", f"pools={pools}") as cluster:
+        running = asyncio.create_task(ask(cluster, body_of(1500, 2)))
+        busy = await busy_prefill(cluster)
+        os.kill(cluster.pid(busy), signal.SIGKILL)
+        _, timings = await running
+        assert any(rung.startswith("other-worker:") for rung in timings["fallbacks"])
+        assert timings["prefill_worker"] not in {"", busy}
+
+
+async def test_a_home_that_is_killed_ends_its_streams_with_an_error_and_comes_back(
+    start_cluster: StartCluster,
+) -> None:
+    async with start_cluster() as cluster:
+        old = await epoch_of(cluster, "decode-0")
+        body = body_of(20, 3, max_tokens=2000, stream=True)
+        async with cluster.http.stream("POST", "/v1/completions", json=body) as reply:
+            lines = reply.aiter_lines()
+            assert (await anext(lines)).startswith("data: {")
+            os.kill(cluster.pid("decode-0"), signal.SIGKILL)
+            rest = [line async for line in lines if line]
+        assert '"error"' in rest[-1] and "[DONE]" not in rest[-1]
+        await until_attached(cluster, "decode-0", not_epoch=old)
+        tokens, timings = await ask(cluster, body_of(200, 4))
+        assert len(tokens) == 8 and timings["kv_path"] == "shm"
+        await cluster.until_at_rest(timeout_s=5)
+
+
+async def test_a_restarted_router_is_rebuilt_by_its_workers(start_cluster: StartCluster) -> None:
+    async with start_cluster() as cluster:
+        os.kill(cluster.pid("router"), signal.SIGKILL)
+        url = await eventually(lambda: new_url(cluster), timeout_s=30)
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+            both = replace(cluster, url=url, http=http)
+            await eventually(lambda: attached(both, 2), timeout_s=30)
+            reply = await http.post("/v1/completions", json=body_of(200, 5))
+        assert reply.status_code == 200, reply.text
+
+
+async def new_url(cluster: Cluster) -> str | None:
+    """The URL of the router that was started after the one of `cluster`."""
+    url = cluster.launcher.run_dir.router_url()
+    return None if url == cluster.url else url
+
+
+async def attached(cluster: Cluster, count: int) -> bool:
+    return len(await cluster.workers()) == count
+
+
+async def test_a_draining_worker_finishes_its_stream(start_cluster: StartCluster) -> None:
+    async with start_cluster() as cluster:
+        body = body_of(100, 6, max_tokens=150, stream=True)
+        async with cluster.http.stream("POST", "/v1/completions", json=body) as reply:
+            lines = reply.aiter_lines()
+            await anext(lines)
+            os.kill(cluster.pid("decode-0"), signal.SIGTERM)
+            rest = [line async for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+
+
+@contextlib.asynccontextmanager
+async def stopped(pid: int) -> AsyncIterator[None]:
+    """SIGSTOP for the length of the block."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_prefill_worker_that_hangs_is_left_at_the_deadline(
+    start_cluster: StartCluster,
+) -> None:
+    async with start_cluster("transport.prefill_deadline_s=1.0") as cluster:
+        body = body_of(300, 7)
+        expected, _ = await ask(cluster, {**body, "cache_salt": "before"})
+        async with stopped(cluster.pid("prefill-0")):
+            tokens, timings = await ask(cluster, body)
+        assert tokens == expected
+        assert any(rung.startswith("home:") for rung in timings["fallbacks"])
+        await cluster.until_at_rest(timeout_s=10)
