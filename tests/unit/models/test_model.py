@@ -1,0 +1,95 @@
+"""The seams of a model: what it asks of its KV, and what it leaves to its experts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from triptych.models.load import load_model
+from triptych.testing.checkpoints import FAMILIES, WINDOW, edit_config, tiny_checkpoint, tiny_llama
+
+
+class RowwiseKv:
+    """Attends to nothing: hands each row's own query back, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, dict[str, Any]]] = []
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+        assert k.shape == v.shape and q.shape[0] == k.shape[0]
+        self.asked.append((layer, how))
+        return q
+
+
+class RecordingExperts:
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, tuple[int, ...]]] = []
+
+    def __call__(
+        self, layer: int, rows: Tensor, ids: Tensor | None, weights: Tensor | None
+    ) -> Tensor:
+        assert ids is None and weights is None
+        self.calls.append((layer, tuple(rows.shape)))
+        return torch.zeros_like(rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_does_not_notice_its_neighbours(
+    family: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = load_model(tiny_checkpoint(tmp_path, family), dtype=dtype)
+    ids, positions = torch.arange(64), torch.arange(64) * 3
+    together = model.forward(ids, positions, RowwiseKv())
+    alone = model.forward(ids[16:32], positions[16:32], RowwiseKv())
+    assert torch.equal(together[16:32], alone)
+    assert torch.equal(model.logits(together)[20:24], model.logits(together[20:24]))
+
+
+def test_each_layer_asks_for_its_own_window_and_soft_cap(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path, "gemma3")
+    edit_config(tmp_path, attn_logit_softcapping=30.0)
+    kv = RowwiseKv()
+    model = load_model(tmp_path, dtype=torch.float32)
+    model.forward(torch.arange(16), torch.arange(16), kv)
+    windows = [WINDOW] * 5 + [None, WINDOW]
+    assert kv.asked == [
+        (layer, {"scale": 24**-0.5, "window": window, "softcap": 30.0})
+        for layer, window in enumerate(windows)
+    ]
+
+
+def test_a_layer_is_reported_when_its_kv_is_written(tmp_path: Path) -> None:
+    model, kv = load_model(tiny_llama(tmp_path), dtype=torch.float32), RowwiseKv()
+    written: list[list[int]] = []
+    model.forward(
+        torch.arange(16),
+        torch.arange(16),
+        kv,
+        after_layer=lambda layer: written.append([asked for asked, _ in kv.asked]),
+    )
+    assert written == [[0], [0, 1], [0, 1, 2]]
+
+
+def test_ffns_that_live_elsewhere_are_not_even_read(tmp_path: Path) -> None:
+    file = tiny_llama(tmp_path) / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: w for name, w in weights.items() if ".mlp." not in name}, file)
+    experts = RecordingExperts()
+    model = load_model(tmp_path, dtype=torch.float32, experts=experts)
+    model.forward(torch.arange(32), torch.arange(32), RowwiseKv())
+    assert experts.calls == [(layer, (32, 64)) for layer in range(3)]
+
+
+def test_logits_are_float32_in_every_dtype(tmp_path: Path) -> None:
+    model = load_model(tiny_checkpoint(tmp_path, "gemma3"), dtype=torch.bfloat16)
+    hidden = model.forward(torch.arange(16), torch.arange(16), RowwiseKv())
+    assert hidden.dtype == torch.bfloat16
+    logits = model.logits(hidden[:3])
+    assert logits.dtype == torch.float32 and logits.shape == (3, model.config.vocab_size)
+    assert logits.abs().max() <= 20.0

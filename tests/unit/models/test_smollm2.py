@@ -1,0 +1,70 @@
+"""A real model: SmolLM2 135M from its quantised GGUF file, against transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from triptych.hub import pull_model
+from triptych.models.load import load_model
+from triptych.models.model import Model
+from triptych.testing.dense_kv import DenseSequence, greedy_tokens
+from triptych.tokenizer import Tokenizer
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def file() -> Path:
+    return pull_model("smollm2-135m")
+
+
+@pytest.fixture(scope="module")
+def model(file: Path) -> Model:
+    return load_model(file, dtype=torch.float32)
+
+
+def test_it_knows_the_capital_of_france(file: Path, model: Model) -> None:
+    tokenizer = Tokenizer.load(file)
+    answer = greedy_tokens(model, tokenizer.encode_chat(QUESTION), 8)
+    assert tokenizer.decode(answer) == "The capital of France is Paris."
+    assert answer[-1] in model.config.eos_token_ids
+
+
+def test_logits_are_those_of_transformers(file: Path, model: Model) -> None:
+    theirs = _transformers_model(file)
+    text = "Once upon a time, in a land of rivers and mountains, a baker found a key. " * 4
+    ids = Tokenizer.load(file).encode(text)
+    with torch.inference_mode():
+        expected = theirs(torch.tensor([ids])).logits[0].clone()
+    logits = DenseSequence(model).extend(ids)
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=2e-3)
+    assert torch.equal(logits.argmax(-1), expected.argmax(-1))
+
+
+def _transformers_model(file: Path) -> Any:
+    """What `from_pretrained(gguf_file=…)` builds, without the package it wants for that."""
+    from transformers import LlamaConfig, LlamaForCausalLM, modeling_gguf_pytorch_utils
+
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
+        tie_word_embeddings=True,
+    )
+    theirs: Any = LlamaForCausalLM(config)
+    load: Any = modeling_gguf_pytorch_utils.load_gguf_checkpoint  # untyped
+    weights = load(str(file), return_tensors=True, model_to_load=theirs)["tensors"]
+    loaded = theirs.load_state_dict(weights, strict=False)
+    assert loaded.missing_keys in ([], ["lm_head.weight"]) and not loaded.unexpected_keys
+    theirs.tie_weights()
+    return theirs.eval()
