@@ -8,6 +8,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from rich.console import Console
 
@@ -20,20 +21,28 @@ from triptych.launch.local import LocalLauncher
 from triptych.launch.timings import timing_rows
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to ask once the cluster is up."""
+
+    prompt: str
+    max_tokens: int
+
+
 async def run_up(
     config: ClusterConfig,
     launcher: LocalLauncher,
     console: Console,
+    question: Question | None,
     *,
-    prompt: str | None,
     leave: bool,
 ) -> None:
     """Returns when told to stop (SIGINT, SIGTERM, SIGHUP), or after the answer with `leave`.
 
     The first signal drains, the second kills. Raises LaunchError, and the client's errors for the
-    prompt; whatever happens, nothing is left running.
+    question; whatever happens, nothing is left running.
     """
-    work = asyncio.create_task(_serve(config, launcher, console, prompt=prompt, leave=leave))
+    work = asyncio.create_task(_serve(config, launcher, console, question, leave=leave))
     with _interrupts(first=work.cancel, later=launcher.kill) as interrupted:
         try:
             await work
@@ -66,8 +75,8 @@ async def _serve(
     config: ClusterConfig,
     launcher: LocalLauncher,
     console: Console,
+    question: Question | None,
     *,
-    prompt: str | None,
     leave: bool,
 ) -> None:
     began = time.monotonic()
@@ -78,8 +87,8 @@ async def _serve(
     say(console, f"\nready in {time.monotonic() - began:.1f} s: {config.served_name} at {url}")
     say(console, f"logs: {launcher.run_dir.path / 'logs'}\n")
     say(console, examples(url, config.served_name, with_key=key is not None))
-    if prompt is not None:
-        await _answer(ChatClient(url, api_key=key), console, prompt)
+    if question is not None:
+        await _answer(ChatClient(url, api_key=key), console, question)
     if not leave:
         async for event in launcher.watch():
             if line := _news(event):
@@ -100,10 +109,15 @@ async def _shown_while_starting(launcher: LocalLauncher, board: Board) -> str:
             await showing
 
 
-async def _answer(client: ChatClient, console: Console, prompt: str) -> None:
-    say(console, f"> {prompt}")
-    messages = [{"role": "user", "content": prompt}]
-    answer = await client.ask(messages, lambda text: write(console, text), timings=True)
+async def _answer(client: ChatClient, console: Console, question: Question) -> None:
+    say(console, f"> {question.prompt}")
+    answer = await client.ask(
+        [{"role": "user", "content": question.prompt}],
+        lambda text: write(console, text),
+        timings=True,
+        max_tokens=question.max_tokens,
+        temperature=0,  # the same words every time, on every split
+    )
     write(console, "\n\n")
     show_rows(console, timing_rows(answer))
 

@@ -40,7 +40,7 @@ class Screen(io.StringIO):
 
 def run(launcher: LocalLauncher, screen: Screen) -> asyncio.Task[None]:
     console = Console(file=screen, width=200)
-    work = run_up(ClusterConfig(), launcher, console, prompt=None, leave=False)
+    work = run_up(ClusterConfig(), launcher, console, None, leave=False)
     return asyncio.create_task(work)
 
 

@@ -27,6 +27,7 @@ def up(
     prompt: Annotated[
         str | None, typer.Option(help="Ask this once it is up, and show where the time went.")
     ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of the prompt's answer.")] = 128,
     leave: Annotated[bool, typer.Option("--exit", help="Stop after the prompt's answer.")] = False,
     run_dir: Annotated[
         Path | None, typer.Option(help="For sockets and logs; default: a temporary one.")
@@ -42,7 +43,7 @@ def up(
     from triptych.launch.local import LocalLauncher
     from triptych.launch.plan import scale_pool
     from triptych.launch.rundir import own_or_temporary
-    from triptych.launch.up import run_up
+    from triptych.launch.up import Question, run_up
 
     if leave and prompt is None:
         raise typer.BadParameter("only with --prompt", param_hint="--exit")
@@ -60,7 +61,8 @@ def up(
     pull_if_known(config.model, console)
     with own_or_temporary(run_dir) as place:
         launcher = LocalLauncher(config, place)
-        asyncio.run(run_up(config, launcher, console, prompt=prompt, leave=leave))
+        question = Question(prompt, max_tokens) if prompt is not None else None
+        asyncio.run(run_up(config, launcher, console, question, leave=leave))
 
 
 def _absolute(model: str) -> str:
