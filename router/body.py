@@ -11,6 +11,7 @@ from pydantic_core import from_json
 
 from router.errors import ClientGone, HttpError, Problem
 from router.fields import Body, explain
+from router.off_loop import off_loop
 from triptych.errors import RequestError
 
 BODY_DEADLINE_S = 60.0
@@ -29,10 +30,17 @@ async def read_body(request: Request, model: type[_B], max_bytes: int) -> _B:
     except TimeoutError:
         message = f"the body did not arrive within {BODY_DEADLINE_S:g} s"
         raise _refusal(408, message, close=True) from None
+    return await off_loop(lambda: parse_body(raw, model), len(raw))
+
+
+def parse_body(raw: bytes, model: type[_B]) -> _B:
+    """Raises RequestError naming the field."""
     try:
         data = from_json(raw, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
         raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(data, dict):
+        raise RequestError("the body must be a JSON object", code="invalid_json")
     try:
         return model.model_validate(data)
     except ValidationError as error:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
+    Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    Strict,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
 MAX_TOKEN_ID = (1 << 32) - 1  # what a protobuf uint32 holds; the vocabulary is checked later
+TokenId = Annotated[int, Strict(), Field(ge=0, le=MAX_TOKEN_ID)]
+TokenIds = Annotated[list[TokenId], Strict(), Field(min_length=1, fail_fast=True)]
 UNKNOWN_FIELD, FIELD = "unknown_field", "field"  # error types whose context names the field
 
 
@@ -42,7 +48,8 @@ class Body(BaseModel):
         return data
 
 
-@dataclass(frozen=True, slots=True)
+# eq=False: typing caches `Annotated` by equality and would take (None, 0) and (None, False) for one.
+@dataclass(frozen=True, slots=True, eq=False)
 class Harmless:
     """Annotates a field that is not implemented: accepted at the values that ask for nothing.
 
@@ -84,45 +91,50 @@ def field_error(field: str, message: str) -> PydanticCustomError:
     return PydanticCustomError(FIELD, "{reason}", {"reason": message, "field": field})
 
 
+def at_most(limit: int) -> BeforeValidator:
+    """Refuses a larger collection before its items are looked at, each good for an error."""
+
+    def check(given: Any) -> Any:
+        if isinstance(given, dict | list) and len(given) > limit:
+            raise PydanticCustomError(
+                "too_long", "may have at most {limit} items", {"limit": limit}
+            )
+        return given
+
+    return BeforeValidator(check)
+
+
 def check_prompt(value: Any) -> Any:
     """A prompt of the completions API: text, texts, token ids or lists of token ids.
 
-    By hand, because a union of four list types answers one wrong element with four errors per
-    element.
+    The first item tells which: a union of list types would answer one wrong element with an error
+    from every branch.
     """
     if isinstance(value, str):
         return value
-    if not isinstance(value, list):
-        raise _prompt_error("must be a string, a list of strings, token ids or lists of token ids")
-    if not value:
-        raise _prompt_error("must not be an empty list")
-    first = value[0]
-    if isinstance(first, str):
-        _check_each(value, lambda item: isinstance(item, str), "a string, like the first item")
-    elif isinstance(first, list):
-        _check_each(
-            value, lambda item: isinstance(item, list) and bool(item), "a list of token ids"
+    if not isinstance(value, list) or not value:
+        raise _prompt_error(
+            "should be a string or a list of strings, token ids or lists of token ids"
         )
-        for index, ids in enumerate(value):
-            _check_each(ids, is_token_id, "a token id", f"item {index}, ")
-    else:
-        _check_each(value, is_token_id, "a token id or string")
-    return value
-
-
-def is_token_id(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= MAX_TOKEN_ID
-
-
-def _check_each(items: Sequence[Any], good: Any, wanted: str, where: str = "") -> None:
-    for index, item in enumerate(items):
-        if not good(item):
-            raise _prompt_error(f"{where}item {index} is not {wanted}")
+    kind = _PROMPT_LISTS.get(type(value[0]), _IDS)
+    try:
+        return kind.validate_python(value)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = _spelled(problem["loc"])
+        raise _prompt_error(f"item {where} {_lowered(problem['msg'])}") from None
 
 
 def _prompt_error(message: str) -> PydanticCustomError:
-    # The message is a template to pydantic; ours holds no caller's text.
+    # The message is a template to pydantic, and ours may hold braces.
     return PydanticCustomError("prompt", "{reason}", {"reason": message})
+
+
+_IDS: TypeAdapter[Any] = TypeAdapter(TokenIds)
+_PROMPT_LISTS: dict[type, TypeAdapter[Any]] = {
+    str: TypeAdapter(Annotated[list[str], Strict(), Field(fail_fast=True)]),
+    list: TypeAdapter(Annotated[list[TokenIds], Strict(), Field(fail_fast=True)]),
+}
 
 
 def explain(error: ValidationError, data: Any) -> tuple[str, str | None]:
@@ -140,7 +152,7 @@ def explain(error: ValidationError, data: Any) -> tuple[str, str | None]:
         if problem["loc"][:1] == problems[0]["loc"][:1]
     ]
     path = max((path for path, _ in same_field), key=len, default=first)
-    told = dict.fromkeys(problem["msg"] for p, problem in same_field if p == path)
+    told = dict.fromkeys(_lowered(problem["msg"]) for p, problem in same_field if p == path)
     name = _spelled(path)
     message = " or ".join(told)
     return (f"{name}: {message}" if name else message), name or None
@@ -163,5 +175,11 @@ def _field_path(problem: ErrorDetails, data: Any) -> tuple[int | str, ...]:
 def _spelled(path: Sequence[int | str]) -> str:
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+        text += f"[{part}]" if isinstance(part, int) else f".{part[:100]}"
     return text.removeprefix(".")
+
+
+def _lowered(message: str) -> str:
+    """pydantic's "Input should be …" as the end of "field: …"."""
+    message = message.removeprefix("Input ")
+    return message[:1].lower() + message[1:]

@@ -1,19 +1,14 @@
-"""Messages and prompts to token ids. Long ones in a thread: the event loop serves everybody."""
+"""Messages and prompts to token ids. Long ones are encoded in a thread."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
+from router.off_loop import off_loop
 from router.sampling import check_token_ids
 from router.schema import Message
 from triptych.tokenizer import Tokenizer
-
-_T = TypeVar("_T")
-
-_THREAD_CHARS = 8192  # some milliseconds of encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +42,3 @@ async def text_prompt(
         return tokenizer.encode(given, add_special_tokens=add_special_tokens)
 
     return Prompt(await off_loop(encode, len(given)), given)
-
-
-async def off_loop(work: Callable[[], _T], size: int) -> _T:
-    return work() if size < _THREAD_CHARS else await asyncio.to_thread(work)

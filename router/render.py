@@ -75,11 +75,12 @@ async def chunked_answer(
             extra: dict[str, Any] = {}
             if extras.usage:
                 extra["usage"] = generation.running_usage if extras.running_usage else None
-            unsent[piece.choice] += piece.token_ids
             choices = list(shape.chunk_choices(piece))
-            if choices and extras.token_ids:
-                ids = {"token_ids": unsent.pop(piece.choice)}
-                choices[-1] = choices[-1].model_copy(update=ids)
+            if extras.token_ids:
+                unsent[piece.choice] += piece.token_ids
+                if choices:
+                    ids = {"token_ids": unsent.pop(piece.choice)}
+                    choices[-1] = choices[-1].model_copy(update=ids)
             for choice in choices:
                 yield shape.chunk([choice], extra)
     final: dict[str, Any] = {}

@@ -13,15 +13,23 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from router.fields import MAX_TOKEN_ID, Body, check_prompt, field_error, harmless
+from router.fields import (
+    MAX_TOKEN_ID,
+    Body,
+    TokenId,
+    at_most,
+    check_prompt,
+    field_error,
+    harmless,
+)
 
+MAX_MESSAGES = 4096
 MAX_CHOICES = 128
 MAX_TOTAL_CHOICES = 1024
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
 _MAX_COUNT = (1 << 31) - 1
 
-TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 Salt = Annotated[str, Field(max_length=256)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 Stops = StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)]
@@ -29,6 +37,7 @@ StopTokens = Annotated[list[TokenId], Field(max_length=1024, fail_fast=True)]
 LogitBias = Annotated[
     dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
     Field(max_length=1024),
+    at_most(1024),
 ]
 
 _TOKEN_IDS = {
@@ -91,7 +100,11 @@ class Message(Body):
         return sum(len(part.text) for part in self.content)
 
 
-Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+Messages = Annotated[
+    list[Message],
+    Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
+    at_most(MAX_MESSAGES),
+]
 
 
 class StreamOptions(Body):
@@ -119,13 +132,14 @@ class GenerationBody(Body):
     stop_token_ids: StopTokens | None = None
     min_tokens: Annotated[int, Field(ge=0, le=_MAX_COUNT)] | None = None
     ignore_eos: bool | None = None
+    return_token_ids: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     cache_salt: Salt | None = None  # requests with other salts share no cached prefix
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=64), at_most(64)] | None = None
     store: Annotated[Any, harmless(False)] = None
     service_tier: Annotated[Any, harmless("auto", "default")] = None
     priority: Annotated[Any, harmless(0)] = None

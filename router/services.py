@@ -75,6 +75,9 @@ class Services:
     ) -> Job:
         """Raises RequestError for what does not fit the model."""
         context = self.require_context()
+        field = "messages" if isinstance(body, ChatRequest) else "prompt"
+        if not all(prompt.ids for prompt in prompts):
+            raise RequestError(f"{field}: must hold at least one token", param=field)
         seed = draw_seed(body.seed)
         params = [
             sampling_params(

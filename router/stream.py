@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import TypeVar
 
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -93,9 +94,8 @@ class EventStream(Response):
             async for frame in frames:
                 if not self._started:
                     self._started = True
-                    self.init_headers({**_HEADERS, **self._more_headers()})
-                    head = {"status": 200, "headers": self.raw_headers}
-                    await send({"type": "http.response.start", **head})
+                    head = Headers({**_HEADERS, **self._more_headers()})
+                    await send({"type": "http.response.start", "status": 200, "headers": head.raw})
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from router.body import read_body
+from router.off_loop import off_loop
 from router.openapi import json_body, reads_body
-from router.prompt import Prompt, chat_prompt, off_loop, text_prompt
+from router.prompt import Prompt, chat_prompt, text_prompt
 from router.reply import DetokenizeReply, TokenizeReply
 from router.sampling import check_token_ids
 from router.schema import DetokenizeRequest, TokenizeRequest
