@@ -149,8 +149,9 @@ class Directory(RegistryServicer):
         clock = asyncio.get_running_loop().time
         try:
             async with asyncio.timeout(self._silence_s) as member.patience:
-                async for report in reports:
-                    if member.dismissal:
+                while not member.dismissal:
+                    report = await anext(reports, None)
+                    if report is None:
                         return
                     member.patience.reschedule(clock() + self._silence_s)
                     member.view = _seen(member.hello, report.load)

@@ -50,15 +50,20 @@ def generate_request(
     *,
     n: int = 1,
     prefill: pb.PrefillTarget | None = None,
+    spare_prefill: Sequence[pb.PrefillTarget] = (),
     cache_salt: str = "",
 ) -> pb.GenerateRequest:
-    """One request for its home; `prefill` None: the home prefills by itself."""
+    """One request for its home.
+
+    `prefill` None: the home prefills by itself. `spare_prefill` are asked in turn when it fails.
+    """
     return pb.GenerateRequest(
         request_id=request_id,
         prompt_ids=prompt_ids,
         sampling=sampling_message(params),
         n=n,
         prefill=prefill,
+        spare_prefill=spare_prefill,
         cache_salt=cache_salt,
     )
 

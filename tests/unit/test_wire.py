@@ -122,12 +122,13 @@ def test_a_seed_that_does_not_fit_is_no_silent_other_seed():
 def test_a_request_without_prefill_worker_says_so():
     params = SamplingParams(seed=3, max_tokens=5)
     target = pb.PrefillTarget(worker_id="prefill-0", epoch=9, address="unix:/p.sock")
+    spare = pb.PrefillTarget(worker_id="prefill-1", epoch=4, address="unix:/q.sock")
     alone = over_the_wire(wire.generate_request("r", [1, 2], params))
-    helped = over_the_wire(
-        wire.generate_request("r", [1, 2], params, n=2, prefill=target, cache_salt="s")
-    )
+    options = {"n": 2, "prefill": target, "spare_prefill": [spare], "cache_salt": "s"}
+    helped = over_the_wire(wire.generate_request("r", [1, 2], params, **options))
     assert not alone.HasField("prefill")
     assert (alone.request_id, list(alone.prompt_ids), alone.n) == ("r", [1, 2], 1)
+    assert list(helped.spare_prefill) == [spare]
     assert (helped.prefill, helped.n, helped.cache_salt) == (target, 2, "s")
     assert wire.sampling_params(helped.sampling) == params
 

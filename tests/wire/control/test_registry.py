@@ -46,6 +46,12 @@ async def open_registry(serve, address, **options: Any) -> tuple[Directory, str]
     return directory, server.address
 
 
+async def second_report(directory: Directory) -> None:
+    """Waits for a `counting` worker to report again: by then it knows that it is attached."""
+    [worker] = await directory.wait_for(lambda workers: len(workers) == 1, PATIENCE_S)
+    await directory.wait_for(lambda workers: workers[0].running > worker.running, PATIENCE_S)
+
+
 @contextlib.asynccontextmanager
 async def attached(target: str, *args: Any, **options: Any) -> AsyncIterator[asyncio.Task[Any]]:
     """A worker that stays attached while the block runs."""
@@ -235,13 +241,11 @@ async def test_workers_re_attach_to_a_restarted_router(serve, address, caplog):
     first = Directory()
     server = await serve(address, lambda server: add_RegistryServicer_to_server(first, server))
     async with attached(server.address, hello(), counting()):
-        await first.wait_for(lambda workers: ids(workers) == ["decode-0"], PATIENCE_S)
+        await second_report(first)
         await server.stop(0.0)
         assert first.workers() == []
         second, _ = await open_registry(serve, server.address)
-        [worker] = await second.wait_for(lambda workers: len(workers) == 1, PATIENCE_S)
-        # The report after the introduction: by then the worker has logged what it thinks.
-        await second.wait_for(lambda workers: workers[0].running > worker.running, PATIENCE_S)
+        await second_report(second)
     told = [record.getMessage() for record in caplog.records if "attached" in record.message]
     assert len(told) == 3
     assert told[0] == f"attached to router {first.epoch:x}"
