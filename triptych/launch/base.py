@@ -21,7 +21,7 @@ class LaunchError(TriptychError):
 class ProcessState(enum.StrEnum):
     STARTING = "starting"  # the process exists, it has not said anything yet
     LOADING = "loading"  # it logs, but serves nothing yet
-    READY = "ready"  # the router answers; a worker serves
+    READY = "ready"  # the router answers; a worker is attached to it
     EXITED = "exited"  # ended without being told to
     STOPPED = "stopped"  # ended because it was told to
 

@@ -61,6 +61,11 @@ class Child:
         self._told_to_end = asyncio.Event()
 
     @property
+    def pid(self) -> int | None:
+        """Also its process group's id; None while nothing runs."""
+        return None if self._process is None else self._process.pid
+
+    @property
     def running(self) -> bool:
         return self.state not in (ProcessState.EXITED, ProcessState.STOPPED)
 

@@ -29,7 +29,7 @@ from triptych.launch.base import LaunchError, ProcessEvent, ProcessState
 from triptych.launch.child import BackOff, Child
 from triptych.launch.guarding import guarded
 from triptych.launch.plan import ProcessSpec, plan
-from triptych.launch.ready import ClusterProbe, ClusterView, Probe, judge
+from triptych.launch.ready import ClusterView, Probe, RouterProbe, judge
 from triptych.launch.rundir import RunDir
 
 _POLL_S = 0.1  # while something is not ready
@@ -42,7 +42,7 @@ class LocalLauncher:
     """Implements Launcher. One event loop, one start, one stop; `async with` does both.
 
     `specs`, `probe` and `back_off` have their natural defaults: the plan of `config`, its
-    processes, and half a second that doubles. `margin_s` is granted on top of `config.drain_s`
+    router, and half a second that doubles. `margin_s` is granted on top of `config.drain_s`
     before a process is killed.
     """
 
@@ -133,10 +133,16 @@ class LocalLauncher:
         for child in self._children:
             child.kill()
 
+    def pid(self, name: str) -> int | None:
+        """Of the running process of that name; None between two lives."""
+        return next(child.pid for child in self._children if child.spec.name == name)
+
     @property
     def _started_up(self) -> bool:
         outcome = self._outcome
-        return outcome is not None and outcome.done() and isinstance(outcome.result(), str)
+        if outcome is None or not outcome.done() or outcome.exception() is not None:
+            return False
+        return isinstance(outcome.result(), str)
 
     async def _start(self) -> None:
         self._outcome = asyncio.get_running_loop().create_future()
@@ -148,11 +154,12 @@ class LocalLauncher:
         await self._resources.enter_async_context(guarded(mark, grace_s, log_file))
         if self._probe is None:
             client = await self._resources.enter_async_context(httpx.AsyncClient(trust_env=False))
-            self._probe = ClusterProbe(self.run_dir, self.specs, client)
+            self._probe = RouterProbe(self.run_dir, client)
         for spec in self.specs:
             await self._start_child(spec, mark)
         self._unsettled.set()
         self._attendant = asyncio.create_task(self._attend(self._probe), name="attend the cluster")
+        self._attendant.add_done_callback(self._pass_on)
 
     async def _start_child(self, spec: ProcessSpec, mark: str) -> None:
         child = Child(
@@ -188,10 +195,18 @@ class LocalLauncher:
                 if child.running and child.restarts == restarts:  # what we saw is about this one
                     spec = child.spec
                     child.change(*judge(spec.name, spec.ready, view, child.last_message()))
-            if view.complete and all(child.settled for child in self._children):
+            if view.ready and all(child.settled for child in self._children):
                 self._unsettled.clear()
                 self._conclude(view)
             await asyncio.sleep(_POLL_S)
+
+    def _pass_on(self, attendant: asyncio.Task[None]) -> None:
+        """A bug in the attendant must not look like a cluster that takes long to start."""
+        error = None if attendant.cancelled() else attendant.exception()
+        if error is not None:
+            _log.error("nobody watches the cluster's state any more", exc_info=error)
+            if self._outcome is not None and not self._outcome.done():
+                self._outcome.set_exception(error)
 
     def _conclude(self, view: ClusterView) -> None:
         assert self._outcome is not None and view.url is not None, "it is ready"
@@ -204,6 +219,7 @@ class LocalLauncher:
     async def _wind_down(self) -> None:
         if self._attendant is not None:
             self._attendant.cancel()
+            await asyncio.wait([self._attendant])
         if self._outcome is not None and not self._outcome.done():
             self._outcome.set_result(None)
         deadline = time.monotonic() + self._config.drain_s + self._margin_s

@@ -14,8 +14,8 @@ from triptych.launch.machine import usable_cores
 from triptych.launch.rundir import RunDir
 
 # What makes a process ready. "listening": it wrote router.json and answers there.
-# "serving": the gRPC health on its socket in the run directory says so.
-ReadyWhen = Literal["listening", "serving"]
+# "attached": the router counts it among its workers.
+ReadyWhen = Literal["listening", "attached"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def _workers(pool: PoolConfig, place: RunDir, env: Mapping[str, str]) -> Iterato
         who = ("--pool", pool.name, "--id", name)
         where = ("--config", str(place.config_file), "--run-dir", str(place.path))
         argv = (sys.executable, "-m", f"{pool.role}_worker", *who, *where)
-        yield ProcessSpec(name, pool.role, argv, env, "serving")
+        yield ProcessSpec(name, pool.role, argv, env, "attached")
 
 
 def _thread_env(threads: int, *, crowded: bool) -> Mapping[str, str]:

@@ -36,10 +36,6 @@ class RunDir:
     def log_file(self, name: str) -> Path:
         return self.path / "logs" / f"{name}.log"
 
-    def socket(self, name: str) -> Path:
-        """Where process `name` serves gRPC."""
-        return self.path / f"{name}.sock"
-
     def check_socket(self, name: str) -> None:
         """Raises ConfigError when the path of process `name`'s socket would be too long."""
         longest = os.fsencode(self.path.absolute() / (name + _SUFFIX))

@@ -38,7 +38,7 @@ STUBBORN = OBEDIENT.replace("    sys.exit(0)\n", "")
 
 
 class FileProbe:
-    """A process serves once its pid file is there; the router listens once it has one."""
+    """A process is attached once its pid file is there; the router listens once it has one."""
 
     def __init__(self, place: Path) -> None:
         self._place = place
@@ -46,7 +46,7 @@ class FileProbe:
     async def look(self) -> ClusterView:
         names = frozenset(path.stem for path in self._place.glob("*.pid"))
         url = "http://127.0.0.1:4711" if "router" in names else None
-        return ClusterView(url, names - {"router"}, complete=url is not None)
+        return ClusterView(url, url is not None, names - {"router"})
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def scripted(run_dir: Path) -> Callable[..., ProcessSpec]:
     def spec(name: str, source: str = OBEDIENT) -> ProcessSpec:
         role: Literal["router", "decode"] = "router" if name == "router" else "decode"
         argv = (sys.executable, "-I", "-S", "-u", "-c", source, str(run_dir), name)
-        return ProcessSpec(name, role, argv, {}, "listening" if role == "router" else "serving")
+        return ProcessSpec(name, role, argv, {}, "listening" if role == "router" else "attached")
 
     return spec
 

@@ -37,7 +37,7 @@ async def main():
     specs = []
     for name, source in (("decode-0", STUBBORN), ("decode-1", POLITE)):
         argv = (sys.executable, "-c", source, report, str(place / "polite"))
-        specs.append(ProcessSpec(name, "decode", argv, {}, "serving"))
+        specs.append(ProcessSpec(name, "decode", argv, {}, "attached"))
     config = ClusterConfig(drain_s=0.2)
     await LocalLauncher(config, place / "run", specs=specs, margin_s=0.2).start()
     await asyncio.Event().wait()

@@ -42,7 +42,7 @@ def alive(pid: int) -> bool:
     return True
 
 
-async def test_a_cluster_is_ready_when_its_router_listens_and_its_workers_serve(
+async def test_a_cluster_is_ready_when_its_router_listens_and_its_workers_are_attached(
     launcher: Launch, scripted: Spec
 ) -> None:
     async with launcher(scripted("router"), scripted("decode-0")) as cluster:
@@ -97,13 +97,14 @@ async def test_a_crashed_worker_is_started_again_and_counted(
     async with launcher(scripted("router"), scripted("decode-0")) as cluster:
         await cluster.wait_ready(30)
         first = pid_of(run_dir, "decode-0")
+        assert cluster.pid("decode-0") == first
         (run_dir / "decode-0.pid").unlink()
         os.kill(first, signal.SIGKILL)
         exited = await seen(cluster, "decode-0", ProcessState.EXITED)
         assert exited.detail == "was killed by SIGKILL; starts again in 0.01 s"
         again = await seen(cluster, "decode-0", ProcessState.READY, restarts=1)
         assert again.restarts == 1
-        assert pid_of(run_dir, "decode-0") != first
+        assert cluster.pid("decode-0") == pid_of(run_dir, "decode-0") != first
 
 
 async def test_a_worker_that_keeps_crashing_waits_longer_each_time(
@@ -225,7 +226,7 @@ async def test_a_restarted_router_keeps_the_port_that_was_chosen_for_it(
 async def test_a_command_that_does_not_exist_ends_the_start(
     launcher: Launch, scripted: Spec
 ) -> None:
-    ghost = ProcessSpec("decode-0", "decode", ("/no/such/python",), {}, "serving")
+    ghost = ProcessSpec("decode-0", "decode", ("/no/such/python",), {}, "attached")
     async with launcher(scripted("router"), ghost) as cluster:
         with pytest.raises(LaunchError, match="decode-0 exited with code 127"):
             await cluster.wait_ready(30)

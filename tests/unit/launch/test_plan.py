@@ -27,7 +27,7 @@ def test_the_router_comes_first_then_the_workers_in_the_order_of_the_config() ->
     )
     specs = plan(config, RUN, cores=4)
     assert names(specs) == ["router", "prefill-0", "decode-0", "decode-1"]
-    assert [spec.ready for spec in specs] == ["listening", "serving", "serving", "serving"]
+    assert [spec.ready for spec in specs] == ["listening", "attached", "attached", "attached"]
     assert [spec.role for spec in specs] == ["router", "prefill", "decode", "decode"]
 
 

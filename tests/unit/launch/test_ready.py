@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
+import httpx
 import pytest
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from triptych.launch.base import ProcessState
-from triptych.launch.ready import ClusterView, attached_workers, judge
+from triptych.launch.ready import ClusterView, RouterProbe, judge
+from triptych.launch.rundir import RunDir
 
 URL = "http://127.0.0.1:8000"
 
@@ -17,26 +20,26 @@ URL = "http://127.0.0.1:8000"
         ("router", "listening", ClusterView(), "", (ProcessState.STARTING, "")),
         ("router", "listening", ClusterView(), "binding", (ProcessState.LOADING, "binding")),
         ("router", "listening", ClusterView(URL), "binding", (ProcessState.READY, URL)),
-        ("decode-0", "serving", ClusterView(URL), "7/30", (ProcessState.LOADING, "7/30")),
+        ("decode-0", "attached", ClusterView(URL), "7/30", (ProcessState.LOADING, "7/30")),
         (
             "decode-0",
-            "serving",
-            ClusterView(None, frozenset({"decode-0"})),
+            "attached",
+            ClusterView(URL, True, frozenset({"decode-0"})),
             "7/30",
             (ProcessState.READY, ""),
         ),
         (
             "decode-1",
-            "serving",
-            ClusterView(URL, frozenset({"decode-0"}), complete=True),
+            "attached",
+            ClusterView(URL, True, frozenset({"decode-0"})),
             "",
             (ProcessState.STARTING, ""),
         ),
     ],
 )
-def test_a_process_is_what_it_and_its_log_say(
+def test_a_process_is_what_the_router_and_its_log_say(
     name: str,
-    when: Literal["listening", "serving"],
+    when: Literal["listening", "attached"],
     view: ClusterView,
     said: str,
     expected: tuple[ProcessState, str],
@@ -44,11 +47,38 @@ def test_a_process_is_what_it_and_its_log_say(
     assert judge(name, when, view, said) == expected
 
 
-def test_attached_workers_are_read_from_the_routers_metrics() -> None:
-    registry = CollectorRegistry()
-    gauge = Gauge("triptych_attached_workers", "Workers", ["role"], registry=registry)
-    gauge.labels("prefill").set(1)
-    gauge.labels("decode").set(3)
-    Gauge("triptych_live_streams", "Streams", registry=registry).set(7)
-    text = generate_latest(registry).decode()
-    assert attached_workers(text) == {"prefill": 1, "decode": 3}
+class FakeRouter:
+    def __init__(self, *attached: str, ready: bool = True) -> None:
+        self._attached = attached
+        self._ready = ready
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        assert request.url.host == "127.0.0.1"
+        if request.url.path == "/ready":
+            return httpx.Response(200 if self._ready else 503, json={"status": "…"})
+        workers = [{"worker_id": name, "role": "decode"} for name in self._attached]
+        return httpx.Response(200, json={"workers": workers})
+
+
+def refuse(request: httpx.Request) -> httpx.Response:
+    raise httpx.ConnectError("refused", request=request)
+
+
+@pytest.mark.parametrize(
+    ("router", "expected"),
+    [
+        (FakeRouter(), ClusterView(URL, True)),
+        (FakeRouter(ready=False), ClusterView(URL, False)),
+        (FakeRouter("decode-0"), ClusterView(URL, True, frozenset({"decode-0"}))),
+        (refuse, ClusterView()),
+    ],
+)
+async def test_the_router_is_asked_where_it_says_that_it_listens(
+    tmp_path: Path, router: Callable[[httpx.Request], httpx.Response], expected: ClusterView
+) -> None:
+    place = RunDir(tmp_path)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(router)) as client:
+        probe = RouterProbe(place, client)
+        assert await probe.look() == ClusterView()
+        place.router_file.write_text(f'{{"url": "{URL}"}}')
+        assert await probe.look() == expected
