@@ -1,0 +1,62 @@
+# The verbs of this repository. `make` alone lists them; everything else hangs off these.
+VENV   ?= .venv
+PYTHON ?= python3
+# The torch that every number in this repository was measured with. On Linux x86-64 the package
+# index serves the CUDA build, some GB; for the small CPU build add
+#   PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+TORCH     ?= torch==2.13.0
+PIP_FLAGS ?=
+# NIXL=1 adds the NIXL KV link. Without its dependencies: it asks for the CUDA build of torch.
+NIXL ?= 0
+PROMPT ?= Why is the sky blue?
+
+BIN   := $(VENV)/bin
+READY := $(VENV)/.ready $(if $(filter 1,$(NIXL)),$(VENV)/.ready-nixl)
+PROTOC = $(BIN)/python -m grpc_tools.protoc -I . --python_out=$(1) --pyi_out=$(1) \
+         --grpc_python_out=$(1) transport/protos/*.proto
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check proto bench clean
+
+help:
+	@awk -F': .*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## install everything into $(VENV); does nothing when it is up to date
+
+$(VENV)/.ready: pyproject.toml
+	@echo "== setup: $(VENV) with $(TORCH); some minutes and 2 GB of disk the first time"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_FLAGS) "$(TORCH)" -e ".[worker,dev]"
+	@touch $@
+
+$(VENV)/.ready-nixl: $(VENV)/.ready
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps "nixl-cu12>=1.5"
+	@touch $@
+
+run: setup ## start a cluster with the smallest known model, ask it something, leave it running
+	$(BIN)/triptych up --prompt "$(PROMPT)"
+
+test: check ## all checks, then all tests
+	$(BIN)/python -m pytest -q
+
+check: setup ## format, lint, types, import floors, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && $(call PROTOC,$$scratch) && \
+	for new in "$$scratch"/transport/protos/*; do \
+	  diff -q "$$new" "transport/protos/$${new##*/}" >/dev/null || \
+	    { echo "transport/protos/$${new##*/} is not what the .proto says: run \`make proto\`"; exit 1; }; \
+	done && echo "Generated code is up to date."
+
+proto: setup ## generate the Python code of transport/protos/*.proto
+	$(call PROTOC,.)
+
+bench: setup ## the benchmarks; for numbers to quote the machine must be idle
+	$(BIN)/python -m bench.one_answer
+	$(BIN)/python -m bench.handoff
+
+clean: ## remove what tools left behind; keeps $(VENV) and downloaded models
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path "./$(VENV)" -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
