@@ -28,7 +28,8 @@ from triptych.launch import guard
 from triptych.launch.base import LaunchError, ProcessEvent, ProcessState
 from triptych.launch.child import BackOff, Child
 from triptych.launch.guarding import guarded
-from triptych.launch.plan import ProcessSpec, plan
+from triptych.launch.logs import explain_delay, explain_end
+from triptych.launch.plan import ProcessSpec, plan, with_port
 from triptych.launch.ready import ClusterView, Probe, RouterProbe, judge
 from triptych.launch.rundir import RunDir
 
@@ -103,9 +104,12 @@ class LocalLauncher:
         try:
             outcome = await asyncio.wait_for(asyncio.shield(self._outcome), timeout_s)
         except TimeoutError:
-            raise LaunchError(self._explain_delay(timeout_s)) from None
+            states = [child.event() for child in self._children]
+            logs = self.run_dir.log_file("*")
+            raise LaunchError(explain_delay(states, timeout_s, logs)) from None
         if isinstance(outcome, ProcessEvent):
-            raise LaunchError(self._explain_end(outcome))
+            child = next(c for c in self._children if c.spec.name == outcome.name)
+            raise LaunchError(explain_end(outcome, child.last_lines(_TAIL_LINES)))
         if outcome is None:
             raise LaunchError("the cluster was stopped before it was ready")
         return outcome
@@ -241,20 +245,3 @@ class LocalLauncher:
             _log.warning("%s did not end in time and is killed", keepers[keeper].spec.name)
             keepers[keeper].kill()
         await asyncio.gather(*keepers)
-
-    def _explain_end(self, event: ProcessEvent) -> str:
-        child = next(child for child in self._children if child.spec.name == event.name)
-        tail = "".join(f"\n  {line}" for line in child.last_lines(_TAIL_LINES))
-        said = f"; its log ends:{tail}" if tail else " and logged nothing"
-        return f"{event.name} {event.detail} while the cluster was starting{said}"
-
-    def _explain_delay(self, timeout_s: float) -> str:
-        late = [child.event() for child in self._children if child.state is not ProcessState.READY]
-        states = "; ".join(f"{e.name} is {e.state}: {e.detail or 'no word'}" for e in late)
-        logs = self.run_dir.log_file("*")
-        return f"not ready after {timeout_s:g} s: {states or 'the router refuses'}; logs: {logs}"
-
-
-def with_port(config: ClusterConfig, port: int | None) -> ClusterConfig:
-    """The same cluster with the router on `port`."""
-    return config.model_copy(update={"router": config.router.model_copy(update={"port": port})})

@@ -68,6 +68,11 @@ def scale_pool(config: ClusterConfig, role: Role, replicas: int) -> ClusterConfi
     return parse_config(data | {"pools": pools})
 
 
+def with_port(config: ClusterConfig, port: int | None) -> ClusterConfig:
+    """The same cluster with its router on `port`."""
+    return config.model_copy(update={"router": config.router.model_copy(update={"port": port})})
+
+
 def _router(place: RunDir) -> ProcessSpec:
     where = ("--config", str(place.config_file), "--run-dir", str(place.path))
     argv = (sys.executable, "-m", "router", *where)

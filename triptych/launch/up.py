@@ -57,16 +57,16 @@ async def run_up(
 
 def examples(url: str, model: str, *, with_key: bool) -> str:
     """The lines that a user copies to try the cluster."""
-    body = {"model": model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
+    messages = [{"role": "user", "content": "Why is the sky blue?"}]
+    body = json.dumps({"model": model, "messages": messages})
     header = ' -H "Authorization: Bearer $KEY"' if with_key else ""
-    python = (
-        f"OpenAI(base_url='{url}/v1', api_key='{'<key>' if with_key else 'none'}')"
-        f".chat.completions.create(**{body!r}).choices[0].message.content"
-    )
+    client = f"OpenAI(base_url='{url}/v1', api_key='{'<key>' if with_key else 'none'}')"
+    call = f"{client}.chat.completions.create(model='{model}', messages={messages})"
     return (
         f"  curl {url}/v1/chat/completions{header} -H 'Content-Type: application/json' "
-        f"-d '{json.dumps(body)}'\n\n"
-        f'  python -c "from openai import OpenAI; print({python})"\n\n'
+        f"-d '{body}'\n\n"
+        '  python -c "from openai import OpenAI; '
+        f'print({call}.choices[0].message.content)"\n\n'
         f"  triptych chat --url {url}{' --api-key …' if with_key else ''}\n"
     )
 
