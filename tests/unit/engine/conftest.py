@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -70,25 +70,36 @@ class Home:
         return [sequence.tokens[sequence.num_prompt :] for sequence in self.sequences]
 
 
-@pytest.fixture
-def make_home(model: Model) -> Iterator[Callable[..., Home]]:
-    def make(
-        *, blocks: int = 256, chunk_tokens: int = 128, max_running: int = 32, cache: bool = True
-    ) -> Home:
-        pool = BlockPool(blocks, cache=cache)
-        storage = plain_storage(kv_layout(model.config, BLOCK_TOKENS, "float32"), blocks)
-        scheduler = Scheduler(
-            pool, block_tokens=BLOCK_TOKENS, chunk_tokens=chunk_tokens, max_running=max_running
-        )
-        outputs: list[StepOutput] = []
-        loop = DecodeLoop(
-            scheduler,
-            Runner(model, storage),
-            Sampler(model.config.eos_token_ids),
-            outputs.extend,
-            WorkerMetrics(new_registry()),
-            max_model_len=MAX_MODEL_LEN,
-        )
-        return Home(loop, pool, outputs)
+def home_of(model: Model, *, blocks: int, chunk_tokens: int, max_running: int, cache: bool) -> Home:
+    pool = BlockPool(blocks, cache=cache)
+    storage = plain_storage(kv_layout(model.config, BLOCK_TOKENS, "float32"), blocks)
+    scheduler = Scheduler(
+        pool, block_tokens=BLOCK_TOKENS, chunk_tokens=chunk_tokens, max_running=max_running
+    )
+    outputs: list[StepOutput] = []
+    loop = DecodeLoop(
+        scheduler,
+        Runner(model, storage),
+        Sampler(model.config.eos_token_ids),
+        outputs.extend,
+        WorkerMetrics(new_registry()),
+        max_model_len=MAX_MODEL_LEN,
+    )
+    return Home(loop, pool, outputs)
 
-    yield make
+
+@pytest.fixture
+def make_home(model: Model) -> Callable[..., Home]:
+    def make(
+        model: Model = model,
+        *,
+        blocks: int = 256,
+        chunk_tokens: int = 128,
+        max_running: int = 32,
+        cache: bool = True,
+    ) -> Home:
+        return home_of(
+            model, blocks=blocks, chunk_tokens=chunk_tokens, max_running=max_running, cache=cache
+        )
+
+    return make

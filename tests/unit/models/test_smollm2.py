@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from triptych.hub import pull_model
 from triptych.models.load import load_model
 from triptych.models.model import Model
 from triptych.testing.dense_kv import DenseSequence, greedy_tokens
+from triptych.testing.transformers_model import transformers_smollm2
 from triptych.tokenizer import Tokenizer
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -35,7 +35,7 @@ def test_it_knows_the_capital_of_france(file: Path, model: Model) -> None:
 
 
 def test_logits_are_those_of_transformers(file: Path, model: Model) -> None:
-    theirs = _transformers_model(file)
+    theirs = transformers_smollm2(file)
     text = "Once upon a time, in a land of rivers and mountains, a baker found a key. " * 4
     ids = Tokenizer.load(file).encode(text)
     with torch.inference_mode():
@@ -43,28 +43,3 @@ def test_logits_are_those_of_transformers(file: Path, model: Model) -> None:
     logits = DenseSequence(model).extend(ids)
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=2e-3)
     assert torch.equal(logits.argmax(-1), expected.argmax(-1))
-
-
-def _transformers_model(file: Path) -> Any:
-    """What `from_pretrained(gguf_file=…)` builds, without the package it wants for that."""
-    from transformers import LlamaConfig, LlamaForCausalLM, modeling_gguf_pytorch_utils
-
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
-        tie_word_embeddings=True,
-    )
-    theirs: Any = LlamaForCausalLM(config)
-    load: Any = modeling_gguf_pytorch_utils.load_gguf_checkpoint  # untyped
-    weights = load(str(file), return_tensors=True, model_to_load=theirs)["tensors"]
-    loaded = theirs.load_state_dict(weights, strict=False)
-    assert loaded.missing_keys in ([], ["lm_head.weight"]) and not loaded.unexpected_keys
-    theirs.tie_weights()
-    return theirs.eval()
