@@ -13,7 +13,7 @@ class TextStop:
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
         self._stops = stops
-        self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer, continues=True)
         self._matcher = StopMatcher(stops)
 
     def push(self, token_id: int) -> str | None:

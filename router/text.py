@@ -30,7 +30,7 @@ class ChoiceText:
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams, index: int) -> None:
         self.index = index
         self.finished = False
-        self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer, continues=True)
         self._trimmer = StopTrimmer(params.stop)
         self._terminators = {*params.stop_token_ids, *tokenizer.eos_token_ids}
         self._num_chars = 0
