@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -16,6 +16,12 @@ ToStatus = Callable[[BaseException], tuple[grpc.StatusCode, str] | None]
 
 _Context = grpc.aio.ServicerContext  # generic only for the type checker
 
+# gRPC tells a handler of a broken call in two steps: its reads end or its writes fail, and a moment
+# later it is cancelled: in the middle of the clean-up that the first step began. So the first step
+# is held back until the second has come.
+_WRITE_BROKEN_S = 5.0  # the cancellation is certain; an upper bound
+_READ_ENDED_S = 0.02  # it comes only if the client did not just half-close; 20 µs, 20 ms under load
+
 _log = logging.getLogger(__name__)
 
 
@@ -23,7 +29,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Wraps handlers of all four kinds, written as coroutine or async generator functions.
 
     Cancellation (the client left, the deadline passed, the server stops) is no error: it reaches
-    the handler as CancelledError and goes on to gRPC.
+    the handler as CancelledError (GeneratorExit at a `yield`) and goes on to gRPC. The end of the
+    requests means that the client half-closed, and comes 20 ms late for that.
     """
 
     def __init__(self, to_status: ToStatus) -> None:
@@ -56,18 +63,22 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         kind += "stream" if handler.response_streaming else "unary"
         make_handler = getattr(grpc, f"{kind}_rpc_method_handler")
         guarded_handler: grpc.RpcMethodHandler[Any, Any] = make_handler(
-            self._guard(getattr(handler, kind), handler_call_details.method),
+            self._guard(getattr(handler, kind), kind, handler_call_details.method),
             handler.request_deserializer,
             handler.response_serializer,
         )
         return guarded_handler
 
-    def _guard(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Awaitable[Any]]:
+    def _guard(
+        self, behaviour: Callable[..., Any], kind: str, method: str
+    ) -> Callable[..., Awaitable[Any]]:
         async def guarded(request: Any, context: _Context[Any, Any]) -> Any:
             task = asyncio.current_task()
             assert task is not None, "gRPC runs a handler in a task of its own"
             self._calls.add(task)
             task.add_done_callback(self._calls.discard)
+            if kind == "stream_stream":
+                request = _Requests(request)
             try:
                 return await _answer(behaviour(request, context), context)
             except grpc.aio.BaseError:
@@ -88,6 +99,23 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return status
 
 
+class _Requests:
+    """The requests of a stream that ends when the client half-closed, not when the call broke."""
+
+    def __init__(self, requests: AsyncIterator[Any]) -> None:
+        self._requests = requests
+
+    def __aiter__(self) -> _Requests:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return await anext(self._requests)
+        except StopAsyncIteration:
+            await asyncio.sleep(_READ_ENDED_S)
+            raise
+
+
 async def _answer(outcome: Any, context: _Context[Any, Any]) -> Any:
     if not inspect.isasyncgen(outcome):
         return await outcome
@@ -95,4 +123,12 @@ async def _answer(outcome: Any, context: _Context[Any, Any]) -> Any:
     # not when the garbage collector finds the generator.
     async with contextlib.aclosing(outcome):
         async for reply in outcome:
-            await context.write(reply)
+            await _write(context, reply)
+
+
+async def _write(context: _Context[Any, Any], reply: Any) -> None:
+    try:
+        await context.write(reply)
+    except grpc.aio.InternalError:
+        await asyncio.sleep(_WRITE_BROKEN_S)
+        raise

@@ -189,24 +189,85 @@ async def test_a_client_that_cancels_runs_the_handlers_finally(kind, serve, addr
             await endless.cleaned_up.wait()
 
 
-async def test_a_client_that_stops_reading_and_cancels_runs_the_handlers_finally(serve, address):
-    cleaned_up = asyncio.Event()
+async def test_a_cancellation_never_interrupts_the_clean_up_after_a_failed_write(serve, address):
+    clean_up = ""
+    done = asyncio.Event()
 
     async def flood(request, context):
+        nonlocal clean_up
+        clean_up = "interrupted"
         try:
             while True:
                 yield bytes(1 << 20)  # the flow-control window is soon full
         finally:
-            await asyncio.sleep(0)
-            cleaned_up.set()
+            try:
+                await asyncio.sleep(0)
+                clean_up = "complete"
+            finally:
+                done.set()
 
     server = await serve(address, handlers(unary_stream=flood))
     async with connect(server.address) as channel:
-        call = channel.unary_stream("/test.Service/unary_stream")(b"")
-        await call.read()
-        call.cancel()
+        for _ in range(50):  # a matter of timing: each has a chance of some ten percent to show it
+            done.clear()
+            call = channel.unary_stream("/test.Service/unary_stream")(b"")
+            await call.read()
+            call.cancel()
+            async with asyncio.timeout(5):
+                await done.wait()
+            assert clean_up == "complete"
+
+
+@pytest.mark.parametrize("ending", ["cancel", "disconnect"])
+async def test_a_broken_call_does_not_look_like_a_half_closed_one(ending, serve, address):
+    story: list[str] = []
+    done = asyncio.Event()
+
+    async def lease(requests, context):
+        try:
+            yield b"granted"
+            async for _ in requests:
+                pass
+            story.append("half-closed")
+        except asyncio.CancelledError:
+            story.append("cancelled")
+            raise
+        finally:
+            try:
+                await asyncio.sleep(0)
+                story.append("cleaned up")
+            finally:
+                done.set()
+
+    server = await serve(address, handlers(stream_stream=lease))
+    for _ in range(20):  # a matter of timing
+        story.clear()
+        done.clear()
+        async with connect(server.address) as channel:
+            call = channel.stream_stream("/test.Service/stream_stream")()
+            assert await call.read() == b"granted"
+            if ending == "cancel":
+                call.cancel()
         async with asyncio.timeout(5):
-            await cleaned_up.wait()
+            await done.wait()
+        assert story == ["cancelled", "cleaned up"]
+
+
+async def test_a_client_that_half_closes_still_hears_the_end(serve, address):
+    async def count(requests, context):
+        total = 0
+        async for _ in requests:
+            total += 1
+        yield str(total).encode()
+
+    server = await serve(address, handlers(stream_stream=count))
+    async with connect(server.address) as channel:
+        call = channel.stream_stream("/test.Service/stream_stream")()
+        await call.write(b"")
+        await call.write(b"")
+        await call.done_writing()
+        assert await call.read() == b"2"
+        assert await call.read() is grpc.aio.EOF
 
 
 async def test_a_client_that_dies_runs_the_handlers_finally(serve, address):
