@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from transport.kv.base import KvLinkError, TransferTimeout
@@ -47,58 +47,82 @@ class Interrupt:
                 self._abort = None
 
 
-class CopyTransfer:
-    """A Transfer whose bytes are moved by one of our threads: once that returned, none can land."""
+Copy = Callable[[Interrupt], None]
 
-    def __init__(self, future: futures.Future[None], interrupt: Interrupt) -> None:
-        self._future = future
-        self._interrupt = interrupt
+
+class CopyTransfer:
+    """A Transfer whose bytes are moved by one of our threads: once that left, none can land."""
+
+    def __init__(self, copy: Copy) -> None:
+        self._copy = copy
+        self._interrupt = Interrupt()
+        self._lock = threading.Lock()
+        self._begun = False
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Copies, on the calling thread, unless fenced before."""
+        with self._lock:
+            if self._ended.is_set():
+                return
+            self._begun = True
+        try:
+            self._copy(self._interrupt)
+        except BaseException as error:  # `wait` raises it again, where somebody can act
+            self._error = error
+        finally:
+            self._ended.set()
 
     def wait(self, timeout_s: float) -> None:
-        if not futures.wait([self._future], timeout_s).done:
+        if not self._ended.wait(timeout_s):
             raise TransferTimeout(f"not complete after {timeout_s:g} s")
-        if self._future.cancelled():
-            raise Fenced("fenced before it began")
-        self._future.result()
+        if self._error is not None:
+            raise self._error
 
     def fence(self) -> bool:
-        if not self._future.cancel():
-            self._interrupt.set()
-        return bool(futures.wait([self._future], FENCE_S).done)
+        self.drop(Fenced("fenced before it began"))
+        self._interrupt.set()
+        return self._ended.wait(FENCE_S)
+
+    def drop(self, error: KvLinkError) -> None:
+        """Fails the transfer if no thread took it up yet; then none will."""
+        with self._lock:
+            if not self._begun and not self._ended.is_set():
+                self._error = error
+                self._ended.set()
 
 
 class CopyThreads:
     """A few threads that copy for one session; started when first needed."""
 
     def __init__(self, name: str, count: int) -> None:
-        self._executor = futures.ThreadPoolExecutor(count, thread_name_prefix=name)
+        self._executor = ThreadPoolExecutor(count, thread_name_prefix=name)
         self._lock = threading.Lock()
-        self._running: set[CopyTransfer] = set()
+        self._open: set[CopyTransfer] = set()
         self._closed = False
 
-    def start(self, copy: Callable[[Interrupt], None]) -> CopyTransfer:
+    def start(self, copy: Copy) -> CopyTransfer:
         """Queues `copy`; after `close` the transfer has failed already."""
-        interrupt = Interrupt()
+        transfer = CopyTransfer(copy)
         with self._lock:
-            future = self._submit(copy, interrupt)
-            transfer = CopyTransfer(future, interrupt)
-            self._running.add(transfer)
-        future.add_done_callback(lambda _: self._running.discard(transfer))
+            if self._closed:
+                transfer.drop(KvLinkError("the session is closed"))
+            else:
+                self._open.add(transfer)
+                self._executor.submit(self._run, transfer)
         return transfer
 
-    def _submit(
-        self, copy: Callable[[Interrupt], None], interrupt: Interrupt
-    ) -> futures.Future[None]:
-        if not self._closed:
-            return self._executor.submit(copy, interrupt)
-        failed: futures.Future[None] = futures.Future()
-        failed.set_exception(KvLinkError("the session is closed"))
-        return failed
-
     def close(self) -> None:
-        """Fences what still runs and joins the threads."""
+        """Fences what is queued or running and joins the threads."""
         with self._lock:
             self._closed = True
-        for transfer in list(self._running):
+            left = list(self._open)
+        for transfer in left:
             transfer.fence()
         self._executor.shutdown(wait=True)
+
+    def _run(self, transfer: CopyTransfer) -> None:
+        transfer.run()
+        with self._lock:
+            self._open.discard(transfer)

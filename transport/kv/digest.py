@@ -37,7 +37,10 @@ def digests(
 def check_digests(
     region: Region, blocks: Sequence[int], offset: int, length: int, announced: Sequence[int]
 ) -> None:
-    """Compares our `blocks` with what was announced; those not sampled pass. Raises DigestMismatch."""
+    """Compares our `blocks` with what was announced; those not sampled pass.
+
+    Raises DigestMismatch, or KvLinkError when the lists have other lengths.
+    """
     if len(announced) != len(blocks):
         raise KvLinkError(f"{len(announced)} digests announced for {len(blocks)} blocks")
     for block, wanted in zip(blocks, announced, strict=True):

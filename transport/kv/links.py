@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from transport.kv.base import KvLink, KvSession, LinkUnusable
+from transport.kv.base import KvLink, KvLinkError, KvSession, LinkUnusable
 from transport.kv.nixl import NixlLink
 from transport.kv.region import Region
 from transport.kv.shm import ShmLink
@@ -26,10 +26,14 @@ def takes(path: str, wanted: str) -> bool:
     return path == wanted or path.startswith(f"{wanted}:")
 
 
+MAX_ATTEMPTS = 3
+
+
 class PeerLinks:
     """One session per link with one peer (one boot epoch), opened on first use. Thread-safe.
 
-    A link that turned out unusable is not tried again; after PeerGone the next use connects anew.
+    After an error the next use connects anew. A link that turned out unusable, or did not connect
+    MAX_ATTEMPTS times in a row, is not tried again.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class PeerLinks:
         self._require = require
         self._opening = {name: threading.Lock() for name in self._links}
         self._sessions: dict[str, KvSession] = {}
+        self._failures = dict.fromkeys(self._links, 0)  # to connect, since the last success
         self._reasons = {
             name: "the peer does not serve it" for name in self._links if name not in endpoints
         }
@@ -97,9 +102,12 @@ class PeerLinks:
             if self._require is not None and not takes(session.path, self._require):
                 session.close()
                 raise LinkUnusable(f"it takes {session.path}, {self._require} is required")
-        except LinkUnusable as error:
-            self._reasons[name] = str(error)
+        except KvLinkError as error:
+            self._failures[name] += 1
+            if isinstance(error, LinkUnusable) or self._failures[name] >= MAX_ATTEMPTS:
+                self._reasons[name] = str(error)
             raise
+        self._failures[name] = 0
         return session
 
     def _all_reasons(self) -> str:

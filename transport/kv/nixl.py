@@ -11,6 +11,7 @@ import json
 import logging
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from transport.kv.base import (
@@ -44,16 +45,11 @@ class NixlLink:
         peer = parse_endpoint(endpoint, _FIELDS)
         shape = RegionShape(peer["block_bytes"], peer["num_blocks"])
         check_shapes(shape, region.shape)
-        process, _ = _launch("home", region)
-        try:
-            process.send({"peer": {name: peer[name] for name in _FIELDS}})
-            path = process.answer()["path"]
-        except OSError as error:
-            process.close()
-            raise LinkUnusable(f"the transport process ended: {error}") from error
-        except BaseException:
-            process.close()
-            raise
+        with ExitStack() as undo:
+            process, _ = _launch("home", region)
+            undo.callback(process.close)
+            path = process.ask({"peer": {name: peer[name] for name in _FIELDS}})["path"]
+            undo.pop_all()
         return NixlSession(process, shape, region, path)
 
 
@@ -181,12 +177,15 @@ class NixlSession:
 def _launch(role: ProcessRole, region: Region) -> tuple[TransportProcess, dict[str, Any]]:
     if not library_present():
         raise LinkUnusable(REMEDY)
-    process = TransportProcess(role, region)
-    try:
-        return process, process.answer()
-    except BaseException:
-        process.close()
-        raise
+    with ExitStack() as undo:
+        process = TransportProcess(role, region)
+        undo.callback(process.close)
+        try:
+            described = process.ask()
+        except PeerGone as error:
+            raise LinkUnusable(str(error)) from error
+        undo.pop_all()
+    return process, described
 
 
 def _error_of(head: dict[str, Any]) -> KvLinkError | None:

@@ -63,10 +63,13 @@ class PoolAgent:
             self._agent.register_memory([(array.ctypes.data, array.nbytes, 0, "")], "DRAM")
 
     def connect(self, metadata: bytes) -> str:
-        """Returns the peer's name for `read`. Raises PeerGone, KvLinkError."""
-        with self._as_link_errors():
-            name: bytes = self._agent.add_remote_agent(metadata)
-            return name.decode()
+        """Returns the peer's name for `read`. Raises PeerGone."""
+        try:
+            with self._as_link_errors():
+                name: bytes = self._agent.add_remote_agent(metadata)
+        except KvLinkError as error:  # the library does not tell a dead peer from a distant one
+            raise PeerGone(f"cannot connect to the peer's agent: {error}") from error
+        return name.decode()
 
     def read(self, peer: str, lengths: Positions, remote: Positions, local: Positions) -> None:
         """Copies runs between addresses; returns when every byte landed, however long that takes.

@@ -3,7 +3,7 @@
     python -m transport.kv.owner --link shm --run-dir DIR --block-bytes N --num-blocks N --seed N
 
 Fills the pool with `owner_bytes`, prints its endpoint on one line and serves until its input ends.
-Each line of input names a block to hand out again; the answer is an empty line.
+A line of input names a block to hand out again, or nothing; the answer is the present endpoint.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from transport.kv.base import LinkUnusable, PeerGone
@@ -64,14 +65,22 @@ class PoolOwner:
 
     def hand_out(self, block: int) -> None:
         """Gives a block to another owner: its generation rises, then its bytes change."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{block}\n")
-        self._process.stdin.flush()
-        self._answer()
+        self._ask(str(block))
+
+    def refresh(self) -> None:
+        """Looks whether `endpoint` changed, as a home does after PeerGone."""
+        self._ask("")
 
     def signal(self, number: signal.Signals) -> None:
         """To the owner and its helpers."""
         os.killpg(self.pid, number)
+
+    def kill(self) -> None:
+        """The owner and its helpers, all at once, as a machine that loses power."""
+        helpers = psutil.Process(self.pid).children(recursive=True)
+        self.signal(signal.SIGKILL)
+        self._process.wait()
+        psutil.wait_procs(helpers, timeout=_END_S)
 
     def close(self) -> None:
         """Ends it the gentle way, or else."""
@@ -89,6 +98,12 @@ class PoolOwner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _ask(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        self.endpoint = self._answer()
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
@@ -120,10 +135,10 @@ def main() -> None:
         return
     print(source.endpoint, flush=True)
     for line in sys.stdin:
-        block = int(line)
-        region.generations[block] += 1
-        region.blocks[block] ^= 0xFF
-        print(flush=True)
+        if line.strip():
+            region.generations[int(line)] += 1
+            region.blocks[int(line)] ^= 0xFF
+        print(source.endpoint, flush=True)
     source.close()
 
 

@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -32,10 +33,11 @@ from transport.kv.reads import (
 from transport.kv.region import Region, probe_pattern
 from transport.kv.serving import SocketServer
 from transport.kv.sockets import limit_stalls
+from transport.kv.unix_sockets import connect_to, listen_at, sweep_sockets
 
 PIECE_BYTES = 8 << 20  # copied at once: bounds how long a fence takes (about 2 ms)
 COPY_THREADS = 2  # of one session
-CONNECT_S = 5.0
+HELLO_S = 5.0
 MAX_HOMES = 256
 _FD_MARK = b"\0"  # a descriptor needs at least one byte to travel with
 
@@ -55,17 +57,13 @@ class ShmLink:
         fields = parse_endpoint(endpoint, {"socket": str, "boot_id": str, "pool": str})
         if fields["boot_id"] != boot_id():
             raise LinkUnusable("the source runs on another host")
-        connection = _reach(Path(fields["socket"]))
-        try:
-            peer = _receive_pool(connection, fields["pool"])
+        with ExitStack() as undo:
+            connection = undo.enter_context(_reach(Path(fields["socket"])))
+            peer = undo.enter_context(closing(_receive_pool(connection, fields["pool"])))
             check_shapes(peer.shape, region.shape)
             if not np.array_equal(peer.probe, probe_pattern(peer.shape)):
-                raise LinkUnusable(
-                    "the probe page of the mapped pool has other bytes than it should"
-                )
-        except BaseException:
-            connection.close()
-            raise
+                raise LinkUnusable("the probe page of the mapped pool has other bytes")
+            undo.pop_all()
         return ShmSession(connection, peer, region)
 
 
@@ -76,14 +74,10 @@ class ShmSource:
         self._region = region
         self._pool = secrets.token_hex(8)  # tells this pool from another behind the same path
         self._path = run_dir / f"kv-{self._pool}.sock"
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with _Directory(run_dir) as directory:
-                listener.bind(directory.address(self._path.name))
-            os.chmod(self._path, 0o600)
-            listener.listen()
+            sweep_sockets(run_dir)
+            listener = listen_at(self._path)
         except OSError as error:
-            listener.close()
             raise LinkUnusable(f"cannot listen on {self._path}: {error}") from error
         self._server = SocketServer(
             listener, self._welcome, name="kv-shm", max_connections=MAX_HOMES
@@ -177,50 +171,33 @@ class ShmSession:
             raise StaleBlock(f"block {table['source'][stale]} was handed out again")
 
 
-class _Directory:
-    """Addresses sockets through an open directory: a socket path has 107 bytes at most."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> _Directory:
-        self._fd = os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
-
-    def address(self, name: str) -> str:
-        return f"/proc/self/fd/{self._fd}/{name}"
-
-
 def _reach(path: Path) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        limit_stalls(connection, send_s=CONNECT_S, receive_s=CONNECT_S)
-        with _Directory(path.parent) as directory:
-            connection.connect(directory.address(path.name))
+        connection = connect_to(path)
     except ConnectionRefusedError as error:
-        connection.close()
         raise PeerGone(f"nobody listens on {path} any more") from error
     except OSError as error:
-        connection.close()
         raise LinkUnusable(f"cannot reach {path} from here: {error}") from error
+    limit_stalls(connection, send_s=HELLO_S, receive_s=HELLO_S)
     return connection
 
 
 def _receive_pool(connection: socket.socket, pool: str) -> Region:
     """Maps the descriptor that the source sends first."""
-    descriptors: list[int] = []
-    try:
-        _, descriptors, _, _ = socket.recv_fds(connection, len(_FD_MARK), 1)
-        head, _ = recv_frame(connection)
-        if head.get("pool") != pool:
+    with ExitStack() as undo:
+        try:
+            _, descriptors, _, _ = socket.recv_fds(connection, len(_FD_MARK), 1)
+            for descriptor in descriptors:
+                undo.callback(os.close, descriptor)
+                os.set_inheritable(descriptor, False)
+            head, _ = recv_frame(connection)
+        except (OSError, FrameError) as error:
+            raise PeerGone(f"the source did not hand over its pool: {error}") from error
+        if head.get("pool") != pool or not descriptors:
             raise LinkUnusable("another pool answers behind the path of the source")
-        os.set_inheritable(descriptors[0], False)
-        return Region.attach(descriptors.pop())
-    except (OSError, FrameError) as error:
-        raise PeerGone(f"the source did not hand over its pool: {error}") from error
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+        try:
+            region = Region.attach(descriptors[0])
+        except (OSError, ValueError) as error:
+            raise LinkUnusable(f"cannot map the source's pool: {error}") from error
+        undo.pop_all()
+    return region

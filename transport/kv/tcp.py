@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 
 from transport.kv.base import BlockRead, KvLinkError, LinkUnusable, PeerGone, StaleBlock
@@ -35,14 +36,12 @@ class TcpLink:
     def connect(self, endpoint: str, region: Region) -> TcpSession:
         fields = parse_endpoint(endpoint, {"host": str, "port": int, "token": str})
         address = TcpAddress(fields["host"], fields["port"], fields["token"])
-        connection = TcpConnection(address)
-        try:
+        with ExitStack() as undo:
+            connection = undo.enter_context(closing(TcpConnection(address)))
             peer = connection.open()
             check_shapes(peer, region.shape)
             connection.probe()
-        except BaseException:
-            connection.close()
-            raise
+            undo.pop_all()
         return TcpSession(address, peer, connection, region)
 
 

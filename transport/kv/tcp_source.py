@@ -6,8 +6,8 @@ Frames of `transport.kv.frames`, raw bytes in between; one exchange at a time:
     home: {"op": "probe"}               source: {"bytes"} bytes {"end": "ok"}
     home: {"op": "read"} + READ table   source: ({"bytes"} bytes)* {"end": "ok" | "stale" | "bad"}
 
-Generations are checked before and after each batch; `sendmsg` copies, so the check after it is
-exact for the bytes that went out. A peer can neither crash nor exhaust the source: every size is
+Generations are checked before each batch and, for all that went out, after it; `sendmsg` copies, so
+the check after it is exact. A peer can neither crash nor exhaust the source: every size is
 bounded, every block id is checked, and a connection that breaks the protocol is closed.
 """
 
@@ -116,15 +116,17 @@ class TcpSource:
     def _send_blocks(self, connection: socket.socket, table: ReadTable) -> int | None:
         """Sends every read in order; stops at a block that was handed out again and returns it."""
         flat = flat_view(self._region.blocks)
+        generations = self._region.generations
         lengths = lengths_of(table)
         starts = positions(table, "source", self._region.shape)
         for batch in cut_batches(lengths, BATCH_BYTES):
-            cursor = Cursor(flat, *merge_runs(lengths[batch], starts[batch]))
-            stale = first_stale(table[batch], self._region.generations)
-            if stale is None:
-                send_frame(connection, {"bytes": cursor.left}, more=True)
-                cursor.send(connection, cursor.left)
-                stale = first_stale(table[batch], self._region.generations)
+            stale = first_stale(table[batch], generations)
             if stale is not None:
                 return int(table["source"][batch][stale])
+            cursor = Cursor(flat, *merge_runs(lengths[batch], starts[batch]))
+            send_frame(connection, {"bytes": cursor.left}, more=True)
+            cursor.send(connection, cursor.left)
+            stale = first_stale(table[: batch.stop], generations)  # all that went out so far
+            if stale is not None:
+                return int(table["source"][stale])
         return None

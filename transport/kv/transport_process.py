@@ -17,6 +17,7 @@ from transport.kv.region import Region
 from transport.kv.sockets import limit_stalls
 
 OPEN_S = 60.0  # loading the library from a cold disk takes seconds
+ANSWER_S = 15.0
 FENCE_S = 5.0  # a killed process is gone within milliseconds
 ProcessRole = Literal["source", "home"]
 _IMPORT_ROOT = Path(__file__).resolve().parents[2]  # where `transport` lies
@@ -53,10 +54,15 @@ class TransportProcess:
     def running(self) -> bool:
         return self._process.poll() is None
 
-    def answer(self) -> dict[str, Any]:
-        """The next frame, while there is one question at a time. Raises LinkUnusable, PeerGone."""
+    def ask(self, question: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The answer to `question`, or how the start went. Raises LinkUnusable, PeerGone."""
         try:
+            if question is not None:
+                limit_stalls(self._socket, send_s=ANSWER_S, receive_s=ANSWER_S)
+                send_frame(self._socket, question)
             head, _ = recv_frame(self._socket)
+        except BlockingIOError as error:
+            raise PeerGone("the transport process or its peer did not answer in time") from error
         except (OSError, FrameError) as error:
             raise LinkUnusable(f"the transport process did not answer: {error}") from error
         if "gone" in head:
