@@ -1,0 +1,73 @@
+"""The documents say what is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from pydantic import BaseModel
+
+from router.metrics import RouterMetrics
+from triptych.config import ClusterConfig, PoolConfig, load_config
+from triptych.obs.metrics import WorkerMetrics
+
+ROOT = Path(__file__).parents[2]
+OPERATIONS = (ROOT / "docs/operations.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/operations.md"])
+def test_every_config_example_is_valid(name: str, tmp_path: Path) -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    assert examples
+    for example in examples:
+        file = tmp_path / "example.yaml"
+        file.write_text(example)
+        load_config(file)
+
+
+def settings(model: type[BaseModel], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in model.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            found += settings(nested, f"{prefix}{name}.")
+        elif name != "pools":
+            found.append(prefix + name)
+    return found
+
+
+@pytest.mark.parametrize("key", settings(ClusterConfig))
+def test_every_setting_is_documented(key: str) -> None:
+    assert f"`{key}`" in OPERATIONS
+
+
+@pytest.mark.parametrize("key", PoolConfig.model_fields)
+def test_every_setting_of_a_pool_is_documented(key: str) -> None:
+    assert f"`pools[].{key}`" in OPERATIONS or f"`.{key}`" in OPERATIONS
+
+
+@pytest.mark.parametrize("metrics", [RouterMetrics, WorkerMetrics])
+def test_every_metric_is_documented(metrics: type[RouterMetrics] | type[WorkerMetrics]) -> None:
+    registry = CollectorRegistry(auto_describe=True)
+    metrics(registry)
+    suffixes = {"counter": "_total"}
+    for family in registry.collect():
+        assert family.name + suffixes.get(family.type, "") in OPERATIONS
+
+
+def test_no_metric_is_documented_that_does_not_exist() -> None:
+    registry = CollectorRegistry(auto_describe=True)
+    RouterMetrics(registry)
+    WorkerMetrics(registry)
+    known = {family.name for family in registry.collect()}
+    for name in re.findall(r"`(triptych_\w+)", OPERATIONS):
+        assert name.removesuffix("_total") in known
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_to_a_file_leads_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+        assert (document.parent / target).exists(), target
