@@ -1,19 +1,21 @@
 """The key-value part of a GGUF file, read in milliseconds and without touching a tensor.
 
-(The `gguf` package makes arrays of every word of a vocabulary: seconds, in every process.)
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
+By hand, because `gguf.GGUFReader` makes several numpy views for every word of a vocabulary, which
+takes seconds in every process. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md,
+versions 2 and 3, little-endian.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from triptych.errors import ModelError
 
-_STRING, _ARRAY = 8, 9
 _SCALARS = {
     0: "B",
     1: "b",
@@ -27,6 +29,8 @@ _SCALARS = {
     11: "q",
     12: "d",
 }
+_STRING, _ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -34,50 +38,72 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
     Raises ModelError when the file cannot be read, is no GGUF or is cut off.
     """
+    with open_gguf(path) as cursor:
+        return read_pairs(cursor)[1]
+
+
+@contextlib.contextmanager
+def open_gguf(path: Path) -> Iterator[GgufCursor]:
+    """A cursor at the start of the file. A ValueError in the block becomes a ModelError."""
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _read_pairs(data, path)
-    except (OSError, ValueError, struct.error, KeyError) as error:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield GgufCursor(data)
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
         raise ModelError(f"{path}: not a readable GGUF file: {error}") from error
 
 
-def _read_pairs(data: mmap.mmap, path: Path) -> dict[str, Any]:
-    magic, version, _, num_pairs = struct.unpack_from("<4sIQQ", data)
-    if magic != b"GGUF" or version not in (2, 3):
-        raise ModelError(f"{path}: not a GGUF file of version 2 or 3 (little-endian)")
-    pairs, at = {}, struct.calcsize("<4sIQQ")
-    for _ in range(num_pairs):
-        key, at = _read_string(data, at)
-        (kind,) = struct.unpack_from("<I", data, at)
-        pairs[key], at = _read_value(data, at + 4, kind)
-    return pairs
+def read_pairs(cursor: GgufCursor) -> tuple[int, dict[str, Any]]:
+    """(number of tensors, metadata); the cursor is then at the first tensor's description."""
+    magic, (version,) = bytes(cursor.scalars("B", 4)), cursor.scalars("I")
+    if magic != b"GGUF":
+        raise ValueError("the magic number is wrong")
+    if version not in (2, 3):
+        raise ValueError(f"version {version} is not supported (or the file is big-endian)")
+    num_tensors, num_values = cursor.scalars("Q", 2)
+    metadata = {}
+    for _ in range(num_values):
+        key = cursor.string()
+        metadata[key] = cursor.value(cursor.scalars("I")[0])
+    return num_tensors, metadata
 
 
-def _read_value(data: mmap.mmap, at: int, kind: int) -> tuple[Any, int]:
-    if kind == _STRING:
-        return _read_string(data, at)
-    if kind == _ARRAY:
-        return _read_array(data, at)
-    layout = "<" + _SCALARS[kind]
-    return struct.unpack_from(layout, data, at)[0], at + struct.calcsize(layout)
+class GgufCursor:
+    """Reads little-endian values one after the other. Raises ValueError at the end of the file."""
 
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self.num_bytes = len(data)
+        self.offset = 0
 
-def _read_array(data: mmap.mmap, at: int) -> tuple[list[Any], int]:
-    kind, length = struct.unpack_from("<IQ", data, at)
-    at += 12
-    if kind in _SCALARS:
-        layout = f"<{length}{_SCALARS[kind]}"
-        return list(struct.unpack_from(layout, data, at)), at + struct.calcsize(layout)
-    values = []
-    for _ in range(length):
-        value, at = _read_value(data, at, kind)
-        values.append(value)
-    return values, at
+    def scalars(self, code: str, count: int = 1) -> tuple[Any, ...]:
+        if count * struct.calcsize(code) > len(self._data) - self.offset:
+            raise ValueError(f"it ends within {count} values at byte {self.offset}")
+        layout = f"<{count}{code}"
+        values = struct.unpack_from(layout, self._data, self.offset)
+        self.offset += struct.calcsize(layout)
+        return values
 
+    def string(self) -> str:
+        start = self.offset + _LENGTH.size
+        if start > len(self._data):
+            raise ValueError(f"it ends within a string at byte {self.offset}")
+        self.offset = start + _LENGTH.unpack_from(self._data, self.offset)[0]
+        if self.offset > len(self._data):
+            raise ValueError(f"it ends within a string at byte {start}")
+        return self._data[start : self.offset].decode("utf-8", errors="replace")
 
-def _read_string(data: mmap.mmap, at: int) -> tuple[str, int]:
-    (length,) = struct.unpack_from("<Q", data, at)
-    start, end = at + 8, at + 8 + length
-    if end > len(data):
-        raise ValueError("it ends inside its metadata")
-    return data[start:end].decode(errors="replace"), end
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind in _SCALARS:
+            return self.scalars(_SCALARS[kind])[0]
+        if kind != _ARRAY:
+            raise ValueError(f"unknown value type {kind} before byte {self.offset}")
+        (item,), (count,) = self.scalars("I"), self.scalars("Q")
+        if item in _SCALARS:
+            return list(self.scalars(_SCALARS[item], count))
+        if item != _STRING:
+            raise ValueError(f"unknown array type {item} before byte {self.offset}")
+        return [self.string() for _ in range(count)]

@@ -190,7 +190,7 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path_factory: Any, share: float)
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"PK\x03\x04" + bytes(100))
-    with pytest.raises(ModelError, match="not a GGUF file"):
+    with pytest.raises(ModelError, match="not a readable GGUF file"):
         Tokenizer.load(tmp_path / "x.gguf")
     with pytest.raises(ModelError, match="No such file"):
         Tokenizer.load(tmp_path / "y.gguf")
