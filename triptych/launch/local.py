@@ -181,7 +181,7 @@ class LocalLauncher:
     def _hear(self, event: ProcessEvent) -> None:
         assert self._outcome is not None, "there are children"
         if event.state is ProcessState.EXITED:
-            _log.warning("%s %s", event.name, event.detail)
+            _log.info("%s %s", event.name, event.detail)
             if not self._outcome.done():
                 self._outcome.set_result(event)
         if event.state is ProcessState.STARTING:

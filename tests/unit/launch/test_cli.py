@@ -70,6 +70,12 @@ def test_up_with_a_bad_override_starts_nothing() -> None:
     assert "drain_s: Input should be a valid number" in result.stderr
 
 
+def test_up_with_a_model_that_does_not_exist_starts_nothing() -> None:
+    result = run(app, ["up", "./no-such-model"])
+    assert result.exit_code == 2
+    assert "./no-such-model: no such model or path" in result.stderr
+
+
 def test_models_list_names_the_models_that_can_be_pulled() -> None:
     result = run(app, ["models", "list"])
     assert result.exit_code == 0

@@ -31,12 +31,13 @@ def pull(name: Annotated[str, typer.Argument(help="See `triptych models list`.")
     pull_model(name, open_console())
 
 
-def pull_if_known(name: str, console: Console) -> None:
-    """Downloads a known model that is not in the cache yet; leaves other names alone."""
-    from triptych.hub import known_models
+def ensure_model(name: str, console: Console) -> None:
+    """Downloads a known model that is not in the cache yet. Raises ModelError for no model."""
+    from triptych.hub import known_models, resolve_model
 
     if any(model.name == name and model.cached is None for model in known_models()):
         pull_model(name, console)
+    resolve_model(name)
 
 
 def pull_model(name: str, console: Console) -> None:

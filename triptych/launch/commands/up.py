@@ -38,7 +38,7 @@ def up(
     import json
 
     from triptych.config import load_config
-    from triptych.launch.commands.models import pull_if_known
+    from triptych.launch.commands.models import ensure_model
     from triptych.launch.console import open_console
     from triptych.launch.local import LocalLauncher
     from triptych.launch.plan import scale_pool
@@ -58,7 +58,7 @@ def up(
     if decode is not None:
         config = scale_pool(config, "decode", decode)
     console = open_console()
-    pull_if_known(config.model, console)
+    ensure_model(config.model, console)
     with own_or_temporary(run_dir) as place:
         launcher = LocalLauncher(config, place)
         question = Question(prompt, max_tokens) if prompt is not None else None
