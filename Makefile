@@ -21,7 +21,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I . --python_out=$(1) --pyi_out=$(1
 help:
 	@awk -F': .*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(READY) ## install everything into $(VENV); does nothing when it is up to date
+setup: $(READY) ## install everything into .venv (VENV=); does nothing when it is up to date
 
 $(VENV)/.ready: pyproject.toml
 	@echo "== setup: $(VENV) with $(TORCH); some minutes and 2 GB of disk the first time"
@@ -57,6 +57,6 @@ bench: setup ## the benchmarks; for numbers to quote the machine must be idle
 	$(BIN)/python -m bench.one_answer
 	$(BIN)/python -m bench.handoff
 
-clean: ## remove what tools left behind; keeps $(VENV) and downloaded models
+clean: ## remove what tools left behind; keeps the environment and the models
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -path "./$(VENV)" -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

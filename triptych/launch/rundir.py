@@ -72,6 +72,7 @@ class RunDir:
     def write_config(self, text: str) -> None:
         """Atomic: a process that restarts meanwhile reads the old text or the new one."""
         draft = self.config_file.with_suffix(".new")
+        draft.touch(mode=0o600)  # it may hold API keys, and the directory may be open to others
         draft.write_text(text)
         draft.replace(self.config_file)
 

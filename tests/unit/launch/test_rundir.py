@@ -28,6 +28,13 @@ def test_the_url_of_an_earlier_router_is_forgotten(tmp_path: Path) -> None:
         assert place.router_url() is None
 
 
+def test_the_written_config_is_for_its_owner_only(tmp_path: Path) -> None:
+    place = RunDir(tmp_path)
+    place.write_config("router: {api_keys: [secret]}\n")
+    assert stat.S_IMODE(place.config_file.stat().st_mode) == 0o600
+    assert place.config_file.read_text() == "router: {api_keys: [secret]}\n"
+
+
 def test_sockets_fit_up_to_the_last_byte() -> None:
     parent = Path("/") / ("x" * 89)
     RunDir(parent).check_socket("router")  # 1 + 89 + 1 + 6 + 10 = 107
