@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from transport.kv.links import make_links
-
 from decode_worker.fetch import Fetcher
 from decode_worker.intake import Intake
 from decode_worker.loop import DecodeLoop
 from decode_worker.peers import PeerBook
 from decode_worker.service import DecodeService, worker_load
+from transport.kv.links import make_links
 from transport.protos.worker_pb2_grpc import add_DecodeWorkerServicer_to_server
 from triptych.engine.sampler import Sampler
 from triptych.engine.thread import StepThread

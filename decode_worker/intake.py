@@ -107,7 +107,8 @@ class Intake:
         remote = RemotePrefill(self.fetcher, peer, leader, request)
         try:
             hidden = await remote.run(
-                self.config.prefill_deadline_s, lambda step, why: self._note(home, step, why)
+                min(self.config.prefill_deadline_s, home.time_left_s),
+                lambda step, why: self._note(home, step, why),
             )
         except (PeerGone, grpc.aio.AioRpcError):
             await self.peers.drop(peer)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
-from transport.kv.links import PeerLinks
 
 from transport.channel import connect
 from transport.kv.base import KvLink, LinkUnusable
+from transport.kv.links import PeerLinks
 from transport.kv.region import Region
 from transport.protos import worker_pb2 as pb
 from transport.protos.worker_pb2_grpc import PrefillWorkerStub
@@ -19,6 +19,9 @@ from transport.protos.worker_pb2_grpc import PrefillWorkerStub
 log = logging.getLogger(__name__)
 
 _DESCRIBE_S = 5.0
+_FAREWELL_S = 5.0
+
+PrefillStream = grpc.aio.StreamStreamCall[pb.PrefillCall, pb.PrefillEvent]
 
 
 @dataclass(slots=True, eq=False)
@@ -29,10 +32,17 @@ class Peer:
     epoch: int
     channel: grpc.aio.Channel
     links: PeerLinks
+    _ending: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def see_off(self, call: PrefillStream) -> None:
+        """Lets a call that we half-closed end by itself; nobody waits for that."""
+        task = asyncio.create_task(_until_ended(call))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     @property
     def stub(self) -> PrefillWorkerStub:
-        return PrefillWorkerStub(self.channel)  # type: ignore[no-untyped-call]
+        return PrefillWorkerStub(self.channel)
 
 
 class PeerBook:
@@ -72,7 +82,7 @@ class PeerBook:
     async def _open(self, target: pb.PrefillTarget) -> Peer:
         channel = connect(target.address)
         try:
-            stub = PrefillWorkerStub(channel)  # type: ignore[no-untyped-call]
+            stub = PrefillWorkerStub(channel)
             description = await stub.Describe(pb.DescribeRequest(), timeout=_DESCRIBE_S)
             if description.layout != self._layout_text:
                 raise LinkUnusable(
@@ -92,3 +102,11 @@ class PeerBook:
         del self._peers[peer.worker_id]
         peer.links.close()
         await peer.channel.close(None)
+
+
+async def _until_ended(call: PrefillStream) -> None:
+    try:
+        async with asyncio.timeout(_FAREWELL_S):
+            await call.read()
+    except (TimeoutError, grpc.aio.AioRpcError):
+        call.cancel()

@@ -8,12 +8,11 @@ import asyncio
 import time
 from collections.abc import Sequence as Seq
 
-import grpc
 import torch
 from torch import Tensor
 
 from decode_worker.fetch import Fetched, Fetcher, NoteRung
-from decode_worker.peers import Peer
+from decode_worker.peers import Peer, PrefillStream
 from decode_worker.request import RemoteStats
 from transport.kv.base import KvLinkError
 from transport.protos import worker_pb2 as pb
@@ -52,14 +51,16 @@ class RemotePrefill:
                 raise _first_leaf(group) from None
             self._check_complete()
             await call.done_writing()  # we have everything: the lease may end
-        finally:
-            call.cancel()  # no effect on a call that ended
+        except BaseException:
+            call.cancel()
+            raise
+        self._peer.see_off(call)
         self._finish_stats(done, done_at)
         return self._hidden_row(done)
 
     async def _follow(
         self,
-        call: grpc.aio.StreamStreamCall[pb.PrefillCall, pb.PrefillEvent],
+        call: PrefillStream,
         fetches: asyncio.TaskGroup,
         timeout_s: float,
         note: NoteRung,

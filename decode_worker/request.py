@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass, field, replace
-
 
 from decode_worker.loop import StepOutput
 from decode_worker.stop_watch import TextStop
@@ -41,6 +41,7 @@ class HomeRequest:
 
     request: pb.GenerateRequest
     sequences: list[Sequence]
+    ends_at: float = math.inf  # monotonic seconds; the caller's deadline
     arrived_at: float = field(default_factory=time.monotonic)
     outputs: asyncio.Queue[StepOutput] = field(default_factory=asyncio.Queue)
     first_token_at: float | None = None
@@ -58,10 +59,27 @@ class HomeRequest:
         first = [self.request.prefill] if self.request.HasField("prefill") else []
         return [*first, *self.request.spare_prefill]
 
+    @property
+    def time_left_s(self) -> float:
+        return self.ends_at - time.monotonic()
+
     def note_output(self, output: StepOutput) -> None:
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
         self.num_tokens += len(output.delta.token_ids)
+
+    def summary(self) -> dict[str, object]:
+        """The line that a request leaves in the log."""
+        stats = self.stats()
+        return {
+            "prompt_tokens": stats.prompt_tokens,
+            "cached_tokens": stats.cached_tokens,
+            "completion_tokens": stats.completion_tokens,
+            "first_token_ms": round(stats.first_token_ms, 1),
+            "prefill": stats.prefill_worker or "home",
+            "kv_path": stats.kv_path,
+            "fallbacks": len(stats.fallbacks),
+        }
 
     def stats(self) -> pb.RequestStats:
         leader, remote = self.leader, self.remote
@@ -90,9 +108,14 @@ class HomeRequest:
 
 
 def open_request(
-    request: pb.GenerateRequest, *, root: bytes, block_tokens: int, tokenizer: Tokenizer
+    request: pb.GenerateRequest,
+    *,
+    root: bytes,
+    block_tokens: int,
+    tokenizer: Tokenizer,
+    time_left_s: float | None,
 ) -> HomeRequest:
-    """A request's sequences, one per choice."""
+    """A request's sequences, one per choice. `time_left_s` None: no deadline."""
     params = sampling_params(request.sampling)
     prompt = list(request.prompt_ids)
     sequences: list[Sequence] = []
@@ -110,4 +133,5 @@ def open_request(
                 stop_watch=stop,
             )
         )
-    return HomeRequest(request, sequences)
+    left = math.inf if time_left_s is None else time_left_s
+    return HomeRequest(request, sequences, ends_at=time.monotonic() + left)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from functools import partial
 
@@ -24,6 +25,8 @@ from triptych.wire import delta_message
 from triptych.worker.boot import EngineParts
 from triptych.worker.check import check_prompt
 
+log = logging.getLogger(__name__)
+
 Context = grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateReply]
 
 
@@ -34,6 +37,7 @@ class DecodeService(DecodeWorkerServicer):
         self._metrics = metrics
         self._event_loop = asyncio.get_running_loop()
         self._homes: dict[Sequence, HomeRequest] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self.room = asyncio.Event()
         self._intake: Intake | None = None
 
@@ -71,19 +75,25 @@ class DecodeService(DecodeWorkerServicer):
             root=parts.root(request.cache_salt),
             block_tokens=parts.layout.block_tokens,
             tokenizer=self._tokenizer,
+            time_left_s=context.time_remaining(),
         )
         self._homes.update(dict.fromkeys(home.sequences, home))
         outcome = "cancelled"
         with bind_request(request.request_id):
             admission = asyncio.create_task(self._intake.admit(home))
-        try:
-            async for output in _follow(home, admission):
-                yield pb.GenerateReply(delta=delta_message(output.delta))
-            yield pb.GenerateReply(stats=home.stats())
-            outcome = "finished"
-        finally:
-            await self._close(home, admission)
-            self._metrics.requests.labels(outcome).inc()
+            try:
+                async for output in _follow(home, admission):
+                    yield pb.GenerateReply(delta=delta_message(output.delta))
+                yield pb.GenerateReply(stats=home.stats())
+                outcome = "finished"
+            finally:
+                self._metrics.requests.labels(outcome).inc()
+                log.info(outcome, extra={"fields": home.summary()})
+                # A task of its own: a second cancellation must not cut the clean-up short.
+                closing = asyncio.create_task(self._close(home, admission))
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+                await asyncio.shield(closing)
 
     async def _close(self, home: HomeRequest, admission: asyncio.Task[None]) -> None:
         """The one clean-up of a request: fence its fetches, then give back its blocks."""

@@ -1,4 +1,4 @@
-"""Stop strings at the home: decides where a choice ends, from the same text that the router shows."""
+"""Stop strings at the home: they end a choice, on the same text that the router shows."""
 
 from __future__ import annotations
 

@@ -125,9 +125,13 @@ async def directory(address: str) -> AsyncIterator[tuple[Directory, str]]:
 
 
 async def _serve_http(server: HttpServer, args: RouterArgs, registry: str) -> None:
+    def leave() -> None:
+        _log.info("draining", extra={"fields": {"limit_s": args.config.drain_s}})
+        server.leave()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.leave)
+        loop.add_signal_handler(number, leave)
     listener = listen(args.config.router.host, args.config.router.port)
     url = url_of(listener)
     serving = asyncio.create_task(server.serve(sockets=[listener]))

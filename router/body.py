@@ -44,8 +44,7 @@ def parse_body(raw: bytes, model: type[_B]) -> _B:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        message, field = explain(error, data)
-        raise RequestError(message, param=field, code=_code(error)) from None
+        raise explain(error, data) from None
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
@@ -72,8 +71,3 @@ def _refusal(status: int, message: str, *, close: bool = False) -> HttpError:
     # What is left of a body is not read: the connection cannot carry another request.
     headers = {"Connection": "close"} if close else {}
     return HttpError(Problem(status, message, "invalid_request_error", headers=headers))
-
-
-def _code(error: ValidationError) -> str | None:
-    kind = error.errors(include_url=False, include_input=False, include_context=False)[0]["type"]
-    return {"unknown_field": "unknown_parameter", "unsupported": "unsupported_parameter"}.get(kind)

@@ -21,10 +21,13 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
+from triptych.errors import RequestError
+
 MAX_TOKEN_ID = (1 << 32) - 1  # what a protobuf uint32 holds; the vocabulary is checked later
 TokenId = Annotated[int, Strict(), Field(ge=0, le=MAX_TOKEN_ID)]
 TokenIds = Annotated[list[TokenId], Strict(), Field(min_length=1, fail_fast=True)]
 UNKNOWN_FIELD, FIELD = "unknown_field", "field"  # error types whose context names the field
+UNSUPPORTED = "unsupported"
 
 
 class Body(BaseModel):
@@ -48,7 +51,7 @@ class Body(BaseModel):
         return data
 
 
-# eq=False: typing caches `Annotated` by equality and would take (None, 0) and (None, False) for one.
+# eq=False: typing caches by equality, and (None, 0) equals (None, False).
 @dataclass(frozen=True, slots=True, eq=False)
 class Harmless:
     """Annotates a field that is not implemented: accepted at the values that ask for nothing.
@@ -75,7 +78,7 @@ class Harmless:
             return given
         accepted = ", ".join(json.dumps(value) for value in self.values)
         raise PydanticCustomError(
-            "unsupported",
+            UNSUPPORTED,
             "not supported yet; leave it out or send one of: {accepted}",
             {"accepted": accepted},
         )
@@ -137,25 +140,31 @@ _PROMPT_LISTS: dict[type, TypeAdapter[Any]] = {
 }
 
 
-def explain(error: ValidationError, data: Any) -> tuple[str, str | None]:
-    """(message, path of the field) of the most telling problem, e.g. "messages[0].content".
+def explain(error: ValidationError, data: Any) -> RequestError:
+    """The most telling problem as an error whose `param` is a path, e.g. "messages[0].content".
 
     `data` is what was validated: pydantic's locations also hold names of union branches, and only
     the data tells which is which. Of a union's branches the one that got deepest speaks; those that
     got equally far speak together.
     """
     problems = error.errors(include_url=False, include_input=False)
-    first = _field_path(problems[0], data)
     same_field = [
         (_field_path(problem, data), problem)
         for problem in problems
         if problem["loc"][:1] == problems[0]["loc"][:1]
     ]
-    path = max((path for path, _ in same_field), key=len, default=first)
-    told = dict.fromkeys(_lowered(problem["msg"]) for p, problem in same_field if p == path)
+    path = max((path for path, _ in same_field), key=len)
+    told = [problem for where, problem in same_field if where == path]
     name = _spelled(path)
-    message = " or ".join(told)
-    return (f"{name}: {message}" if name else message), name or None
+    message = " or ".join(dict.fromkeys(_lowered(problem["msg"]) for problem in told))
+    return RequestError(
+        f"{name}: {message}" if name else message,
+        param=name or None,
+        code=_CODES.get(told[0]["type"]),
+    )
+
+
+_CODES = {UNKNOWN_FIELD: "unknown_parameter", UNSUPPORTED: "unsupported_parameter"}
 
 
 def _field_path(problem: ErrorDetails, data: Any) -> tuple[int | str, ...]:

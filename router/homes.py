@@ -72,7 +72,7 @@ class Homes:
 
 
 def _generate(channel: grpc.aio.Channel) -> Generate:
-    stub: Any = worker_pb2_grpc.DecodeWorkerStub(channel)  # type: ignore[no-untyped-call]
+    stub: Any = worker_pb2_grpc.DecodeWorkerStub(channel)
     call: Generate = stub.Generate
     return call
 

@@ -139,6 +139,9 @@ class Relay:
                         yield reply.stats
 
 
+_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # gone, or going
+
+
 class _HomeLost(Exception):
     """The home went away. Whether it had begun with the request is unknown."""
 
@@ -160,15 +163,15 @@ async def _replies(
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             raise DeadlineError("the request did not finish before its deadline") from error
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
+        if error.code() in _LOST:
             raise _HomeLost(from_rpc_error(error)) from error
         raise from_rpc_error(error) from error
     except asyncio.CancelledError:
-        # gRPC raises this too when it is the peer that cancelled, as a stopping server does.
+        # gRPC raises this too when the channel is closed under a call: nobody cancelled our task.
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        raise _HomeLost(WorkerError("the worker cancelled the request")) from None
+        raise WorkerError("the router closed its connection to the worker") from None
     finally:
         rpc.cancel()
 

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from router.fields import (
     MAX_TOKEN_ID,
+    UNSUPPORTED,
     Body,
     TokenId,
     at_most,
@@ -66,7 +67,7 @@ def _only_text_parts(content: Any) -> Any:
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
         if kind != "text":
             raise PydanticCustomError(
-                "unsupported",
+                UNSUPPORTED,
                 "part {index} is of type {kind}; this server takes text parts only",
                 {"index": index, "kind": repr(kind)[:100]},
             )

@@ -14,6 +14,7 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
+from router.protocol import HttpProtocol
 from triptych.errors import ConfigError
 
 _KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that they close first
@@ -30,7 +31,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=HttpProtocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,

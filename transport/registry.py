@@ -247,7 +247,7 @@ async def stay_attached(
         try:
             # A new channel each time: ours is then the only back-off.
             async with connect(target) as channel:
-                call: _AttachCall = RegistryStub(channel).Attach()  # type: ignore[no-untyped-call]
+                call: _AttachCall = RegistryStub(channel).Attach()
                 note = await _introduce(call, pb.WorkerReport(hello=hello, load=load()))
                 _log.info("attached to router %x", note.router_epoch, extra={"fields": fields})
                 complained, delays = False, _back_off()

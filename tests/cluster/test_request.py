@@ -72,14 +72,14 @@ async def test_requests_cancelled_at_random_moments_leave_no_block_behind(cluste
             "stream": bool(index % 2),
             "n": 1 + index % 2,
         }
-        async with asyncio.timeout(draw.uniform(0.0, 0.6)):
+        async with asyncio.timeout(draw.uniform(0.0, 1.5)):
             async with cluster.http.stream("POST", "/v1/completions", json=body) as reply:
                 async for _ in reply.aiter_bytes():
                     pass
 
-    results = await asyncio.gather(*(cancelled(i) for i in range(60)), return_exceptions=True)
-    assert sum(isinstance(result, TimeoutError) for result in results) > 30
-    blocks = await cluster.until_at_rest(timeout_s=10)
+    results = await asyncio.gather(*(cancelled(i) for i in range(200)), return_exceptions=True)
+    assert sum(isinstance(result, TimeoutError) for result in results) > 100
+    blocks = await cluster.until_at_rest(timeout_s=2)
     for worker, states in blocks.items():
         assert states["pool/free"] + states["prefix/cached"] == sizes[worker]
     answer = await complete(cluster, prompt=prompt_of(300, 6), max_tokens=4)

@@ -27,7 +27,7 @@ from transport.kv.frames import FrameError
 from transport.kv.nixl_agent import REMEDY, library_present
 from transport.kv.reads import read_table
 from transport.kv.region import Region, RegionShape
-from transport.kv.transport_process import ProcessRole, TransportProcess
+from transport.kv.transport_process import FENCE_S, ProcessRole, TransportProcess
 
 _log = logging.getLogger(__name__)
 _FIELDS = {"metadata": str, "base": int, "block_bytes": int, "num_blocks": int}
@@ -98,8 +98,9 @@ class NixlTransfer:
             raise self._error
 
     def fence(self) -> bool:
-        complete = self._error is None or isinstance(self._error, StaleBlock)
-        if self._ended.is_set() and complete:
+        if not self._ended.is_set():
+            return self._session.end()
+        if self._error is None or isinstance(self._error, StaleBlock):
             return True  # NIXL said DONE for all of it
         return self._session.end()
 
@@ -149,7 +150,7 @@ class NixlSession:
 
     def close(self) -> None:
         self.end()
-        self._listener.join()
+        self._listener.join(FENCE_S)
         self._process.close()
 
     def _listen(self) -> None:

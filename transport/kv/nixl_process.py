@@ -42,7 +42,7 @@ from transport.kv.region import PAGE, PROBE_BYTES, Region, RegionShape, probe_pa
 
 Message = tuple[dict[str, Any], bytes]
 
-IDLE_S = 0.002  # a source without readers looks this often whether one came
+IDLE_S = 0.005  # a source without readers looks this often whether one came
 BUSY_S = 0.02  # after a reader's hint a source does nothing but serve
 PROBE_REPEATS = 256  # times the probe page: 1 MiB stands out from a machine's other traffic
 PROBE_ROUNDS = 5

@@ -26,8 +26,8 @@ from transport.registry import stay_attached
 from triptych.request import FinishReason, TokenDelta, TokenLogprobs
 from triptych.wire import delta_message, to_status
 
-# A delta or stats is sent, an event is waited for, an error is raised.
-Step = TokenDelta | pb.RequestStats | asyncio.Event | BaseException
+# A delta or stats is sent, an event is waited for, an error is raised, a status ends the call.
+Step = TokenDelta | pb.RequestStats | asyncio.Event | BaseException | grpc.StatusCode
 Script = Callable[[pb.GenerateRequest], Iterable[Step]]
 
 
@@ -69,23 +69,31 @@ class FakeWorker(worker_pb2_grpc.DecodeWorkerServicer):
         )
         self._heard: asyncio.Queue[HeardCall] = asyncio.Queue()
         self._server: RunningServer | None = None
+        self._membership: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
     async def attached(self, *, registry: str, listen: str) -> AsyncIterator[None]:
-        """Serves at `listen`, and stays attached to the directory at `registry`, until the end."""
+        """Serves at `listen` and stays attached to the directory at `registry`."""
 
         def register(server: grpc.aio.Server) -> None:
-            worker_pb2_grpc.add_DecodeWorkerServicer_to_server(self, server)  # type: ignore[no-untyped-call]
+            worker_pb2_grpc.add_DecodeWorkerServicer_to_server(self, server)
 
         self._server = await start_server(listen, [register], ["triptych.DecodeWorker"], to_status)
         self.hello.address = self._server.address
-        membership = asyncio.create_task(stay_attached(registry, self.hello, lambda: self.load))
+        self._membership = asyncio.create_task(
+            stay_attached(registry, self.hello, lambda: self.load)
+        )
         try:
             yield
         finally:
-            membership.cancel()
-            await asyncio.gather(membership, return_exceptions=True)
-            await self._server.stop(0.0)
+            await self.leave()
+
+    async def leave(self) -> None:
+        """Detaches and stops serving; idempotent."""
+        assert self._membership is not None, "not attached"
+        self._membership.cancel()
+        await asyncio.gather(self._membership, return_exceptions=True)
+        await self.go_deaf()
 
     async def next_call(self) -> HeardCall:
         """The oldest call that was not asked for yet; waits for one."""
@@ -111,6 +119,8 @@ class FakeWorker(worker_pb2_grpc.DecodeWorkerServicer):
                         await step.wait()
                     case BaseException():
                         raise step
+                    case grpc.StatusCode():
+                        await context.abort(step, "as the script says")
                     case TokenDelta():
                         yield pb.GenerateReply(delta=delta_message(step))
                         call.sent += 1

@@ -15,4 +15,5 @@ CHAT_TEMPLATE = (
 def save_tiny_chat(folder: Path) -> Path:
     """For `Tokenizer.load`; <|im_end|> ends a sequence."""
     settings = {"eos_token": "<|im_end|>", "chat_template": CHAT_TEMPLATE}
-    return save_folder(folder, byte_level(), {"tokenizer_config.json": settings})
+    files = {"config.json": {"model_type": "llama"}, "tokenizer_config.json": settings}
+    return save_folder(folder, byte_level(), files)

@@ -263,12 +263,11 @@ def test_an_error_is_short_whatever_the_body_holds() -> None:
 )
 def test_many_wrong_items_cost_one_error(fields: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
-    explain = "router.body.explain"
 
-    def count(error: Any, data: Any) -> tuple[str, str | None]:
+    def count(error: Any, data: Any) -> RequestError:
         counts.append(error.error_count())
-        return "", None
+        return RequestError("")
 
-    monkeypatch.setattr(explain, count)
+    monkeypatch.setattr("router.body.explain", count)
     refused(chat, **fields)
     assert counts[0] <= 3
