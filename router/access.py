@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -10,6 +11,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from router.errors import stopping
 from router.metrics import RouterMetrics
 from triptych.obs.log import bind_request
 
@@ -31,7 +33,7 @@ class Access:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(Headers(scope=scope))
-        status = 500  # unless the application says otherwise
+        status: int | None = None
         began = time.monotonic()
 
         async def note_status(message: Message) -> None:
@@ -44,8 +46,12 @@ class Access:
         with bind_request(request_id):
             try:
                 await self._app(scope, receive, note_status)
+            except asyncio.CancelledError:  # the server gives up what outlived its drain
+                if status is None:
+                    await stopping().response()(scope, receive, note_status)
+                raise
             finally:
-                self._count(scope, status, time.monotonic() - began)
+                self._count(scope, status or 500, time.monotonic() - began)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = route_of(scope)

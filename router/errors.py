@@ -46,6 +46,11 @@ class ClientGone(Exception):
     """The client closed the connection before it got an answer."""
 
 
+def stopping() -> Problem:
+    """For requests that the drain could not wait for: their task is cancelled."""
+    return problem_of(CapacityError("the router is stopping; try again"))
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     status: int

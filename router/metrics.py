@@ -25,7 +25,7 @@ class RouterMetrics:
         self.interrupted = Counter(
             "triptych_interrupted_requests_total",
             "Generations without a proper end: client (it left), error (after the head was sent), "
-            "stalled (the client read nothing until the deadline)",
+            "stalled (the client read nothing until the deadline), stopping (the drain was over)",
             ["route", "reason"],
             registry=registry,
         )

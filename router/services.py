@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -123,6 +124,9 @@ class Services:
             reply = await while_connected(request.receive, whole_answer(shape, generation, extras))
         except ClientGone:
             interrupted("client")
+            raise
+        except asyncio.CancelledError:
+            interrupted("stopping")
             raise
         return Response(reply.json_bytes(), 200, headers(), "application/json")
 

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from router.errors import ClientGone, DeadlineError, problem_of
+from router.errors import ClientGone, DeadlineError, problem_of, stopping
 from router.reply import Reply
 from triptych.errors import TriptychError
 
@@ -88,6 +88,11 @@ class EventStream(Response):
             if not self._started:
                 raise DeadlineError("no token before the request's deadline") from None
             _log.warning("client did not read its stream before the request's deadline")
+        except asyncio.CancelledError:  # the server gives up what outlived its drain
+            self._interrupted("stopping")
+            if self._started:
+                await self._send_last(send, _frame(stopping().body()))
+            raise
 
     async def _pump(self, send: Send) -> None:
         async with contextlib.aclosing(self._frames()) as frames:
@@ -97,7 +102,10 @@ class EventStream(Response):
                     head = Headers({**_HEADERS, **self._more_headers()})
                     await send({"type": "http.response.start", "status": 200, "headers": head.raw})
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send_last(send, b"")
+
+    async def _send_last(self, send: Send, frame: bytes) -> None:
+        await send({"type": "http.response.body", "body": frame, "more_body": False})
 
     async def _frames(self) -> AsyncGenerator[bytes, None]:
         try:

@@ -23,6 +23,7 @@ class Client:
         self.reads = asyncio.Event()  # cleared: `send` waits, as uvicorn does with a full buffer
         self.reads.set()
         self.full = asyncio.Event()  # set when a `send` waits
+        self.heard = asyncio.Event()  # set by the first message
 
     async def receive(self) -> dict[str, Any]:
         await self.gone.wait()
@@ -33,6 +34,7 @@ class Client:
             self.full.set()
             await self.reads.wait()
         self.sent.append(message)
+        self.heard.set()
 
     @property
     def text(self) -> str:
@@ -150,6 +152,19 @@ async def test_a_client_that_never_reads_is_given_up_at_the_deadline() -> None:
     await run(client, numbers, reasons, deadline_s=0.01)
     assert numbers.closed
     assert reasons == ["stalled"]
+
+
+async def test_a_stream_that_the_server_gives_up_says_so() -> None:
+    client, numbers, reasons = Client(), Numbers(1, asyncio.Event()), list[str]()
+    task = asyncio.create_task(run(client, numbers, reasons))
+    await client.heard.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert numbers.closed
+    assert "the router is stopping" in client.text
+    assert not client.sent[-1]["more_body"]
+    assert reasons == ["stopping"]
 
 
 async def test_no_chunk_by_the_deadline_is_a_deadline_error() -> None:

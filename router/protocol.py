@@ -1,0 +1,38 @@
+"""uvicorn's HTTP/1.1 protocol, with a limit where it has none and errors in our shape."""
+
+from __future__ import annotations
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from router.errors import Problem
+
+_MAX_HEAD_BYTES = 64 << 10  # request line and headers; llhttp alone would collect without end
+
+
+class HttpProtocol(HttpToolsProtocol):
+    _head_bytes = 0
+    _in_head = True
+
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)  # a callback resets it if the head ends in here
+        super().data_received(data)
+        if self._in_head and self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"the request's head is over {_MAX_HEAD_BYTES} bytes")
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is not HTTP never reaches the application. Closes the connection."""
+        body = Problem(400, msg, "invalid_request_error", code="invalid_http").body()
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
