@@ -18,7 +18,9 @@ from triptych.obs.log import bind_request
 _log = logging.getLogger(__name__)
 
 _GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")  # printable ASCII, no spaces
-_QUIET = frozenset({"/health", "/live", "/ready", "/metrics"})  # asked every few seconds
+_QUIET = frozenset(
+    {"/health", "/live", "/ready", "/metrics", "/workers"}
+)  # asked every few seconds
 
 
 class Access:

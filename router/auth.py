@@ -10,13 +10,19 @@ from fastapi import Request
 from fastapi.security import HTTPBearer
 
 from router.errors import HttpError, Problem
+from triptych.errors import ConfigError
 
 
 class ApiKeys(HTTPBearer):
-    """A dependency that lets a request pass or raises a 401. Without keys, everybody passes."""
+    """A dependency that lets a request pass or raises a 401. Without keys, everybody passes.
+
+    Raises ConfigError for an empty key.
+    """
 
     def __init__(self, keys: Sequence[str]) -> None:
         super().__init__(scheme_name="api key", auto_error=False)
+        if "" in keys:
+            raise ConfigError("router.api_keys: an empty key would let everybody in")
         self._digests = [_digest(key) for key in keys]
 
     async def __call__(self, request: Request) -> None:  # type: ignore[override]

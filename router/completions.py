@@ -13,7 +13,7 @@ from router.body import read_body
 from router.generation import Job
 from router.logprobs import completion_logprobs
 from router.openapi import generated, json_body
-from router.prompt import text_prompt
+from router.prompt import text_prompts
 from router.reply import Completion, CompletionChoice, CompletionLogprobs
 from router.schema import CompletionRequest
 from router.services import Services
@@ -35,7 +35,7 @@ def completion_routes(services: Services) -> APIRouter:
         body = await read_body(request, CompletionRequest, services.config.router.max_body)
         arrived = time.monotonic()
         services.check(body.model)
-        prompts = [await text_prompt(services.tokenizer, given) for given in body.prompts]
+        prompts = await text_prompts(services.tokenizer, body.prompts)
         job = services.job(request, body, prompts, prefix="cmpl", arrived=arrived)
         shape = CompletionShape(services.model, services.tokenizer, job, body)
         return await services.answer(request, body, job, shape)

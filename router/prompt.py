@@ -30,15 +30,16 @@ async def chat_prompt(
     return Prompt(await off_loop(encode, size))
 
 
-async def text_prompt(
-    tokenizer: Tokenizer, given: str | Sequence[int], *, add_special_tokens: bool = True
-) -> Prompt:
+async def text_prompts(
+    tokenizer: Tokenizer, given: Sequence[str | Sequence[int]], *, add_special_tokens: bool = True
+) -> list[Prompt]:
     """Raises RequestError for an id outside of the vocabulary."""
-    if not isinstance(given, str):
-        check_token_ids(given, tokenizer.vocab_size, "prompt")
-        return Prompt(given)
 
-    def encode() -> list[int]:
-        return tokenizer.encode(given, add_special_tokens=add_special_tokens)
+    def prompt(item: str | Sequence[int]) -> Prompt:
+        if isinstance(item, str):
+            return Prompt(tokenizer.encode(item, add_special_tokens=add_special_tokens), item)
+        check_token_ids(item, tokenizer.vocab_size, "prompt")
+        return Prompt(item)
 
-    return Prompt(await off_loop(encode, len(given)), given)
+    size = sum(len(item) for item in given)
+    return await off_loop(lambda: [prompt(item) for item in given], size)

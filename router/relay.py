@@ -110,6 +110,9 @@ class Relay:
         )
         reason = placement.reason if lost is None else "home-lost"
         self._metrics.placements.labels(reason, "yes" if placement.prefill else "no").inc()
+        prefill = placement.prefill.worker_id if placement.prefill else "home"
+        fields = {"id": call.request_id, "home": placement.decode.worker_id, "prefill": prefill}
+        _log.info("placed", extra={"fields": {**fields, "reason": reason}})
         return placement
 
     async def _relay(

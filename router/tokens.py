@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from router.body import read_body
 from router.off_loop import off_loop
 from router.openapi import json_body, reads_body
-from router.prompt import Prompt, chat_prompt, text_prompt
+from router.prompt import Prompt, chat_prompt, text_prompts
 from router.reply import DetokenizeReply, TokenizeReply
 from router.sampling import check_token_ids
 from router.schema import DetokenizeRequest, TokenizeRequest
@@ -57,6 +57,6 @@ async def _prompt(services: Services, body: TokenizeRequest) -> Prompt:
             add_generation_prompt=body.add_generation_prompt is not False,
         )
     assert body.prompt is not None, "the schema wants one of the two"
-    return await text_prompt(
-        services.tokenizer, body.prompt, add_special_tokens=body.add_special_tokens is not False
-    )
+    special = body.add_special_tokens is not False
+    [prompt] = await text_prompts(services.tokenizer, [body.prompt], add_special_tokens=special)
+    return prompt

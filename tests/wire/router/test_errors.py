@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from triptych.errors import RequestError
+from triptych.errors import ConfigError, RequestError
 
 CHAT = "/v1/chat/completions"
 GOOD: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -161,6 +161,11 @@ async def test_any_of_the_keys_opens(start_world: Any, key: str) -> None:
     await world.add_worker("decode-0")
     response = await world.client.post(CHAT, json=GOOD, headers={"Authorization": key})
     assert response.status_code == 200
+
+
+async def test_an_empty_key_in_the_config_is_refused(start_world: Any) -> None:
+    with pytest.raises(ConfigError, match=r"router\.api_keys"):
+        await start_world(api_keys=("right", ""))
 
 
 async def test_probes_need_no_key(start_world: Any) -> None:

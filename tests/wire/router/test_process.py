@@ -91,6 +91,8 @@ async def test_it_serves_and_drains_on_sigterm(config: Path, run_dir: Path) -> N
         ):
             await told(process, "worker joined")
             assert (await client.get("/ready")).status_code == 200
+            metrics = (await client.get("/metrics")).text
+            assert 'triptych_attached_workers{role="decode"} 1.0' in metrics
             body = {**QUESTION, "stream": True}
             async with client.stream("POST", CHAT, json=body) as response:
                 lines = response.aiter_lines()

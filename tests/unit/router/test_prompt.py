@@ -1,0 +1,62 @@
+"""Prompts to token ids, beside the event loop when there is much to do."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from router.prompt import chat_prompt, text_prompts
+from router.schema import Message
+from triptych.errors import RequestError
+from triptych.tokenizer import Tokenizer
+
+
+class Watched:
+    """A tokenizer that notes the threads it works in."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.threads: set[int] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.threads.add(threading.get_ident())
+        return getattr(self._tokenizer, name)
+
+
+@pytest.mark.parametrize("prompts", [["the " * 20_000], ["the " * 100] * 300, [[5] * 50_000]])
+async def test_much_text_is_encoded_beside_the_event_loop(
+    tokenizer: Tokenizer, prompts: Any
+) -> None:
+    watched: Any = Watched(tokenizer)
+    found = await text_prompts(watched, prompts)
+    assert threading.get_ident() not in watched.threads
+    assert len(found) == len(prompts)
+
+
+async def test_little_text_is_encoded_on_the_spot(tokenizer: Tokenizer) -> None:
+    watched: Any = Watched(tokenizer)
+    [found] = await text_prompts(watched, ["the"])
+    assert watched.threads == {threading.get_ident()}
+    assert (found.ids, found.text) == (tokenizer.encode("the"), "the")
+
+
+async def test_a_long_conversation_is_rendered_beside_the_event_loop(tokenizer: Tokenizer) -> None:
+    watched: Any = Watched(tokenizer)
+    turn = Message(role="user", content="the " * 100)
+    found = await chat_prompt(watched, [turn] * 100)
+    assert threading.get_ident() not in watched.threads
+    assert len(found.ids) > 10_000
+
+
+async def test_parts_count_as_text(tokenizer: Tokenizer) -> None:
+    parts = [{"type": "text", "text": "Hi"}]
+    turn = Message.model_validate({"role": "user", "content": parts})
+    found = await chat_prompt(tokenizer, [turn])
+    assert found.ids == tokenizer.encode_chat([{"role": "user", "content": "Hi"}])
+
+
+async def test_an_id_outside_of_the_vocabulary_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(RequestError, match="prompt: token id 9999"):
+        await text_prompts(tokenizer, [[1, 9999]])
