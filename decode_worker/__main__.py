@@ -40,7 +40,9 @@ def build_role(
     thread = StepThread(loop.step, fail, "decode-loop")
     links = make_links(transport.links, args.run_dir)
     peers = PeerBook(links, parts.region, parts.layout_text, transport.require)
-    fetcher = Fetcher(parts.region, parts.layout, parts.ledger, metrics)
+    fetcher = Fetcher(
+        parts.region, parts.layout, parts.model.config.hidden_size, parts.ledger, metrics
+    )
     service.connect(Intake(parts.pool, peers, fetcher, loop, thread, transport, service.room))
     return RoleParts(
         thread=thread,

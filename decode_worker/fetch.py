@@ -35,6 +35,7 @@ class Fetcher:
 
     region: Region
     layout: KvLayout
+    hidden_size: int  # of the rows that come with a finished prompt
     ledger: TransferLedger
     metrics: WorkerMetrics
 

@@ -50,13 +50,14 @@ class RemotePrefill:
             except BaseExceptionGroup as group:
                 raise _first_leaf(group) from None
             self._check_complete()
+            hidden = self._hidden_row(done)
             await call.done_writing()  # we have everything: the lease may end
         except BaseException:
             call.cancel()
             raise
         self._peer.see_off(call)
         self._finish_stats(done, done_at)
-        return self._hidden_row(done)
+        return hidden
 
     async def _follow(
         self,
@@ -71,8 +72,7 @@ class RemotePrefill:
                 raise KvLinkError(f"{self._peer.worker_id} hung up before the prompt was done")
             match event.WhichOneof("event"):
                 case "started":
-                    waited = (time.monotonic() - self.began_at) * 1e3
-                    self.stats.queue_ms = max(waited, event.started.queue_ms)
+                    self.stats.queue_ms = event.started.queue_ms
                     self.stats.cached_tokens = event.started.cached_tokens
                 case "blocks":
                     fetches.create_task(self._fetch(event.blocks, timeout_s, note))
@@ -98,8 +98,10 @@ class RemotePrefill:
             raise KvLinkError(f"{self._peer.worker_id} never announced blocks {missing}")
 
     def _hidden_row(self, done: pb.PrefillDone) -> Tensor:
-        dtype = TORCH_DTYPES[self._fetcher.layout.dtype]
-        return torch.frombuffer(bytearray(done.last_hidden), dtype=dtype)
+        layout, size = self._fetcher.layout, self._fetcher.hidden_size
+        if len(done.last_hidden) != size * layout.item_bytes:
+            raise KvLinkError(f"{self._peer.worker_id} sent a hidden row of another size")
+        return torch.frombuffer(bytearray(done.last_hidden), dtype=TORCH_DTYPES[layout.dtype])
 
     def _finish_stats(self, done: pb.PrefillDone, done_at: float) -> None:
         now = time.monotonic()

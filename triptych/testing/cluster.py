@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-import psutil
 
 from triptych.config import ClusterConfig
 from triptych.launch.local import LocalLauncher
@@ -31,17 +30,10 @@ class Cluster:
     http: httpx.AsyncClient
 
     def pid(self, name: str) -> int:
-        """The process of worker `name`, or of the router."""
-        run_dir = str(self.launcher.run_dir.path)
-        wanted = ["-m", "router"] if name == "router" else ["--id", name]
-        (found,) = [
-            process.pid
-            for process in psutil.process_iter(["cmdline"])
-            if (line := process.info["cmdline"] or [])
-            and any(run_dir in word for word in line)
-            and any(line[at : at + 2] == wanted for at in range(len(line)))
-        ]
-        return found
+        """Of worker `name`, or of the router, which must be running."""
+        pid = self.launcher.pid(name)
+        assert pid is not None, f"{name} is not running"
+        return pid
 
     async def workers(self) -> list[dict[str, Any]]:
         """The workers that are attached to the router."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from triptych.kv.hashing import root_hash
 from triptych.kv.layout import KvLayout
 from triptych.kv.ledger import TransferLedger
 from triptych.kv.pool import BlockPool
+from triptych.launch.machine import usable_cores
 from triptych.models.config import ModelConfig
 from triptych.models.load import load_model
 from triptych.models.model import Model
@@ -52,7 +52,7 @@ class EngineParts:
 def build_engine(args: WorkerArgs) -> EngineParts:
     """Raises ModelError or ConfigError, with the remedy."""
     config = args.config
-    torch.set_num_threads(args.pool.threads or os.cpu_count() or 1)
+    torch.set_num_threads(args.pool.threads or usable_cores())
     path = resolve_model(config.model)
     began = time.monotonic()
     model = load_model(path, dtype=TORCH_DTYPES[config.torch_dtype_name], progress=_LoadLog())

@@ -103,7 +103,7 @@ class Scene:
         self.second = MemoryLink("tcp", self.source, self.home)
         self.rungs: list[str] = []
         metrics = WorkerMetrics(new_registry())
-        self.fetcher = Fetcher(self.home, LAYOUT, TransferLedger(self.pool), metrics)
+        self.fetcher = Fetcher(self.home, LAYOUT, 8, TransferLedger(self.pool), metrics)
 
     def fetch(self, *links: MemoryLink) -> Any:
         blocks = [7, 2, 5, 0]
