@@ -6,11 +6,10 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from transport.kv.links import make_links
-
 from prefill_worker.loop import PrefillLoop
 from prefill_worker.service import PrefillService
 from transport.kv.base import KvSource, LinkUnusable
+from transport.kv.links import make_links
 from transport.protos import worker_pb2 as pb
 from transport.protos.worker_pb2_grpc import add_PrefillWorkerServicer_to_server
 from triptych.engine.thread import StepThread

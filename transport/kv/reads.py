@@ -69,6 +69,15 @@ def merge_runs(lengths: Positions, *starts: Positions) -> tuple[Positions, ...]:
     return (np.add.reduceat(lengths, heads), *(start[heads] for start in starts))
 
 
+def cut_runs(limit_bytes: int, lengths: Positions, *starts: Positions) -> tuple[Positions, ...]:
+    """Cuts runs longer than the limit into pieces: (lengths, *starts)."""
+    pieces = -(-lengths // limit_bytes)
+    first = np.cumsum(pieces) - pieces  # index of each run's first piece
+    done = limit_bytes * (np.arange(int(pieces.sum())) - np.repeat(first, pieces))
+    cut = np.minimum(np.repeat(lengths, pieces) - done, limit_bytes)
+    return (cut, *(np.repeat(start, pieces) + done for start in starts))
+
+
 def cut_batches(lengths: Positions, limit_bytes: int) -> Iterator[slice]:
     """Slices of at most `limit_bytes` (but at least one read) that cover the table in order."""
     ends = np.cumsum(lengths)

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from transport.kv.endpoints import boot_id, check_shapes, parse_endpoint
 from transport.kv.frames import FrameError, recv_frame, send_frame
 from transport.kv.reads import (
     ReadTable,
+    cut_runs,
     first_stale,
     lengths_of,
     merge_runs,
@@ -144,7 +145,7 @@ class ShmSession:
         self._check_generations(table)
         source = self._peer.blocks.reshape(-1)
         target = self._region.blocks.reshape(-1)
-        for start, into, size in self._pieces(table):
+        for size, start, into in self._pieces(table):
             interrupt.check()
             target[into : into + size] = source[start : start + size]  # numpy drops the GIL for it
         # A source raises the generation before it writes. x86 keeps the order of stores and of
@@ -152,18 +153,15 @@ class ShmSession:
         # with weaker ordering needs a barrier on both sides.
         self._check_generations(table)
 
-    def _pieces(self, table: ReadTable) -> Iterator[tuple[int, int, int]]:
-        """(byte there, byte here, size): neighbours on both sides joined, large runs cut."""
-        lengths, starts, targets = merge_runs(
+    def _pieces(self, table: ReadTable) -> Iterable[tuple[int, int, int]]:
+        """(size, byte there, byte here): neighbours on both sides joined, large runs cut."""
+        runs = merge_runs(
             lengths_of(table),
             positions(table, "source", self._peer.shape),
             positions(table, "target", self._region.shape),
         )
-        for length, start, into in zip(
-            lengths.tolist(), starts.tolist(), targets.tolist(), strict=True
-        ):
-            for done in range(0, length, PIECE_BYTES):
-                yield start + done, into + done, min(PIECE_BYTES, length - done)
+        sizes, starts, targets = cut_runs(PIECE_BYTES, *runs)
+        return zip(sizes.tolist(), starts.tolist(), targets.tolist(), strict=True)
 
     def _check_generations(self, table: ReadTable) -> None:
         stale = first_stale(table, self._peer.generations)

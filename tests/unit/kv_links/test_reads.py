@@ -11,6 +11,7 @@ from transport.kv.base import BlockRead, KvLinkError
 from transport.kv.reads import (
     READ,
     cut_batches,
+    cut_runs,
     first_outside,
     first_stale,
     merge_runs,
@@ -79,6 +80,25 @@ def test_merged_runs_copy_the_same_bytes(
         for byte in range(run)
     ]
     assert moved == wanted
+
+
+@given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 20))
+def test_cut_runs_cover_the_same_bytes_in_small_pieces(sizes: list[int], limit: int) -> None:
+    lengths = np.array(sizes, dtype=np.int64)
+    starts = np.cumsum(lengths) * 3
+
+    cut, pieces, others = cut_runs(limit, lengths, starts, starts + 7)
+
+    assert all(0 < size <= limit for size in cut.tolist())
+    assert (others - pieces == 7).all()
+    covered = [
+        at + byte
+        for size, at in zip(cut.tolist(), pieces.tolist(), strict=True)
+        for byte in range(size)
+    ]
+    assert covered == [
+        at + byte for size, at in zip(sizes, starts.tolist(), strict=True) for byte in range(size)
+    ]
 
 
 @given(st.lists(st.integers(1, 1000), max_size=60), st.integers(1, 3000))
