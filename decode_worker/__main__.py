@@ -38,7 +38,7 @@ def build_role(
         max_model_len=parts.max_model_len,
     )
     thread = StepThread(loop.step, fail, "decode-loop")
-    links = make_links(transport.links, args.run_dir)
+    links = make_links(transport.links, args.run_dir, host=args.kv_host)
     peers = PeerBook(links, parts.region, parts.layout_text, transport.require)
     fetcher = Fetcher(
         parts.region, parts.layout, parts.model.config.hidden_size, parts.ledger, metrics

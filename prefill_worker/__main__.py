@@ -28,8 +28,7 @@ def build_role(
     fail: Callable[[BaseException], None],
 ) -> RoleParts:
     sources = serve_pool(args, parts)
-    endpoints = {name: source.endpoint for name, source in sources.items()}
-    service = PrefillService(args, parts, endpoints, metrics)
+    service = PrefillService(args, parts, sources, metrics)
     loop = PrefillLoop(
         parts.scheduler,
         parts.runner,
@@ -64,7 +63,7 @@ def build_role(
 def serve_pool(args: WorkerArgs, parts: EngineParts) -> dict[str, KvSource]:
     """Offers the pool over every configured link that works here; says which do not, and why."""
     sources: dict[str, KvSource] = {}
-    for link in make_links(args.config.transport.links, args.run_dir):
+    for link in make_links(args.config.transport.links, args.run_dir, host=args.kv_host):
         try:
             sources[link.name] = link.serve(parts.region)
         except LinkUnusable as error:

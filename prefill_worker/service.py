@@ -14,6 +14,7 @@ import grpc
 import torch
 
 from prefill_worker.loop import PrefillLoop, Progress
+from transport.kv.base import KvSource
 from transport.kv.digest import digests
 from transport.protos import worker_pb2 as pb
 from transport.protos.worker_pb2_grpc import PrefillWorkerServicer
@@ -34,19 +35,15 @@ class PrefillService(PrefillWorkerServicer):
         self,
         args: WorkerArgs,
         parts: EngineParts,
-        endpoints: Mapping[str, str],
+        sources: Mapping[str, KvSource],
         metrics: WorkerMetrics,
     ) -> None:
-        """endpoints: link name → where homes reach this worker's pool over it."""
+        """sources: this worker's pool by name of the link that it is served over."""
         self._parts = parts
         self._digest_mode = args.config.transport.digest
         self._metrics = metrics
-        self._description = pb.KvDescription(
-            worker_id=args.worker_id,
-            epoch=args.epoch,
-            layout=parts.layout_text,
-            links=[pb.LinkEndpoint(link=name, endpoint=text) for name, text in endpoints.items()],
-        )
+        self._args = args
+        self._sources = sources
         self._event_loop = asyncio.get_running_loop()
         self._queues: dict[Sequence, asyncio.Queue[Progress]] = {}
         self._loop: PrefillLoop | None = None
@@ -66,7 +63,19 @@ class PrefillService(PrefillWorkerServicer):
             waiting.put_nowait(progress)
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.KvDescription:
-        return self._description
+        """Asked anew by a home that lost a path: an endpoint may have changed since."""
+        return pb.KvDescription(
+            worker_id=self._args.worker_id,
+            epoch=self._args.epoch,
+            layout=self._parts.layout_text,
+            links=await asyncio.to_thread(self._endpoints),
+        )
+
+    def _endpoints(self) -> list[pb.LinkEndpoint]:
+        return [
+            pb.LinkEndpoint(link=name, endpoint=source.endpoint)
+            for name, source in self._sources.items()
+        ]
 
     async def Prefill(
         self, calls: AsyncIterator[pb.PrefillCall], context: Context

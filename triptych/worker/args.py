@@ -21,6 +21,7 @@ class WorkerArgs:
     run_dir: Path
     listen: str  # gRPC address to bind
     registry: str  # gRPC target of the router's registry
+    kv_host: str  # address on which other hosts may read this worker's KV (tcp)
 
 
 def parse_worker_args(role: Role, argv: Sequence[str] | None = None) -> WorkerArgs:
@@ -32,6 +33,7 @@ def parse_worker_args(role: Role, argv: Sequence[str] | None = None) -> WorkerAr
     parser.add_argument("--run-dir", type=Path, required=True, help="the cluster's sockets")
     parser.add_argument("--listen", help="gRPC address (default: a unix socket in the run dir)")
     parser.add_argument("--registry", help="registry's gRPC target (default: in the run dir)")
+    parser.add_argument("--kv-host", default="127.0.0.1", help="address of the tcp KV link")
     options = parser.parse_args(argv)
     config = load_config(options.config)
     pool = config.pool(options.pool)
@@ -45,4 +47,5 @@ def parse_worker_args(role: Role, argv: Sequence[str] | None = None) -> WorkerAr
         run_dir=options.run_dir,
         listen=options.listen or f"unix:{options.run_dir}/{options.id}.sock",
         registry=options.registry or f"unix:{options.run_dir}/registry.sock",
+        kv_host=options.kv_host,
     )
