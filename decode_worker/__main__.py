@@ -28,13 +28,16 @@ def build_role(
     fail: Callable[[BaseException], None],
 ) -> RoleParts:
     transport = args.config.transport
-    service = DecodeService(parts, Tokenizer.load(parts.model_path), metrics)
+    tokenizer = Tokenizer.load(parts.model_path)
+    eos_token_ids = (*{*parts.model.config.eos_token_ids, *tokenizer.eos_token_ids},)
+    service = DecodeService(parts, tokenizer, metrics)
     loop = DecodeLoop(
         parts.scheduler,
         parts.runner,
-        Sampler(parts.model.config.eos_token_ids),
+        Sampler(eos_token_ids),
         service.emit,
         metrics,
+        eos_token_ids=eos_token_ids,
         max_model_len=parts.max_model_len,
     )
     thread = StepThread(loop.step, fail, "decode-loop")
@@ -43,12 +46,13 @@ def build_role(
     fetcher = Fetcher(
         parts.region, parts.layout, parts.model.config.hidden_size, parts.ledger, metrics
     )
-    service.connect(Intake(parts.pool, peers, fetcher, loop, thread, transport, service.room))
+    service.connect(Intake(parts.pool, peers, fetcher, loop, thread, transport))
     return RoleParts(
         thread=thread,
         register=partial(add_DecodeWorkerServicer_to_server, service),
         service_name="triptych.DecodeWorker",
         load=lambda: worker_load(parts, service),
+        tend=peers.sweep,
         close=peers.close,
     )
 

@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from decode_worker.peers import Peer
-from transport.kv.base import BlockRead, KvLinkError, KvSession
+from transport.kv.base import (
+    BlockRead,
+    KvLinkError,
+    KvSession,
+    LinkUnusable,
+    Transfer,
+    WriterNotQuiet,
+)
 from transport.kv.digest import check_digests
 from transport.kv.region import Region
 from transport.protos import worker_pb2 as pb
@@ -56,15 +63,17 @@ class Fetcher:
         if not rungs:
             reasons = peer.links.reasons()
             raise KvLinkError(f"no KV link to {peer.worker_id} works: {reasons}")
-        for position, (_, name) in enumerate(rungs):
+        while True:
+            (_, name), *rungs = rungs
             try:
                 return await self._fetch_over(peer, name, ready, targets, timeout_s)
             except KvLinkError as error:
                 self.metrics.kv_transfer_failures.labels(name, type(error).__name__).inc()
-                if position + 1 == len(rungs):
+                if isinstance(error, LinkUnusable):  # trying it again is no use
+                    rungs = [rung for rung in rungs if rung[1] != name]
+                if not rungs or isinstance(error, WriterNotQuiet):
                     raise
-                note(rungs[position + 1][0], f"{name}: {error}")
-        raise AssertionError("unreachable: the last rung returns or raises")
+                note(rungs[0][0], f"{name}: {error}")
 
     async def _fetch_over(
         self, peer: Peer, name: str, ready: pb.BlocksReady, targets: list[int], timeout_s: float
@@ -90,19 +99,29 @@ class Fetcher:
             )
         ]
         lease = self.ledger.begin(targets)
-        transfer = session.start(reads)
+        transfer: Transfer | None = None
         try:
+            transfer = session.start(reads)
             await asyncio.to_thread(transfer.wait, timeout_s)
             await asyncio.to_thread(
                 check_digests, self.region, targets, offset, length, ready.digests
             )
-        except BaseException:
-            lease.abort(transfer.fence)
+        except BaseException as error:
+            # Off the event loop, for a fence may have to wait for a copy; it ends the lease even if
+            # we are cancelled meanwhile.
+            fence = transfer.fence if transfer is not None else _never_started
+            quiet = await asyncio.shield(asyncio.to_thread(lease.abort, fence))
+            if not quiet and not isinstance(error, asyncio.CancelledError):
+                raise WriterNotQuiet(f"{session.path}: {error}") from error
             raise
         lease.commit()
 
     def _span(self, ready: pb.BlocksReady) -> tuple[int, int]:
         return self.layout.layer_span(ready.first_layer, ready.end_layer)
+
+
+def _never_started() -> bool:
+    return True
 
 
 NoteRung = Callable[[str, str], None]  # (name of the rung, why it was needed)

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from decode_worker.fetch import Fetcher
 from decode_worker.loop import DecodeLoop
-from decode_worker.peers import PeerBook
+from decode_worker.peers import Peer, PeerBook
 from decode_worker.remote import RemotePrefill, prefill_request
 from decode_worker.request import HomeRequest
-from transport.kv.base import KvLinkError, PeerGone
-from transport.protos import worker_pb2 as pb
+from transport.kv.base import KvLinkError, PeerGone, WriterNotQuiet
 from triptych.config import TransportConfig
 from triptych.engine.thread import StepThread
 from triptych.kv.pool import BlockPool
@@ -38,7 +37,6 @@ class Intake:
     loop: DecodeLoop
     thread: StepThread
     config: TransportConfig
-    room: asyncio.Event  # set whenever blocks came back
 
     async def admit(self, home: HomeRequest) -> None:
         """Brings the prompt's KV home and the request into the running set.
@@ -49,10 +47,16 @@ class Intake:
         for sibling in home.sequences[1:]:
             self.thread.post(partial(self.loop.submit, sibling))
         leader = home.leader
-        hidden = None
-        if self._worth_asking(home):
-            await self._reserve(home)
+        if not self._worth_asking(home):
+            self.thread.post(partial(self.loop.submit, leader))
+            return
+        await self._reserve(home)
+        try:
             hidden = await self._ask_in_turn(home)
+        except WriterNotQuiet as error:
+            self._note(home, "home", f"with other blocks: {error}")
+            self.thread.post(partial(self.loop.restart, leader))
+            return
         if hidden is None:
             self.thread.post(partial(self.loop.submit, leader))
         else:
@@ -68,34 +72,32 @@ class Intake:
         )
 
     async def _reserve(self, home: HomeRequest) -> None:
-        """All blocks of the prompt, waiting for room; those who wait in the scheduler go first."""
-        leader = home.leader
-        count = self.fetcher.layout.blocks_for(leader.num_prompt)
-        while True:
-            self.room.clear()
-            if self.loop.scheduler.num_starved == 0:
-                reservation = self.pool.reserve(leader.reusable_hashes(), count)
-                if reservation is not None:
-                    break
-            await self.room.wait()
-        leader.blocks = reservation.blocks
-        leader.num_committed = reservation.num_cached
-        leader.num_cached = reservation.num_cached * leader.block_tokens
-        leader.num_computed = leader.num_cached
+        """All blocks of the prompt, in the same queue as the prompts that are computed here."""
+        event_loop, room = asyncio.get_running_loop(), asyncio.Event()
+        home.leader.on_room = partial(event_loop.call_soon_threadsafe, room.set)
+        self.thread.post(partial(self.loop.submit, home.leader))
+        await room.wait()
 
     async def _ask_in_turn(self, home: HomeRequest) -> Tensor | None:
         """The last hidden row from the first prefill worker that delivers; None: prefill here."""
         targets = home.prefill_targets
         for attempt, target in enumerate(targets, start=1):
             try:
-                return await self._ask(home, target, attempt)
+                async with self.peers.use(target) as peer:
+                    return await self._ask(home, peer, attempt)
+            except WriterNotQuiet:
+                raise
             except (KvLinkError, grpc.aio.AioRpcError) as error:
-                step = "other-worker" if attempt < len(targets) else "home"
-                self._note(home, step, f"{target.worker_id}: {_reason(error)}")
+                why = _reason(error)
+            except Exception as error:
+                # A request outlives whatever goes wrong with a helper; but this was not foreseen.
+                log.exception("prefill at %s failed", target.worker_id)
+                why = repr(error)
+            step = "other-worker" if attempt < len(targets) else "home"
+            self._note(home, step, f"{target.worker_id}: {why}")
         return None
 
-    async def _ask(self, home: HomeRequest, target: pb.PrefillTarget, attempt: int) -> Tensor:
-        peer = await self.peers.peer(target)
+    async def _ask(self, home: HomeRequest, peer: Peer, attempt: int) -> Tensor:
         leader = home.leader
         request = prefill_request(
             leader.request_id,
@@ -108,10 +110,11 @@ class Intake:
         try:
             hidden = await remote.run(
                 min(self.config.prefill_deadline_s, home.time_left_s),
-                lambda step, why: self._note(home, step, why),
+                partial(self._note, home),
             )
-        except (PeerGone, grpc.aio.AioRpcError):
-            await self.peers.drop(peer)
+        except (PeerGone, grpc.aio.AioRpcError) as error:
+            if _is_gone(error):
+                await self.peers.retire(peer)
             raise
         home.remote = remote.stats
         home.remote.queue_ms += (remote.began_at - home.arrived_at) * 1e3
@@ -129,6 +132,11 @@ def wants_remote(
 ) -> bool:
     """Whether enough of a prompt is missing here, and there is somebody to ask. Pure."""
     return num_targets > 0 and num_tokens - num_cached >= min_remote_tokens
+
+
+def _is_gone(error: PeerGone | grpc.aio.AioRpcError) -> bool:
+    """A worker that refuses or is slow is still there; others may be served by it right now."""
+    return isinstance(error, PeerGone) or error.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def _reason(error: BaseException) -> str:

@@ -45,6 +45,7 @@ class DecodeLoop:
         emit: Emit,
         metrics: WorkerMetrics,
         *,
+        eos_token_ids: tuple[int, ...],
         max_model_len: int,
     ) -> None:
         self.scheduler = scheduler
@@ -52,13 +53,15 @@ class DecodeLoop:
         self._sampler = sampler
         self._emit = emit
         self._metrics = metrics
-        self._eos = runner.model.config.eos_token_ids
+        self._eos = eos_token_ids
         self._max_model_len = max_model_len
         self._arrived: list[tuple[Sequence, Tensor]] = []
+        self._preemptions = 0  # those that the metrics know of
 
     def submit(self, sequence: Sequence) -> None:
-        """To be computed here, from wherever its KV ends."""
-        self.scheduler.add(sequence)
+        """To be computed here, from wherever its KV ends; or to get blocks for KV to come."""
+        if not sequence.finished:
+            self.scheduler.add(sequence)
 
     def arrive(self, sequence: Sequence, last_hidden: Tensor) -> None:
         """All its KV is in its blocks; `last_hidden` [H] predicts the first token."""
@@ -69,6 +72,11 @@ class DecodeLoop:
         self.scheduler.add(sequence)
         self.scheduler.commit_blocks(sequence)
         self._arrived.append((sequence, last_hidden))
+
+    def restart(self, sequence: Sequence) -> None:
+        """Its blocks cannot be trusted any more: others, and from the beginning."""
+        if not sequence.finished:
+            self.scheduler.restart(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
         """Ends a sequence wherever it is; its blocks go back now. Idempotent."""
@@ -123,6 +131,9 @@ class DecodeLoop:
             self._metrics.prefix_hit_tokens.inc(sequence.num_cached)
 
     def _count(self, began: float, rows: int) -> None:
+        preemptions = self.scheduler.num_preemptions
+        self._metrics.preemptions.inc(preemptions - self._preemptions)
+        self._preemptions = preemptions
         self._metrics.steps.inc()
         self._metrics.step_rows.observe(rows)
         self._metrics.step_seconds.observe(time.monotonic() - began)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import grpc
 
 from transport.channel import connect
-from transport.kv.base import KvLink, LinkUnusable
+from transport.kv.base import KvLink, KvLinkError, LinkUnusable
 from transport.kv.links import PeerLinks
 from transport.kv.region import Region
 from transport.protos import worker_pb2 as pb
@@ -19,6 +21,7 @@ from transport.protos.worker_pb2_grpc import PrefillWorkerStub
 log = logging.getLogger(__name__)
 
 _DESCRIBE_S = 5.0
+_SHARE_FAILURE_S = 1.0
 _FAREWELL_S = 5.0
 
 PrefillStream = grpc.aio.StreamStreamCall[pb.PrefillCall, pb.PrefillEvent]
@@ -26,12 +29,14 @@ PrefillStream = grpc.aio.StreamStreamCall[pb.PrefillCall, pb.PrefillEvent]
 
 @dataclass(slots=True, eq=False)
 class Peer:
-    """A prefill worker of one epoch, with proven paths into its pool."""
+    """A prefill worker of one epoch and the paths into its pool. Its last user closes it."""
 
     worker_id: str
     epoch: int
     channel: grpc.aio.Channel
     links: PeerLinks
+    users: int = 0
+    retired: bool = False
     _ending: set[asyncio.Task[None]] = field(default_factory=set)
 
     def see_off(self, call: PrefillStream) -> None:
@@ -57,27 +62,63 @@ class PeerBook:
         self._require = require
         self._peers: dict[str, Peer] = {}
         self._opening: dict[str, asyncio.Lock] = {}
+        self._failed: dict[str, tuple[float, KvLinkError | grpc.aio.AioRpcError]] = {}
 
-    async def peer(self, target: pb.PrefillTarget) -> Peer:
-        """Raises LinkUnusable (other layout, no link works) or grpc.aio.AioRpcError."""
+    @contextlib.asynccontextmanager
+    async def use(self, target: pb.PrefillTarget) -> AsyncIterator[Peer]:
+        """The peer behind `target`, which stays open until the block ends, whoever retires it.
+
+        Raises LinkUnusable (other layout, no link works) or grpc.aio.AioRpcError.
+        """
+        peer = await self._peer(target)
+        peer.users += 1
+        try:
+            yield peer
+        finally:
+            peer.users -= 1
+            if peer.retired and peer.users == 0:
+                await _close(peer)
+
+    async def retire(self, peer: Peer) -> None:
+        """It is gone, or its paths are: the next use opens it anew; those who use it may go on."""
+        if self._peers.get(peer.worker_id) is peer:
+            del self._peers[peer.worker_id]
+        if not peer.retired:
+            peer.retired = True
+            if peer.users == 0:
+                await _close(peer)
+
+    async def sweep(self) -> None:
+        """Retires idle peers whose sessions broke: a dead worker's pool must not stay mapped."""
+        for peer in list(self._peers.values()):
+            if peer.users == 0 and peer.links.broken():
+                await self.retire(peer)
+
+    async def close(self) -> None:
+        for peer in list(self._peers.values()):
+            await self.retire(peer)
+
+    async def _peer(self, target: pb.PrefillTarget) -> Peer:
         async with self._opening.setdefault(target.worker_id, asyncio.Lock()):
             known = self._peers.get(target.worker_id)
             if known is not None and known.epoch == target.epoch:
                 return known
+            failed_at, failure = self._failed.get(target.worker_id, (0.0, None))
+            if failure is not None and time.monotonic() - failed_at < _SHARE_FAILURE_S:
+                raise failure  # those who waited for the same attempt share its outcome
+            try:
+                peer = await self._open(target)
+            except (KvLinkError, grpc.aio.AioRpcError) as error:
+                self._failed[target.worker_id] = (time.monotonic(), error)
+                raise
+            self._failed.pop(target.worker_id, None)
+            if known is not None and known.epoch == peer.epoch:  # `target` was out of date
+                await _close(peer)
+                return known
             if known is not None:
-                await self._forget(known)
-            peer = await self._open(target)
+                await self.retire(known)
             self._peers[target.worker_id] = peer
             return peer
-
-    async def drop(self, peer: Peer) -> None:
-        """After a failure that says the peer is gone: the next use opens it anew."""
-        if self._peers.get(peer.worker_id) is peer:
-            await self._forget(peer)
-
-    async def close(self) -> None:
-        for peer in list(self._peers.values()):
-            await self._forget(peer)
 
     async def _open(self, target: pb.PrefillTarget) -> Peer:
         channel = connect(target.address)
@@ -98,10 +139,10 @@ class PeerBook:
             await channel.close(None)
             raise
 
-    async def _forget(self, peer: Peer) -> None:
-        del self._peers[peer.worker_id]
-        peer.links.close()
-        await peer.channel.close(None)
+
+async def _close(peer: Peer) -> None:
+    await asyncio.to_thread(peer.links.close)  # fences what is under way, joins threads
+    await peer.channel.close(None)
 
 
 async def _until_ended(call: PrefillStream) -> None:

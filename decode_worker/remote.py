@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence as Seq
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from decode_worker.fetch import Fetched, Fetcher, NoteRung
 from decode_worker.peers import Peer, PrefillStream
 from decode_worker.request import RemoteStats
-from transport.kv.base import KvLinkError
+from transport.kv.base import KvLinkError, PeerGone
 from transport.protos import worker_pb2 as pb
 from triptych.engine.sequence import Sequence
 from triptych.engine.storage import TORCH_DTYPES
@@ -32,7 +33,8 @@ class RemotePrefill:
         self._request = request
         self.began_at = time.monotonic()
         self._fetched: list[Fetched] = []
-        self._covered: dict[int, int] = {}  # block index → layers that are here
+        self._covered: dict[int, set[int]] = {}  # block index → layers that are here
+        self._ends_at = 0.0  # monotonic seconds
         self.stats = RemoteStats(worker=peer.worker_id)
 
     async def run(self, timeout_s: float, note: NoteRung) -> Tensor:
@@ -40,15 +42,11 @@ class RemotePrefill:
 
         Raises KvLinkError or grpc.aio.AioRpcError; by then no fetch is under way any more.
         """
+        self._ends_at = time.monotonic() + timeout_s
         call = self._peer.stub.Prefill(timeout=timeout_s)
         try:
             await call.write(pb.PrefillCall(open=self._request))
-            try:
-                async with asyncio.TaskGroup() as fetches:
-                    done = await self._follow(call, fetches, timeout_s, note)
-                    done_at = time.monotonic()
-            except BaseExceptionGroup as group:
-                raise _first_leaf(group) from None
+            done, done_at = await self._follow_and_fetch(call, note)
             self._check_complete()
             hidden = self._hidden_row(done)
             await call.done_writing()  # we have everything: the lease may end
@@ -59,13 +57,27 @@ class RemotePrefill:
         self._finish_stats(done, done_at)
         return hidden
 
+    async def _follow_and_fetch(
+        self, call: PrefillStream, note: NoteRung
+    ) -> tuple[pb.PrefillDone, float]:
+        """The prefill's end and when it came; all fetches are done. Raises the first failure."""
+        fetches: list[asyncio.Task[None]] = []
+        follow = asyncio.create_task(self._follow(call, fetches, note))
+        try:
+            while open_tasks := [task for task in (follow, *fetches) if not task.done()]:
+                finished, _ = await asyncio.wait(open_tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in finished:
+                    _raise_failure(task, self._peer.worker_id)
+            return follow.result()
+        finally:
+            for task in (follow, *fetches):
+                task.cancel()
+            await asyncio.wait([follow, *fetches])
+
     async def _follow(
-        self,
-        call: PrefillStream,
-        fetches: asyncio.TaskGroup,
-        timeout_s: float,
-        note: NoteRung,
-    ) -> pb.PrefillDone:
+        self, call: PrefillStream, fetches: list[asyncio.Task[None]], note: NoteRung
+    ) -> tuple[pb.PrefillDone, float]:
+        """Starts a fetch for every announcement, while the peer computes the next one."""
         while True:
             event = await call.read()
             if not isinstance(event, pb.PrefillEvent):
@@ -75,25 +87,25 @@ class RemotePrefill:
                     self.stats.queue_ms = event.started.queue_ms
                     self.stats.cached_tokens = event.started.cached_tokens
                 case "blocks":
-                    fetches.create_task(self._fetch(event.blocks, timeout_s, note))
+                    fetches.append(asyncio.create_task(self._fetch(event.blocks, note)))
                 case "done":
-                    return event.done
+                    return event.done, time.monotonic()
 
-    async def _fetch(self, ready: pb.BlocksReady, timeout_s: float, note: NoteRung) -> None:
+    async def _fetch(self, ready: pb.BlocksReady, note: NoteRung) -> None:
         end = ready.first_block + len(ready.blocks)
         targets = self._sequence.blocks[ready.first_block : end]
         if len(targets) != len(ready.blocks) or ready.first_block < self._request.first_block:
             raise KvLinkError(f"{self._peer.worker_id} announced blocks that nobody asked for")
-        fetched = await self._fetcher.fetch(self._peer, ready, targets, timeout_s, note)
+        time_left_s = max(0.0, self._ends_at - time.monotonic())
+        fetched = await self._fetcher.fetch(self._peer, ready, targets, time_left_s, note)
         self._fetched.append(fetched)
         for index in range(ready.first_block, end):
-            layers = ready.end_layer - ready.first_layer
-            self._covered[index] = self._covered.get(index, 0) + layers
+            self._covered.setdefault(index, set()).update(range(ready.first_layer, ready.end_layer))
 
     def _check_complete(self) -> None:
         wanted = range(self._request.first_block, len(self._sequence.blocks))
         layers = self._fetcher.layout.num_layers
-        missing = [index for index in wanted if self._covered.get(index, 0) != layers]
+        missing = [index for index in wanted if len(self._covered.get(index, ())) != layers]
         if missing:
             raise KvLinkError(f"{self._peer.worker_id} never announced blocks {missing}")
 
@@ -114,12 +126,11 @@ class RemotePrefill:
         self.stats.transfer_ms = (now - done_at) * 1e3
 
 
-def _first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Of several failures of one attempt the first tells enough."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _raise_failure(task: asyncio.Task[Any], worker_id: str) -> None:
+    """What the task raised. Nobody but the channel's end can have cancelled it."""
+    if task.cancelled():
+        raise PeerGone(f"the connection to {worker_id} was closed")
+    task.result()
 
 
 def prefill_request(

@@ -7,23 +7,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from functools import partial
 
 import grpc
 
 from decode_worker.intake import Intake
-from decode_worker.loop import DecodeLoop, StepOutput
+from decode_worker.loop import StepOutput
 from decode_worker.request import HomeRequest, open_request
 from transport.protos import worker_pb2 as pb
 from transport.protos.worker_pb2_grpc import DecodeWorkerServicer
 from triptych.engine.sequence import Sequence
+from triptych.errors import WorkerError
 from triptych.obs.log import bind_request
 from triptych.obs.metrics import WorkerMetrics
 from triptych.tokenizer import Tokenizer
 from triptych.wire import delta_message
 from triptych.worker.boot import EngineParts
-from triptych.worker.check import check_prompt
+from triptych.worker.check import check_prompt, check_sampling
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,6 @@ class DecodeService(DecodeWorkerServicer):
         self._event_loop = asyncio.get_running_loop()
         self._homes: dict[Sequence, HomeRequest] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self.room = asyncio.Event()
         self._intake: Intake | None = None
 
     def connect(self, intake: Intake) -> None:
@@ -62,57 +62,71 @@ class DecodeService(DecodeWorkerServicer):
             home.outputs.put_nowait(output)
             if output.delta.finish_reason is not None:
                 del self._homes[output.sequence]
-                self.room.set()
 
     async def Generate(
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateReply]:
+        outcome = "rejected"
+        with bind_request(request.request_id):
+            try:
+                home = self._open(request, context.time_remaining())
+                outcome = "cancelled"
+                async with contextlib.aclosing(self._replies(home)) as replies:
+                    async for reply in replies:
+                        yield reply
+                outcome = "finished"
+            except Exception:
+                outcome = "rejected" if outcome == "rejected" else "failed"
+                raise
+            finally:
+                self._metrics.requests.labels(outcome).inc()
+
+    def _open(self, request: pb.GenerateRequest, time_left_s: float | None) -> HomeRequest:
+        """Raises RequestError for what this worker can never serve."""
         parts = self._parts
-        check_prompt(request.prompt_ids, parts.model.config.vocab_size, parts.max_model_len)
-        assert self._intake is not None, "connect() comes first"
-        home = open_request(
+        vocab_size = parts.model.config.vocab_size
+        check_prompt(request.prompt_ids, vocab_size, parts.max_model_len)
+        check_sampling(request.sampling, vocab_size)
+        return open_request(
             request,
             root=parts.root(request.cache_salt),
             block_tokens=parts.layout.block_tokens,
             tokenizer=self._tokenizer,
-            time_left_s=context.time_remaining(),
+            time_left_s=time_left_s,
         )
+
+    async def _replies(self, home: HomeRequest) -> AsyncGenerator[pb.GenerateReply, None]:
+        assert self._intake is not None, "connect() comes first"
         self._homes.update(dict.fromkeys(home.sequences, home))
-        outcome = "cancelled"
-        with bind_request(request.request_id):
-            admission = asyncio.create_task(self._intake.admit(home))
-            try:
-                async for output in _follow(home, admission):
+        admission = asyncio.create_task(self._intake.admit(home))
+        try:
+            async with contextlib.aclosing(_follow(home, admission)) as outputs:
+                async for output in outputs:
                     yield pb.GenerateReply(delta=delta_message(output.delta))
-                yield pb.GenerateReply(stats=home.stats())
-                outcome = "finished"
-            finally:
-                self._metrics.requests.labels(outcome).inc()
-                log.info(outcome, extra={"fields": home.summary()})
-                # A task of its own: a second cancellation must not cut the clean-up short.
-                closing = asyncio.create_task(self._close(home, admission))
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
-                await asyncio.shield(closing)
+            yield pb.GenerateReply(stats=home.stats())
+        finally:
+            log.info("request ended", extra={"fields": home.summary()})
+            # A task of its own: a second cancellation must not cut the clean-up short.
+            closing = asyncio.create_task(self._close(home, admission))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            await asyncio.shield(closing)
 
     async def _close(self, home: HomeRequest, admission: asyncio.Task[None]) -> None:
         """The one clean-up of a request: fence its fetches, then give back its blocks."""
         admission.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await admission
+        await asyncio.wait({admission})  # whatever became of it, the blocks go back
         assert self._intake is not None
         loop, thread = self._intake.loop, self._intake.thread
         for sequence in home.sequences:
             if self._homes.pop(sequence, None) is not None:
-                thread.post(partial(self._drop, loop, sequence))
-
-    def _drop(self, loop: DecodeLoop, sequence: Sequence) -> None:
-        loop.cancel(sequence)
-        self._event_loop.call_soon_threadsafe(self.room.set)
+                thread.post(partial(loop.cancel, sequence))
 
 
-async def _follow(home: HomeRequest, admission: asyncio.Task[None]) -> AsyncIterator[StepOutput]:
-    """Outputs of all choices until the last one finished; an admission's error is raised."""
+async def _follow(
+    home: HomeRequest, admission: asyncio.Task[None]
+) -> AsyncGenerator[StepOutput, None]:
+    """Outputs of all choices until the last one finished. Raises what the admission raised."""
     open_choices = len(home.sequences)
     while open_choices:
         getting = asyncio.ensure_future(home.outputs.get())
@@ -120,13 +134,20 @@ async def _follow(home: HomeRequest, admission: asyncio.Task[None]) -> AsyncIter
             if not admission.done():
                 await asyncio.wait({getting, admission}, return_when=asyncio.FIRST_COMPLETED)
                 if admission.done():
-                    admission.result()
+                    _check_admitted(admission)
             output = await getting
         finally:
             getting.cancel()
         home.note_output(output)
         open_choices -= output.delta.finish_reason is not None
         yield output
+
+
+def _check_admitted(admission: asyncio.Task[None]) -> None:
+    """Raises what the admission raised. gRPC must see no cancellation that nobody asked for."""
+    if admission.cancelled():
+        raise WorkerError("the request's admission was cut short")
+    admission.result()
 
 
 def worker_load(parts: EngineParts, service: DecodeService) -> pb.WorkerLoad:

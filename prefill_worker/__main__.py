@@ -47,6 +47,9 @@ def build_role(
             free_blocks=parts.pool.available,
         )
 
+    async def tend() -> None:
+        """Nothing that grows old here."""
+
     async def close() -> None:
         for source in sources.values():
             source.close()
@@ -56,6 +59,7 @@ def build_role(
         register=partial(add_PrefillWorkerServicer_to_server, service),
         service_name="triptych.PrefillWorker",
         load=load,
+        tend=tend,
         close=close,
     )
 

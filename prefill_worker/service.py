@@ -7,6 +7,7 @@ has committed everything, or cancels, or dies.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 
@@ -14,7 +15,7 @@ import grpc
 import torch
 
 from prefill_worker.loop import PrefillLoop, Progress
-from transport.kv.base import KvSource
+from transport.kv.base import KvLinkError, KvSource
 from transport.kv.digest import digests
 from transport.protos import worker_pb2 as pb
 from transport.protos.worker_pb2_grpc import PrefillWorkerServicer
@@ -26,6 +27,10 @@ from triptych.obs.metrics import WorkerMetrics
 from triptych.worker.args import WorkerArgs
 from triptych.worker.boot import EngineParts
 from triptych.worker.check import check_prompt
+
+log = logging.getLogger(__name__)
+
+_ENDPOINT_S = 1.5  # homes wait five seconds for all of them
 
 Context = grpc.aio.ServicerContext[pb.PrefillCall, pb.PrefillEvent]
 
@@ -68,14 +73,21 @@ class PrefillService(PrefillWorkerServicer):
             worker_id=self._args.worker_id,
             epoch=self._args.epoch,
             layout=self._parts.layout_text,
-            links=await asyncio.to_thread(self._endpoints),
+            links=await self._endpoints(),
         )
 
-    def _endpoints(self) -> list[pb.LinkEndpoint]:
-        return [
-            pb.LinkEndpoint(link=name, endpoint=source.endpoint)
-            for name, source in self._sources.items()
-        ]
+    async def _endpoints(self) -> list[pb.LinkEndpoint]:
+        """Of the links that work now; one that has to be mended does not hold up the others."""
+        found = []
+        for name, source in self._sources.items():
+            try:
+                async with asyncio.timeout(_ENDPOINT_S):
+                    text = await asyncio.to_thread(getattr, source, "endpoint")
+            except (KvLinkError, TimeoutError) as error:
+                log.warning("KV link %s cannot be offered: %s", name, error)
+            else:
+                found.append(pb.LinkEndpoint(link=name, endpoint=text))
+        return found
 
     async def Prefill(
         self, calls: AsyncIterator[pb.PrefillCall], context: Context

@@ -81,7 +81,8 @@ def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def _vocab_size(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> int:
     # The embedding may have more rows than there are pieces; those ids are valid and mean no text.
-    rows = config.get("vocab_size")
+    nested = config.get("text_config")  # of a multimodal model
+    rows = config.get("vocab_size") or (nested or {}).get("vocab_size")
     known = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     return max(known, rows) if isinstance(rows, int) else known
 

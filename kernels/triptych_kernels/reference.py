@@ -14,8 +14,9 @@ and a single decoded row all produce the same bits. Masked positions contribute 
 
 from __future__ import annotations
 
+import math
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 ROW_TILE = 16
@@ -100,13 +101,20 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """SwiGLU's gate: silu(gate) × up, elementwise."""
-    return F.silu(gate) * up
+    """SwiGLU's gate: silu(gate) × up, elementwise.
+
+    Composed of ops whose bits do not depend on where an element lies: `F.silu` and `F.gelu` treat
+    the ends of each thread's share with other instructions than its middle.
+    """
+    wide = gate.float()
+    return (wide / (1.0 + torch.exp(-wide))).to(gate.dtype) * up
 
 
 def gelu_tanh_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """GeGLU's gate with the tanh approximation, elementwise."""
-    return F.gelu(gate, approximate="tanh") * up
+    """GeGLU's gate with the tanh approximation, elementwise. Composed for the same reason."""
+    wide = gate.float()
+    inner = math.sqrt(2.0 / math.pi) * (wide + 0.044715 * wide * wide * wide)
+    return (0.5 * wide * (1.0 + torch.tanh(inner))).to(gate.dtype) * up
 
 
 def paged_attention(

@@ -147,6 +147,21 @@ async def test_a_draining_worker_finishes_its_stream(start_cluster: StartCluster
         assert rest[-1] == "data: [DONE]"
 
 
+async def test_a_request_that_gives_up_on_a_prefill_worker_takes_no_other_along(
+    start_cluster: StartCluster,
+) -> None:
+    async with start_cluster("engine.chunk_tokens=16", "router.request_deadline_s=60") as cluster:
+        await ask(cluster, body_of(300, 8))  # opens the path
+        patient = [asyncio.create_task(ask(cluster, body_of(1500, 80 + i))) for i in range(4)]
+        await busy_prefill(cluster)
+        hasty = body_of(1500, 90)
+        with pytest.raises(httpx.TimeoutException):
+            await cluster.http.post("/v1/completions", json=hasty, timeout=0.2)
+        for task in patient:
+            _, timings = await task
+            assert timings["prefill_worker"] == "prefill-0" and timings["fallbacks"] == []
+
+
 @contextlib.asynccontextmanager
 async def stopped(pid: int) -> AsyncIterator[None]:
     """SIGSTOP for the length of the block."""

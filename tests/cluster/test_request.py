@@ -59,6 +59,31 @@ async def test_choices_share_one_prefill(cluster: Cluster) -> None:
     assert answer["usage"]["prompt_tokens"] == 150
 
 
+@pytest.mark.parametrize(
+    "field", [{"logit_bias": {"60000": 1}}, {"stop_token_ids": [60000], "min_tokens": 2}]
+)
+async def test_a_token_that_the_model_does_not_have_is_refused_by_name(
+    cluster: Cluster, field: dict[str, Any]
+) -> None:
+    body = {"model": "tiny", "prompt": prompt_of(20, 9), "max_tokens": 4, **field}
+    reply = await cluster.http.post("/v1/completions", json=body)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"].startswith(next(iter(field)))
+
+
+async def test_many_long_and_short_prompts_at_once_all_get_their_turn(cluster: Cluster) -> None:
+    answers = await asyncio.gather(
+        *(
+            complete(
+                cluster, prompt=prompt_of(1200 if index % 4 == 0 else 50, index), max_tokens=6, n=2
+            )
+            for index in range(40)
+        )
+    )
+    assert all(len(answer["choices"]) == 2 for answer in answers)
+    await cluster.until_at_rest(timeout_s=2)
+
+
 async def test_requests_cancelled_at_random_moments_leave_no_block_behind(cluster: Cluster) -> None:
     draw = random.Random(5)
     sizes = {worker["worker_id"]: worker["num_blocks"] for worker in await cluster.workers()}

@@ -8,6 +8,7 @@ KvLinkError
 ├── StaleBlock     the source handed the block out again before or while it was read
 ├── TransferTimeout
 ├── DigestMismatch   what arrived is not what was announced
+├── WriterNotQuiet   a failed fetch may still write into its target blocks
 ├── PeerGone       the source process, its socket or its agent is no more
 └── LinkUnusable   this link cannot reach this peer at all (other host, missing library, probe
 failed)
@@ -44,6 +45,10 @@ class LinkUnusable(KvLinkError):
 
 class DigestMismatch(KvLinkError):
     pass
+
+
+class WriterNotQuiet(KvLinkError):
+    """A failed fetch could not be fenced: its target blocks must not be used again."""
 
 
 @dataclass(frozen=True, slots=True)

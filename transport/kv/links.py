@@ -85,6 +85,10 @@ class PeerLinks:
         """Why a link is not usable, by name."""
         return dict(self._reasons)
 
+    def broken(self) -> bool:
+        """Whether a session that was opened has lost its peer."""
+        return any(not session.alive for session in list(self._sessions.values()))
+
     def close(self) -> None:
         """Fences every transfer and ends the sessions."""
         for name, opening in self._opening.items():

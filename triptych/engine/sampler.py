@@ -14,6 +14,8 @@ from triptych.engine.sequence import Sequence
 from triptych.request import SamplingParams, TokenLogprobs
 from triptych_kernels import filter_logits, gumbel_noise
 
+_GREEDY_BELOW = 1e-5  # logits divided by less than that overflow
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
@@ -39,7 +41,7 @@ class Sampler:
         params = sequence.params
         assert params is not None, "a prompt without sampling parameters draws nothing"
         logits = shape_logits(raw, sequence, params, self._eos)
-        if params.temperature == 0.0:
+        if params.temperature < _GREEDY_BELOW:
             token = int(logits.argmax())
         else:
             kept = filter_logits(

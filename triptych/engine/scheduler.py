@@ -1,7 +1,8 @@
 """Which rows the next step computes. Decides; moves no data.
 
 Running sequences come first, in order of arrival, then waiting ones are admitted while rows and
-blocks last. A sequence is admitted with blocks for all its tokens, so half-filled prompts cannot
+blocks last: those that are computed here and those that only need room for KV from elsewhere stand
+in one queue. A sequence is admitted with blocks for all its tokens, so half-filled prompts cannot
 starve each other. When a running one cannot grow, the youngest gives its blocks back and is
 computed again later: by the numerics contract with the same bits.
 """
@@ -22,13 +23,16 @@ class Scheduler:
         self._chunk_tokens = chunk_tokens
         self._max_running = max_running
         self._waiting: deque[Sequence] = deque()
+        self._landing: list[Sequence] = []  # have their blocks, their KV is on its way
         self._running: list[Sequence] = []
         self.num_preemptions = 0
 
     # ---- the verbs of a step -------------------------------------------------------------------
 
     def add(self, sequence: Sequence) -> None:
-        """Joins the queue. If its blocks are filled already (KV that arrived), it runs at once."""
+        """Joins the queue. One that has its blocks (KV that arrived, or failed to) runs at once."""
+        if sequence in self._landing:
+            self._landing.remove(sequence)
         if sequence.blocks:
             self._running.append(sequence)
         else:
@@ -66,11 +70,15 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """Ends a sequence, finished or not, and gives its blocks back. Idempotent."""
         sequence.finished = True
-        if sequence in self._running:
-            self._running.remove(sequence)
-        elif sequence in self._waiting:
-            self._waiting.remove(sequence)
+        self._take_out(sequence)
         self._release(sequence)
+
+    def restart(self, sequence: Sequence) -> None:
+        """Gives its blocks back, for whatever may still land in them, and queues it anew."""
+        self._take_out(sequence)
+        self._release(sequence)
+        sequence.restart()
+        self._waiting.append(sequence)
 
     # ---- numbers -------------------------------------------------------------------------------
 
@@ -83,15 +91,10 @@ class Scheduler:
         return len(self._waiting)
 
     @property
-    def num_starved(self) -> int:
-        """Sequences that only lack room; the others wait for a sibling."""
-        return sum(_ready(sequence) for sequence in list(self._waiting))
-
-    @property
     def queued_tokens(self) -> int:
         """Prompt tokens that nobody has computed yet."""
-        both = (*self._running, *self._waiting)
-        return sum(max(0, seq.num_prompt - seq.num_computed) for seq in both)
+        queued = (*self._running, *(seq for seq in list(self._waiting) if _ready(seq)))
+        return sum(max(0, seq.num_prompt - seq.num_computed) for seq in queued)
 
     # ---- helpers -------------------------------------------------------------------------------
 
@@ -123,12 +126,19 @@ class Scheduler:
     def _admit(self, budget: int) -> list[RowJob]:
         jobs: list[RowJob] = []
         for sequence in list(self._waiting):
-            if budget == 0 or len(self._running) >= self._max_running:
+            if budget == 0 or len(self._running) + len(self._landing) >= self._max_running:
                 break
             if not _ready(sequence):
                 continue  # its prompt is being computed by a sibling; others may pass
             if not self._place(sequence):
                 break  # first come, first served: nobody overtakes one that waits for blocks
+            self._waiting.remove(sequence)
+            if sequence.on_room is not None:
+                self._landing.append(sequence)
+                on_room, sequence.on_room = sequence.on_room, None
+                on_room()
+                continue
+            self._running.append(sequence)
             rows = min(len(sequence.tokens) - sequence.num_computed, budget)
             jobs.append(RowJob(sequence, sequence.num_computed, sequence.num_computed + rows))
             budget -= rows
@@ -144,9 +154,12 @@ class Scheduler:
         sequence.num_committed = reservation.num_cached
         if sequence.num_output == 0:
             sequence.num_cached = sequence.num_computed
-        self._waiting.remove(sequence)
-        self._running.append(sequence)
         return True
+
+    def _take_out(self, sequence: Sequence) -> None:
+        for place in (self._running, self._landing, self._waiting):
+            if sequence in place:
+                place.remove(sequence)
 
 
 def _ready(sequence: Sequence) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,6 +33,9 @@ class Sequence:
     choice: int = 0
     leader: Sequence | None = None  # a sibling with the same prompt that computes it first
     stop_watch: StopWatch | None = None
+    # Set: the sequence waits its turn for blocks only; called, once, when it has them. Its KV then
+    # comes from elsewhere.
+    on_room: Callable[[], object] | None = None
 
     num_prompt: int = field(init=False)
     num_computed: int = 0

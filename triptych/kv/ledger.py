@@ -29,11 +29,11 @@ class Lease:
         """The bytes are there and verified, or were only read: the transfer is over."""
         self._ledger._end(self, None)
 
-    def abort(self, fence: Fence) -> None:
-        """Stops the transfer with `fence`; blocks whose writer is not proven quiet go to
-        quarantine.
+    def abort(self, fence: Fence) -> bool:
+        """Stops the transfer with `fence`. False: its writer is not proven quiet, the blocks are in
+        quarantine, and their request must not use them again.
         """
-        self._ledger._end(self, fence)
+        return self._ledger._end(self, fence)
 
 
 class TransferLedger:
@@ -70,14 +70,15 @@ class TransferLedger:
             first = next(iter(self._open), None)
         return 0.0 if first is None else time.monotonic() - first.began_at
 
-    def _end(self, lease: Lease, fence: Fence | None) -> None:
+    def _end(self, lease: Lease, fence: Fence | None) -> bool:
         with self._lock:
             if lease not in self._open:
-                return
+                return True
             del self._open[lease]
         if fence is None or fence():
             self._pool.release(lease.blocks, Holder.TRANSFER)
-            return
+            return True
         self._pool.move(lease.blocks, Holder.TRANSFER, Holder.QUARANTINE)
         with self._lock:
             self._quarantined.append((lease, fence))
+        return False

@@ -66,8 +66,8 @@ class WorkerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.kv_blocks = Gauge(
             "triptych_kv_blocks",
-            "KV blocks by owner (pool, prefix, request, transfer) and state "
-            "(free, cached, active, reserved, quarantined); the sum is the pool's size",
+            "KV blocks: pool/free, prefix/cached, and holds by request/held, transfer/held and "
+            "transfer/quarantined; a block that two requests share is held twice",
             ["owner", "state"],
             registry=registry,
         )
@@ -127,7 +127,7 @@ class WorkerMetrics:
         self.kv_fallbacks = Counter(
             "triptych_kv_fallbacks_total",
             "Rungs of the failure ladder that were taken "
-            "(same-path, next-path, other-worker, home, error)",
+            "(same-path, next-path, other-worker, home)",
             ["step"],
             registry=registry,
         )

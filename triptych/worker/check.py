@@ -1,9 +1,10 @@
-"""What a prompt must be before an engine may see it."""
+"""What a request must be before an engine may see it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from transport.protos import worker_pb2 as pb
 from triptych.errors import ContextLengthError, RequestError
 
 
@@ -21,3 +22,16 @@ def check_prompt(prompt_ids: Sequence[int], vocab_size: int, max_model_len: int)
         raise RequestError(
             f"token id {max(prompt_ids)} is not in the vocabulary of {vocab_size}", param="prompt"
         )
+
+
+def check_sampling(sampling: pb.Sampling, vocab_size: int) -> None:
+    """Raises RequestError for token ids that the model's head does not have."""
+    for param, ids in (
+        ("logit_bias", sampling.logit_bias),
+        ("stop_token_ids", sampling.stop_token_ids),
+    ):
+        worst = max(ids, default=0)
+        if worst >= vocab_size:
+            raise RequestError(
+                f"{param}: token id {worst} is not in the vocabulary of {vocab_size}", param=param
+            )

@@ -5,7 +5,6 @@ behind.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import sys
@@ -31,7 +30,8 @@ from triptych.worker.boot import EngineParts, build_engine
 log = logging.getLogger(__name__)
 
 _REPORT_S = 0.25
-_BLOCKING_CALLS = 32  # transfers waited for and digests computed at once
+_TEND_S = 1.0
+_BLOCKING_CALLS = 128  # transfers waited for and digests computed at once
 _NOTICE_S = 2 * _REPORT_S  # routers learn that a worker drains before its server says no
 
 
@@ -43,6 +43,7 @@ class RoleParts:
     register: Callable[[grpc.aio.Server], None]
     service_name: str
     load: Callable[[], pb.WorkerLoad]  # without `draining`
+    tend: Callable[[], Awaitable[None]]  # called every second
     close: Callable[[], Awaitable[None]]  # after the last call ended
 
 
@@ -103,6 +104,7 @@ async def _serve(role: Role, args: WorkerArgs, parts: EngineParts, build_role: B
     attachment = asyncio.create_task(
         stay_attached(args.registry, hello, load, interval_s=_REPORT_S)
     )
+    tending = asyncio.create_task(_tend(parts, role_parts))
     log.info("ready", extra={"fields": {"address": server.address, "epoch": args.epoch}})
 
     await leave.wait()
@@ -110,9 +112,9 @@ async def _serve(role: Role, args: WorkerArgs, parts: EngineParts, build_role: B
         log.info("draining", extra={"fields": {"limit_s": args.config.drain_s}})
         await asyncio.sleep(_NOTICE_S)
     await server.stop(0 if failures else args.config.drain_s)
-    attachment.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await attachment
+    for task in (attachment, tending):
+        task.cancel()
+    await asyncio.wait({attachment, tending})
     if not failures:
         role_parts.thread.stop()
     await role_parts.close()
@@ -121,9 +123,22 @@ async def _serve(role: Role, args: WorkerArgs, parts: EngineParts, build_role: B
     return 1 if failures else 0
 
 
+async def _tend(parts: EngineParts, role: RoleParts) -> None:
+    """What has to be looked at now and then, off the request's path."""
+    while True:
+        if parts.pool.counts()["quarantine"]:
+            await asyncio.to_thread(parts.ledger.sweep)
+            role.thread.post(_wake)
+        await role.tend()
+        await asyncio.sleep(_TEND_S)
+
+
+def _wake() -> None:
+    """For an idle loop whose waiting sequences may find blocks now."""
+
+
 def report_pool(metrics: WorkerMetrics, parts: EngineParts) -> None:
-    """Copies the pool's counts into its gauges, and gives quarantined blocks another chance."""
-    parts.ledger.sweep()
+    """Copies the pool's counts into its gauges."""
     counts = parts.pool.counts()
     for (owner, state), key in _POOL_GAUGES.items():
         metrics.kv_blocks.labels(owner, state).set(counts[key])

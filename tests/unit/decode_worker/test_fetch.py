@@ -12,7 +12,15 @@ import pytest
 
 from decode_worker.fetch import Fetcher, ladder
 from decode_worker.peers import Peer
-from transport.kv.base import BlockRead, DigestMismatch, KvLinkError, PeerGone, TransferTimeout
+from transport.kv.base import (
+    BlockRead,
+    DigestMismatch,
+    KvLinkError,
+    LinkUnusable,
+    PeerGone,
+    TransferTimeout,
+    WriterNotQuiet,
+)
 from transport.kv.digest import digests
 from transport.kv.region import Region, RegionShape
 from transport.protos import worker_pb2 as pb
@@ -30,6 +38,7 @@ class MemoryTransfer:
     """Copies in `wait`, after doing to the bytes whatever a test wants."""
 
     copy: Callable[[], None]
+    quiet: bool = True
     fenced: bool = False
 
     def wait(self, timeout_s: float) -> None:
@@ -37,7 +46,7 @@ class MemoryTransfer:
 
     def fence(self) -> bool:
         self.fenced = True
-        return True
+        return self.quiet
 
 
 @dataclass
@@ -49,12 +58,16 @@ class MemoryLink:
     target: Region
     faults: list[str | Exception] = field(default_factory=list)
     transfers: list[MemoryTransfer] = field(default_factory=list)
+    quiet: bool = True
+    refuses: Exception | None = None
 
     @property
     def path(self) -> str:
         return self.name
 
     def start(self, reads: Sequence[BlockRead]) -> MemoryTransfer:
+        if self.refuses is not None:
+            raise self.refuses
         fault = self.faults.pop(0) if self.faults else None
 
         def copy() -> None:
@@ -66,7 +79,7 @@ class MemoryLink:
             if fault == "flip a bit":
                 self.target.blocks[reads[0].target, reads[0].offset] ^= 1
 
-        transfer = MemoryTransfer(copy)
+        transfer = MemoryTransfer(copy, self.quiet)
         self.transfers.append(transfer)
         return transfer
 
@@ -165,6 +178,28 @@ def test_damaged_bytes_are_never_taken(scene: Scene) -> None:
         scene.fetch(scene.first)
     assert scene.pool.counts()["transfer"] == 0, "the failed copies were fenced and gave up"
     assert all(transfer.fenced for transfer in scene.first.transfers)
+
+
+def test_blocks_whose_writer_is_not_quiet_are_not_written_again(scene: Scene) -> None:
+    scene.first.faults, scene.first.quiet = [TransferTimeout("late")], False
+    with pytest.raises(WriterNotQuiet):
+        scene.fetch(scene.first, scene.second)
+    assert not scene.second.transfers and scene.pool.counts()["quarantine"] == 4
+    scene.pool.release(scene.targets)
+    assert scene.pool.available == 4, "the request may go; the blocks stay away from everybody"
+
+
+def test_a_path_that_cannot_start_gives_its_hold_back(scene: Scene) -> None:
+    scene.first.refuses = OSError("too many open files")
+    with pytest.raises(OSError):
+        scene.fetch(scene.first)
+    assert scene.pool.counts()["transfer"] == 0
+
+
+def test_an_unusable_path_is_not_tried_twice(scene: Scene) -> None:
+    scene.first.faults = [LinkUnusable("another host")]
+    assert scene.fetch(scene.first, scene.second).path == "tcp"
+    assert scene.rungs == ["next-path"]
 
 
 def test_without_a_path_the_reasons_are_told(scene: Scene) -> None:

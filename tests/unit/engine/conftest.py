@@ -83,6 +83,7 @@ def home_of(model: Model, *, blocks: int, chunk_tokens: int, max_running: int, c
         Sampler(model.config.eos_token_ids),
         outputs.extend,
         WorkerMetrics(new_registry()),
+        eos_token_ids=model.config.eos_token_ids,
         max_model_len=MAX_MODEL_LEN,
     )
     return Home(loop, pool, outputs)

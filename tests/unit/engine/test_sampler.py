@@ -43,6 +43,12 @@ def test_logit_bias_is_added_and_min_tokens_forbids_the_end() -> None:
     assert shaped(replace(PARAMS, min_tokens=3))[3] == 0.5
 
 
+def test_a_temperature_next_to_zero_is_greedy() -> None:
+    params = replace(PARAMS, temperature=1e-40)
+    raw = torch.tensor([[1e9, 3e9, 2e9]])
+    assert Sampler([]).draw(raw, [sequence_of([0], [], params)])[0].token_id == 1
+
+
 def test_without_wishes_the_logits_are_untouched() -> None:
     raw = torch.randn(4)
     assert shape_logits(raw, sequence_of([0], [1], PARAMS), PARAMS, (3,)) is raw

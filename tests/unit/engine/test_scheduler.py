@@ -85,11 +85,51 @@ def test_siblings_wait_for_their_leader_while_others_pass() -> None:
     scheduler.add(leader)
     scheduler.add(sequence_of(8, 0, leader))
     assert spans(scheduler) == [("0", 0, 6)]
-    assert scheduler.num_waiting == 1 and scheduler.num_starved == 0
+    assert scheduler.num_waiting == 1
     scheduler.add(sequence_of(2, 500))
     assert spans(scheduler) == [("0", 6, 8), ("500", 0, 2)]
     leader.prompt_done_at = 1.0
     assert spans(scheduler) == [("0", 4, 8)], "the sibling finds the first block in the cache"
+
+
+def test_sequences_that_only_need_room_stand_in_the_same_queue() -> None:
+    pool = BlockPool(4)
+    scheduler = scheduler_of(pool)
+    running, ticket, late = sequence_of(12, 0), sequence_of(8, 100), sequence_of(4, 200)
+    got_room: list[str] = []
+    ticket.on_room = lambda: got_room.append("100")
+    for sequence in (running, ticket, late):
+        scheduler.add(sequence)
+    assert spans(scheduler) == [("0", 0, 12)] and not got_room
+    scheduler.remove(running)
+    assert spans(scheduler) == [("200", 0, 4)] and got_room == ["100"]
+    assert len(ticket.blocks) == 2 and ticket.on_room is None
+    scheduler.add(ticket)
+    assert spans(scheduler) == [("100", 0, 8)], "its KV did not come: it is computed here"
+
+
+def test_sequences_whose_kv_is_on_its_way_count_as_running() -> None:
+    scheduler = scheduler_of(BlockPool(32), max_running=1)
+    ticket = sequence_of(4, 0)
+    ticket.on_room = lambda: None
+    scheduler.add(ticket)
+    scheduler.add(sequence_of(4, 100))
+    assert spans(scheduler) == []
+    scheduler.remove(ticket)
+    assert spans(scheduler) == [("100", 0, 4)]
+
+
+def test_a_restarted_sequence_gives_its_blocks_back_and_queues_anew() -> None:
+    pool = BlockPool(8)
+    scheduler = scheduler_of(pool)
+    ticket = sequence_of(8, 0)
+    ticket.on_room = lambda: None
+    scheduler.add(ticket)
+    scheduler.next_batch()
+    assert pool.available == 6
+    scheduler.restart(ticket)
+    assert pool.available == 8
+    assert spans(scheduler) == [("0", 0, 8)]
 
 
 def test_removing_twice_or_a_stranger_gives_nothing_back_twice() -> None:

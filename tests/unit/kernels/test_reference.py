@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from triptych_kernels import Linear, paged_attention
+from triptych_kernels import Linear, gelu_tanh_mul, paged_attention, silu_mul
 
 BLOCK_TOKENS = 16
 
@@ -80,6 +84,40 @@ def test_attention_has_the_same_bits_in_any_chunking(
     starts = range(0, length, chunk) if chunk > 1 else (0, 5, 127, 128, 129, 399)
     for begin in starts:
         assert torch.equal(attend(begin, min(begin + chunk, length)), whole[begin : begin + chunk])
+
+
+@pytest.mark.parametrize("activation", [silu_mul, gelu_tanh_mul])
+@pytest.mark.parametrize("size", [44, 1536, 4864, 8192])
+def test_an_activation_does_not_depend_on_batch_or_threads(
+    activation: Callable[[Tensor, Tensor], Tensor], size: int
+) -> None:
+    torch.manual_seed(0)
+    gate, up = torch.randn(144, 2 * size).chunk(2, dim=-1)
+    with threads(1):
+        alone = torch.cat(
+            [activation(gate[row : row + 16], up[row : row + 16]) for row in range(0, 144, 16)]
+        )
+    for count in (2, 3, 4, 6, 8):
+        with threads(count):
+            for rows in (16, 32, 96, 144):
+                assert torch.equal(activation(gate[:rows], up[:rows]), alone[:rows]), (count, rows)
+
+
+def test_activations_are_those_of_torch() -> None:
+    gate, up = torch.linspace(-30, 30, 1001), torch.randn(1001)
+    torch.testing.assert_close(silu_mul(gate, up), F.silu(gate) * up)
+    expected = F.gelu(gate, approximate="tanh") * up
+    torch.testing.assert_close(gelu_tanh_mul(gate, up), expected, rtol=1e-5, atol=1e-6)
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_lies_behind_the_last_position_is_never_seen() -> None:

@@ -28,7 +28,7 @@ def test_an_abort_with_an_exact_fence_frees_the_blocks_with_the_request() -> Non
     blocks, lease = landed(pool, ledger)
     pool.release(blocks)
     assert pool.available == 2, "the request is gone, the transfer is not"
-    lease.abort(lambda: True)
+    assert lease.abort(lambda: True)
     assert pool.available == 4
 
 
@@ -38,7 +38,7 @@ def test_blocks_of_a_writer_that_is_not_proven_quiet_are_quarantined_until_it_is
     blocks, lease = landed(pool, ledger)
     pool.release(blocks)
     quiet = False
-    lease.abort(lambda: quiet)
+    assert not lease.abort(lambda: quiet)
     assert pool.counts()["quarantine"] == 2 and ledger.sweep() == 2
     assert pool.available == 2
     quiet = True
