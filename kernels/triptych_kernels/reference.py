@@ -22,6 +22,7 @@ from torch import Tensor
 ROW_TILE = 16
 K_CHUNK = 512
 KV_TILE = 128
+_QUERY_ROWS = 128
 _ROWS_AT_ONCE = 512  # query rows × KV tiles of one matmul: bounds memory, never changes bits
 
 
@@ -135,10 +136,26 @@ def paged_attention(
     holding at least start + R positions. A window of w lets position p see (p − w, p]. Returns [R,
     Hq, D].
 
+    Long chunks are cut: a piece sees only the tiles up to its own end, and its scores stay in cache.
     Every tile is reduced alone (max, sum of exponentials, weighted values) and rescaled to the
     row's maximum, which is exact and order-free; the sums over tiles then run in position order.
     """
     rows, q_heads, dim = q.shape
+    if rows > _QUERY_ROWS:
+        pieces = [
+            paged_attention(
+                piece,
+                keys,
+                values,
+                blocks,
+                start + number * _QUERY_ROWS,
+                scale=scale,
+                window=window,
+                softcap=softcap,
+            )
+            for number, piece in enumerate(torch.split(q, _QUERY_ROWS))
+        ]
+        return torch.cat(pieces)
     kv_heads = keys.shape[2]
     group = q_heads // kv_heads
     end = start + rows
@@ -160,12 +177,12 @@ def paged_attention(
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
         position = torch.arange(begin, begin + count * KV_TILE).view(count, 1, KV_TILE)
-        masked = position > row_position[:, None]
-        if window is not None:
-            masked |= position <= row_position[:, None] - window
-        parts.append(
-            _reduce_tiles(scores.masked_fill_(masked, -torch.inf), values, blocks, begin, end)
-        )
+        if begin + count * KV_TILE > start + 1 or window is not None:
+            masked = position > row_position[:, None]
+            if window is not None:
+                masked |= position <= row_position[:, None] - window
+            scores.masked_fill_(masked, -torch.inf)
+        parts.append(_reduce_tiles(scores, values, blocks, begin, end))
 
     best, total, out = (torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True))
     out = _merge_tiles(best, total, out)

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from transport.kv.memory import available_bytes
 
 PAGE = 4096
+# Populated: the first copy into or out of a block must not pay for thousands of page faults.
+_MAP_FLAGS = mmap.MAP_SHARED | mmap.MAP_POPULATE
 _HEADER = struct.Struct("<8sQQQ")  # magic, block bytes, blocks, offset of block 0
 _MAGIC = b"TRIKVP01"
 PROBE_BYTES = PAGE
@@ -55,7 +57,7 @@ class Region:
         self.fd = fd
         self.shape = shape
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self._map = mmap.mmap(fd, shape.total_bytes, mmap.MAP_SHARED, protection)
+        self._map = mmap.mmap(fd, shape.total_bytes, _MAP_FLAGS, protection)
         whole = np.frombuffer(self._map, dtype=np.uint8)
         self.probe: NDArray[np.uint8] = whole[PAGE : PAGE + PROBE_BYTES]
         end = shape.generations_offset + 8 * shape.num_blocks
