@@ -136,7 +136,7 @@ def paged_attention(
     holding at least start + R positions. A window of w lets position p see (p − w, p]. Returns [R,
     Hq, D].
 
-    Long chunks are cut: a piece sees only the tiles up to its own end, and its scores stay in cache.
+    Long chunks are cut: a piece sees only tiles up to its own end, and its scores stay in cache.
     Every tile is reduced alone (max, sum of exponentials, weighted values) and rescaled to the
     row's maximum, which is exact and order-free; the sums over tiles then run in position order.
     """
