@@ -1,0 +1,1 @@
+"""Native CPU kernels: C++ sources, compiled once per machine, called through ctypes."""
