@@ -18,7 +18,7 @@ class Level:
 
 _AVX2 = frozenset({"avx2", "fma", "f16c"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}
-_AMX = _AVX512 | {"avx512_bf16", "avx512_vbmi", "amx_tile", "amx_bf16", "amx_int8"}
+_AMX = _AVX512 | {"avx512_bf16", "avx512vbmi", "amx_tile", "amx_bf16", "amx_int8"}
 
 LEVELS = (
     Level("amx", "sapphirerapids", _AMX),

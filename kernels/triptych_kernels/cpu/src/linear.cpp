@@ -1,0 +1,230 @@
+// Packing, dispatch, and what Python sees of linear layers.
+#include "linear.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "export.h"
+#include "pool.h"
+
+namespace triptych {
+namespace {
+
+// Rows of a task of a long prompt: their activations stay in the second-level cache while the
+// panel's weights stay in the first.
+constexpr int kRowsOfTask = 256;
+
+int round_up(int value, int step) { return (value + step - 1) / step * step; }
+
+// Which row of the weight an output column is; -1 where there is none. Gated layers put 16 columns
+// of gate beside the same 16 of up.
+int source_row(const Linear& linear, bool gated, int column) {
+    if (!gated) return column < linear.out ? column : -1;
+    const int inner = linear.out / 2;
+    const int index = column / kPanel * kLanes + column % kLanes;
+    if (index >= inner) return -1;
+    return column % kPanel < kLanes ? index : inner + index;
+}
+
+void pack_float(Linear& linear, bool gated, const float* weight, int panel) {
+    float* to = reinterpret_cast<float*>(linear.weights + panel * linear.panel_bytes);
+    for (int column = 0; column < kPanel; ++column) {
+        const int row = source_row(linear, gated, panel * kPanel + column);
+        const float* from = weight + static_cast<std::size_t>(std::max(row, 0)) * linear.in;
+        for (int k = 0; k < linear.in; ++k) to[k * kPanel + column] = row < 0 ? 0.0f : from[k];
+    }
+}
+
+void pack_bf16(Linear& linear, bool gated, const Bf16* weight, int panel) {
+    Bf16* to = reinterpret_cast<Bf16*>(linear.weights + panel * linear.panel_bytes);
+    for (int column = 0; column < kPanel; ++column) {
+        const int row = source_row(linear, gated, panel * kPanel + column);
+        const Bf16* from = weight + static_cast<std::size_t>(std::max(row, 0)) * linear.in;
+        for (int k = 0; k < linear.depth; ++k) {
+            const int tile = k / kBf16Depth * 2 + column / kLanes;
+            const int pair = k % kBf16Depth / 2;
+            to[((tile * kRowTile + pair) * kLanes + column % kLanes) * 2 + k % 2] =
+                row < 0 || k >= linear.in ? 0 : from[k];
+        }
+    }
+}
+
+struct AffineSource {
+    const std::uint8_t* q;
+    const std::uint16_t *scale, *low;
+};
+
+// A column's share of one block: 32 bytes in 8 rows of 4.
+void pack_block(std::uint8_t* block, bool packed, int column, const std::uint8_t* q, int count) {
+    for (int k = 0; k < count; ++k) {
+        const int row = k / 4, at = column % kLanes * 4 + k % 4;
+        if (!packed) {
+            block[row * 64 + at] = q[k];
+        } else {
+            block[row % 4 * 64 + at] |= row < 4 ? q[k] : q[k] << 4;
+        }
+    }
+}
+
+void pack_affine(Linear& linear, bool gated, const AffineSource& from, int panel) {
+    const bool packed = linear.kind == Kind::kInt4;
+    const int groups = linear.depth / linear.group, blocks = linear.group / kInt8Depth;
+    const int block_bytes = packed ? 256 : 512, half_bytes = 64 + blocks * block_bytes;
+    std::uint8_t* to = linear.weights + panel * linear.panel_bytes;
+    std::memset(to, 0, linear.panel_bytes);
+    for (int column = 0; column < kPanel; ++column) {
+        const int row = source_row(linear, gated, panel * kPanel + column);
+        if (row < 0) continue;
+        for (int group = 0; group < groups; ++group) {
+            std::uint8_t* half = to + (group * 2 + column / kLanes) * half_bytes;
+            const std::size_t at = static_cast<std::size_t>(row) * groups + group;
+            std::memcpy(half + column % kLanes * 2, from.scale + at, 2);
+            std::memcpy(half + 32 + column % kLanes * 2, from.low + at, 2);
+            for (int block = 0; block < blocks; ++block) {
+                const int k = group * linear.group + block * kInt8Depth;
+                const int count = std::clamp(linear.in - k, 0, kInt8Depth);
+                pack_block(half + 64 + block * block_bytes, packed, column,
+                           from.q + static_cast<std::size_t>(row) * linear.in + k, count);
+            }
+        }
+    }
+}
+
+std::unique_ptr<Linear> shape(Kind kind, int out, int in, int group, bool gated) {
+    auto linear = std::make_unique<Linear>();
+    const int columns = gated ? 2 * round_up(out / 2, kLanes) : out;
+    linear->kind = kind, linear->in = in, linear->out = out, linear->group = group;
+    linear->panels = round_up(columns, kPanel) / kPanel;
+    const std::size_t step = kind == Kind::kFloat ? 1 : kind == Kind::kBf16 ? kBf16Depth : group;
+    linear->depth = round_up(in, step);
+    const std::size_t values = static_cast<std::size_t>(linear->depth) * kPanel;
+    switch (kind) {
+        case Kind::kFloat: linear->panel_bytes = values * 4; break;
+        case Kind::kBf16: linear->panel_bytes = values * 2; break;
+        case Kind::kInt4: linear->panel_bytes = values / 2 + values / group * 4; break;
+        case Kind::kInt8: linear->panel_bytes = values + values / group * 4; break;
+    }
+    linear->weights =
+        static_cast<std::uint8_t*>(allocate(linear->panel_bytes * linear->panels));
+    return linear;
+}
+
+void pack_bias(Linear& linear, bool gated, const float* bias) {
+    if (bias == nullptr) return;
+    linear.bias = static_cast<float*>(allocate(linear.panels * kPanel * sizeof(float)));
+    for (int column = 0; column < linear.panels * kPanel; ++column) {
+        const int row = source_row(linear, gated, column);
+        linear.bias[column] = row < 0 ? 0.0f : bias[row];
+    }
+}
+
+}  // namespace
+
+void apply(const Linear& linear, const Operand& x, const Epilogue& epilogue) {
+    const auto kernel = linear.kind == Kind::kFloat  ? panel_float
+                        : linear.kind == Kind::kBf16 ? panel_bf16
+                                                     : panel_affine;
+    const int parts = (x.rows + kRowsOfTask - 1) / kRowsOfTask;
+    if (parts <= 0) return;
+    parallel_for(linear.panels * parts, [&](int task) {
+        const int part = task / linear.panels, panel = task % linear.panels;
+        const int begin = part * kRowsOfTask;
+        kernel(linear, x, panel, begin, std::min(x.rows, begin + kRowsOfTask), epilogue);
+    });
+}
+
+namespace {
+
+float weight_at(const Linear& linear, int row, int k) {
+    const std::uint8_t* panel = linear.panel(row / kPanel);
+    const int column = row % kPanel, half = column / kLanes, lane = column % kLanes;
+    if (linear.kind == Kind::kFloat) {
+        return reinterpret_cast<const float*>(panel)[k * kPanel + column];
+    }
+    if (linear.kind == Kind::kBf16) {
+        const int tile = k / kBf16Depth * 2 + half, pair = k % kBf16Depth / 2;
+        return to_float(reinterpret_cast<const Bf16*>(
+            panel)[((tile * kRowTile + pair) * kLanes + lane) * 2 + k % 2]);
+    }
+    const bool packed = linear.kind == Kind::kInt4;
+    const int block_bytes = packed ? 256 : 512, blocks = linear.group / kInt8Depth;
+    const std::uint8_t* at =
+        panel + (k / linear.group * 2 + half) * (64 + blocks * block_bytes);
+    const V scale = load_f16(reinterpret_cast<const std::uint16_t*>(at));
+    const V low = load_f16(reinterpret_cast<const std::uint16_t*>(at + 32));
+    const std::uint8_t* block = at + 64 + k % linear.group / kInt8Depth * block_bytes;
+    const int line = k % kInt8Depth / 4, byte = lane * 4 + k % 4;
+    const int q = !packed    ? block[line * 64 + byte]
+                  : line < 4 ? block[line * 64 + byte] & 15
+                             : block[(line - 4) * 64 + byte] >> 4;
+    return __builtin_fmaf(scale[lane], static_cast<float>(q), low[lane]);
+}
+
+}  // namespace
+
+// Rows of a weight that is not gated, as float32: a token embedding.
+void copy_row(const Linear& linear, int row, float* to) {
+    for (int k = 0; k < linear.in; ++k) to[k] = weight_at(linear, row, k);
+}
+
+}  // namespace triptych
+
+using triptych::Kind;
+using triptych::Linear;
+
+extern "C" {
+
+// A packed copy of weight [out, in] (float32 or bfloat16, by kind); bias float32 [out] or null.
+TK_EXPORT Linear* tk_linear_dense(int kind, int out, int in, int gated, const void* weight,
+                                  const float* bias) {
+    auto linear = triptych::shape(static_cast<Kind>(kind), out, in, 0, gated);
+    triptych::parallel_for(linear->panels, [&](int panel) {
+        if (linear->kind == Kind::kFloat) {
+            triptych::pack_float(*linear, gated, static_cast<const float*>(weight), panel);
+        } else {
+            triptych::pack_bf16(*linear, gated, static_cast<const triptych::Bf16*>(weight), panel);
+        }
+    });
+    triptych::pack_bias(*linear, gated, bias);
+    return linear.release();
+}
+
+// The same of q u8 [out, in], scale and low float16 [out, ceil(in / group)].
+TK_EXPORT Linear* tk_linear_affine(int kind, int out, int in, int group, int gated,
+                                   const std::uint8_t* q, const std::uint16_t* scale,
+                                   const std::uint16_t* low, const float* bias) {
+    auto linear = triptych::shape(static_cast<Kind>(kind), out, in, group, gated);
+    triptych::parallel_for(linear->panels, [&](int panel) {
+        triptych::pack_affine(*linear, gated, {q, scale, low}, panel);
+    });
+    triptych::pack_bias(*linear, gated, bias);
+    return linear.release();
+}
+
+TK_EXPORT void tk_linear_free(Linear* linear) { delete linear; }
+
+TK_EXPORT std::size_t tk_linear_bytes(const Linear* linear) {
+    return linear->panel_bytes * linear->panels;
+}
+
+// out [rows, stride] = what `action` (see Epilogue) makes of x [rows, in] float32.
+TK_EXPORT void tk_linear(const Linear* linear, const float* x, int rows, int action, float* out,
+                         int stride) {
+    static thread_local triptych::OperandBuffer buffer;
+    triptych::Operand& operand = buffer.take(*linear, rows);
+    triptych::parallel_for(rows, [&](int row) {
+        triptych::put_row(operand, row, x + static_cast<std::size_t>(row) * linear->in);
+    });
+    triptych::apply(*linear, operand,
+                    {static_cast<triptych::Epilogue::Action>(action), out, stride, nullptr});
+}
+
+// out [count, in] float32: rows `ids` of the weight.
+TK_EXPORT void tk_linear_rows(const Linear* linear, const std::int32_t* ids, int count,
+                              float* out) {
+    triptych::parallel_for(count, [&](int i) {
+        triptych::copy_row(*linear, ids[i], out + static_cast<std::size_t>(i) * linear->in);
+    });
+}
+
+}  // extern "C"

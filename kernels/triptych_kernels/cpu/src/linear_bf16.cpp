@@ -1,0 +1,123 @@
+// bfloat16 panels: [K / 32][2][16 pairs of K][16 columns][2], what two AMX tiles want, in sequence.
+#include "amx.h"
+#include "epilogue.h"
+#include "linear.h"
+
+namespace triptych {
+namespace {
+
+constexpr int kTile = kRowTile * kBf16Depth;  // values of a tile
+
+void finish_rows(const Linear& linear, const Epilogue& to, int panel, int begin, int rows,
+                 const float* sums) {
+    for (int row = 0; row < rows; ++row) {
+        const float* sum = sums + row * kPanel;
+        finish(linear, to, begin + row, panel, load(sum), load(sum + kLanes));
+    }
+}
+
+#if defined(TK_AMX)
+
+// One tile of rows. The sums of the two halves are independent, so that one product can start
+// while the other runs.
+void one_tile(const Bf16* x, const Bf16* weights, int steps, float* sums) {
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int step = 0; step < steps; ++step) {
+        // The tiles of a small batch arrive from DRAM, across pages the prefetcher will not cross.
+        const char* ahead = reinterpret_cast<const char*>(weights) + 6144;
+        for (int line = 0; line < 2048; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T0);
+        TK_TILE_LOAD(4, x, 64);
+        TK_TILE_LOAD(6, weights, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        TK_TILE_LOAD(7, weights + kTile, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        x += kTile;
+        weights += 2 * kTile;
+    }
+    TK_TILE_STORE(0, sums, kPanel * sizeof(float));
+    TK_TILE_STORE(1, sums + kLanes, kPanel * sizeof(float));
+}
+
+// Two tiles of rows, `apart` values from one to the next: four products for four loads.
+void two_tiles(const Bf16* x, std::size_t apart, const Bf16* weights, int steps, float* sums) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int step = 0; step < steps; ++step) {
+        TK_TILE_LOAD(4, x, 64);
+        TK_TILE_LOAD(6, weights, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        TK_TILE_LOAD(5, x + apart, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        TK_TILE_LOAD(7, weights + kTile, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+        x += kTile;
+        weights += 2 * kTile;
+    }
+    float* lower = sums + kRowTile * kPanel;
+    TK_TILE_STORE(0, sums, kPanel * sizeof(float));
+    TK_TILE_STORE(1, sums + kLanes, kPanel * sizeof(float));
+    TK_TILE_STORE(2, lower, kPanel * sizeof(float));
+    TK_TILE_STORE(3, lower + kLanes, kPanel * sizeof(float));
+}
+
+#else
+
+// Without AMX: the same order of K, one product at a time, in float32. Bits differ from AMX's.
+void few_rows(const Operand& x, int begin, int rows, const Bf16* weights, float* sums) {
+    V sum[4][2] = {};
+    for (int k = 0; k < x.depth; k += 2) {
+        const Bf16* pairs = weights + (k / kBf16Depth) * 2 * kTile + (k % kBf16Depth) * kLanes;
+        for (int half = 0; half < 2; ++half, pairs += kTile) {
+            VInt both;
+            std::memcpy(&both, pairs, sizeof both);
+            const V even = (V)(both << 16), odd = (V)(both & ~0xffff);
+            for (int row = 0; row < rows; ++row) {
+                const Bf16* at = x.half_line(begin + row, k) + k % kBf16Depth;
+                sum[row][half] = fma(set1(to_float(at[0])), even, sum[row][half]);
+                sum[row][half] = fma(set1(to_float(at[1])), odd, sum[row][half]);
+            }
+        }
+    }
+    for (int row = 0; row < rows; ++row) {
+        store(sums + row * kPanel, sum[row][0]);
+        store(sums + row * kPanel + kLanes, sum[row][1]);
+    }
+}
+
+#endif
+
+}  // namespace
+
+void panel_bf16(const Linear& linear, const Operand& x, int panel, int begin, int end,
+                const Epilogue& to) {
+    const Bf16* weights = reinterpret_cast<const Bf16*>(linear.panel(panel));
+    alignas(64) float sums[2 * kRowTile * kPanel];
+#if defined(TK_AMX)
+    amx::configure_full();
+    const int steps = linear.depth / kBf16Depth;
+    const std::size_t apart = static_cast<std::size_t>(steps) * kTile;
+    while (begin < end) {
+        const Bf16* rows = x.half_line(begin, 0);
+        const int count = end - begin < 2 * kRowTile ? end - begin : 2 * kRowTile;
+        if (count > kRowTile) {
+            two_tiles(rows, apart, weights, steps, sums);
+        } else {
+            one_tile(rows, weights, steps, sums);
+        }
+        finish_rows(linear, to, panel, begin, count, sums);
+        begin += count;
+    }
+#else
+    for (; begin < end; begin += 4) {
+        const int count = end - begin < 4 ? end - begin : 4;
+        few_rows(x, begin, count, weights, sums);
+        finish_rows(linear, to, panel, begin, count, sums);
+    }
+#endif
+}
+
+}  // namespace triptych

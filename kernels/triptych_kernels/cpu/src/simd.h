@@ -1,0 +1,156 @@
+// Sixteen floats at a time, on every level: one AVX-512 register, or two of AVX2.
+//
+// GCC's vector types do the plain arithmetic. What they lack is here, and each function gives the
+// same bits on every level: products are fused with sums exactly where `fma` says so (the build
+// forbids the compiler to do it by itself), and nothing calls the C library.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace triptych {
+
+constexpr int kLanes = 16;
+
+typedef float V __attribute__((vector_size(64)));
+typedef std::int32_t VInt __attribute__((vector_size(64)));
+typedef std::uint16_t VHalf __attribute__((vector_size(32)));
+
+// A bfloat16 as it lies in memory: the upper half of a float.
+typedef std::uint16_t Bf16;
+
+inline V load(const float* from) {
+    V value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+inline void store(float* to, V value) { std::memcpy(to, &value, sizeof value); }
+
+inline V set1(float value) { return V{} + value; }
+
+inline V max(V a, V b) { return a > b ? a : b; }
+
+inline V min(V a, V b) { return a < b ? a : b; }
+
+// a × b + c, rounded once.
+inline V fma(V a, V b, V c) {
+#if defined(__AVX512F__)
+    return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+    __m256 x[2], y[2], z[2];
+    std::memcpy(x, &a, 64);
+    std::memcpy(y, &b, 64);
+    std::memcpy(z, &c, 64);
+    for (int i = 0; i < 2; ++i) z[i] = _mm256_fmadd_ps(x[i], y[i], z[i]);
+    std::memcpy(&c, z, 64);
+    return c;
+#endif
+}
+
+inline V from_int(VInt x) { return __builtin_convertvector(x, V); }
+
+inline VInt to_int(V whole) { return __builtin_convertvector(whole, VInt); }
+
+inline V abs(V x) { return (V)((VInt)x & 0x7fffffff); }
+
+// The sum of all lanes: halves are added, then quarters, then pairs.
+inline float sum_lanes(V x) {
+    float lanes[kLanes];
+    store(lanes, x);
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    }
+    return lanes[0];
+}
+
+inline float max_lanes(V x) {
+    float lanes[kLanes];
+    store(lanes, x);
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+        for (int i = 0; i < width; ++i) {
+            lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+        }
+    }
+    return lanes[0];
+}
+
+// Rounds to nearest even; a NaN stays one.
+inline VHalf to_bf16(V value) {
+#if defined(__AVX512BF16__)
+    return (VHalf)_mm512_cvtneps_pbh((__m512)value);
+#else
+    const VInt bits = (VInt)value;
+    const VInt rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const VInt kept = value == value ? rounded : ((bits >> 16) | 0x40);
+    return __builtin_convertvector(kept, VHalf);
+#endif
+}
+
+inline V from_bf16(VHalf halves) {
+    typedef std::uint32_t Words __attribute__((vector_size(64)));
+    return (V)(__builtin_convertvector(halves, Words) << 16);
+}
+
+inline V load(const Bf16* from) {
+    VHalf halves;
+    std::memcpy(&halves, from, sizeof halves);
+    return from_bf16(halves);
+}
+
+inline void store(Bf16* to, V value) {
+    const VHalf halves = to_bf16(value);
+    std::memcpy(to, &halves, sizeof halves);
+}
+
+inline float to_float(Bf16 half) {
+    const std::uint32_t bits = std::uint32_t{half} << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// Sixteen IEEE half-precision numbers.
+inline V load_f16(const std::uint16_t* from) {
+#if defined(__AVX512F__)
+    return (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#else
+    const __m256 halves[2] = {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from)),
+                              _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + 8)))};
+    V value;
+    std::memcpy(&value, halves, 64);
+    return value;
+#endif
+}
+
+// To the nearest whole number, ties to even, for |x| < 2^22.
+inline V round_whole(V x) {
+    const V magic = set1(0x1.8p23f);
+    return (x + magic) - magic;
+}
+
+// 2^x; 0 for x < -126 and for -∞. A polynomial of degree 6 on [-1/2, 1/2], relative error 2e-9
+// before rounding.
+inline V exp2(V x) {
+    const V inside = min(set1(127.0f), max(set1(-126.0f), x));  // in this order a NaN stays one
+    const V n = round_whole(inside);
+    const V f = inside - n;
+    V p = set1(0x1.41fbbcp-13f);
+    p = fma(p, f, set1(0x1.5f3e52p-10f));
+    p = fma(p, f, set1(0x1.3b2d4cp-7f));
+    p = fma(p, f, set1(0x1.c6aee8p-5f));
+    p = fma(p, f, set1(0x1.ebfbdcp-3f));
+    p = fma(p, f, set1(0x1.62e430p-1f));
+    p = fma(p, f, set1(1.0f));
+    const V power = (V)((to_int(n) + 127) << 23);
+    return x < -126.0f ? V{} : p * power;
+}
+
+inline V exp(V x) { return exp2(x * set1(0x1.715476p+0f)); }
+
+// 1 − 2 / (1 + e^2x): exact to a rounding of 1.
+inline V tanh(V x) { return set1(1.0f) - set1(2.0f) / (set1(1.0f) + exp(x + x)); }
+
+}  // namespace triptych
