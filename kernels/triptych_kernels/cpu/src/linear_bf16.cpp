@@ -18,15 +18,20 @@ void finish_rows(const Linear& linear, const Epilogue& to, int panel, int begin,
 
 #if defined(TK_AMX)
 
+// The first walk through a panel reads it from DRAM, across pages that the CPU's own prefetcher
+// will not cross.
+inline void prefetch(const Bf16* weights) {
+    const char* ahead = reinterpret_cast<const char*>(weights) + 6144;
+    for (int line = 0; line < 4 * kTile; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T0);
+}
+
 // One tile of rows. The sums of the two halves are independent, so that one product can start
 // while the other runs.
 void one_tile(const Bf16* x, const Bf16* weights, int steps, float* sums) {
     _tile_zero(0);
     _tile_zero(1);
     for (int step = 0; step < steps; ++step) {
-        // The tiles of a small batch arrive from DRAM, across pages the prefetcher will not cross.
-        const char* ahead = reinterpret_cast<const char*>(weights) + 6144;
-        for (int line = 0; line < 2048; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T0);
+        prefetch(weights);
         TK_TILE_LOAD(4, x, 64);
         TK_TILE_LOAD(6, weights, 64);
         _tile_dpbf16ps(0, 4, 6);
@@ -40,12 +45,14 @@ void one_tile(const Bf16* x, const Bf16* weights, int steps, float* sums) {
 }
 
 // Two tiles of rows, `apart` values from one to the next: four products for four loads.
+template <bool kFirst>
 void two_tiles(const Bf16* x, std::size_t apart, const Bf16* weights, int steps, float* sums) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
     for (int step = 0; step < steps; ++step) {
+        if (kFirst) prefetch(weights);
         TK_TILE_LOAD(4, x, 64);
         TK_TILE_LOAD(6, weights, 64);
         _tile_dpbf16ps(0, 4, 6);
@@ -103,8 +110,10 @@ void panel_bf16(const Linear& linear, const Operand& x, int panel, int begin, in
     while (begin < end) {
         const Bf16* rows = x.half_line(begin, 0);
         const int count = end - begin < 2 * kRowTile ? end - begin : 2 * kRowTile;
-        if (count > kRowTile) {
-            two_tiles(rows, apart, weights, steps, sums);
+        if (count > kRowTile && begin == 0) {
+            two_tiles<true>(rows, apart, weights, steps, sums);
+        } else if (count > kRowTile) {
+            two_tiles<false>(rows, apart, weights, steps, sums);
         } else {
             one_tile(rows, weights, steps, sums);
         }

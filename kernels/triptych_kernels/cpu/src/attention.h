@@ -1,0 +1,43 @@
+// Paged attention for any number of query rows: prompt chunks, decode and verification alike.
+//
+// Sixteen (row, query head) pairs that read the same KV head are the lanes of every vector. Each
+// lane's result is its own: keys are visited in tiles of 128 positions aligned to position 0, tiles
+// are folded into splits of 1,024, splits are merged in position order, and what a lane must not
+// see adds an exact zero. So neither the chunking of a prompt, nor the batch, nor the number of
+// threads that share the splits shows in a bit.
+#pragma once
+
+#include "kv_cache.h"
+#include "linear.h"
+
+namespace triptych {
+
+// Rows of one sequence. Row i's KV lies in slot start + i of the blocks. Without parents the rows
+// stand one behind the other and a slot is a position. With them they are a tree of drafts:
+// parents[i] < i is the row before row i, -1 the last position before `start`; a row sees all
+// positions before `start` and its own path, at the positions that the path would have alone.
+struct Job {
+    std::int32_t first_row, rows;  // in the batch
+    std::int32_t start;
+    std::int32_t reserved;
+    const std::int32_t* blocks;
+    const std::int32_t* parents;  // or null
+};
+
+struct AttentionShape {
+    int heads;      // query heads, a multiple of the cache's KV heads
+    float scale;
+    float softcap;  // 0: none
+    int window;     // positions that a row sees, itself included; 0: all
+};
+
+// Whether attention writes the operand of a layer itself.
+bool writes_operand(const Linear& next, int head_dim);
+
+// queries: [rows, stride] float32, a row's heads one after the other. The results go into `out`,
+// the operand of the layer that follows, or, where that is null, into `floats` [rows, heads ×
+// head_dim].
+void attend(const KvCache& cache, int layer, const AttentionShape& shape, const Job* jobs,
+            int num_jobs, const float* queries, int stride, Operand* out, float* floats);
+
+}  // namespace triptych

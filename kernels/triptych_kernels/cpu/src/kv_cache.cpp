@@ -1,0 +1,208 @@
+#include "kv_cache.h"
+
+#include <algorithm>
+#include <type_traits>
+
+#include "memory.h"
+
+namespace triptych {
+namespace {
+
+void put_bf16(const float* from, int count, Bf16* to) {
+    for (int i = 0; i < count; i += kLanes) {
+        float lanes[kLanes] = {};
+        std::memcpy(lanes, from + i, std::min(kLanes, count - i) * sizeof(float));
+        Bf16 halves[kLanes];
+        store(halves, load(lanes));
+        std::memcpy(to + i, halves, std::min(kLanes, count - i) * sizeof(Bf16));
+    }
+}
+
+// Symmetric, to nearest even. Returns the scale.
+float put_int8(const float* from, int count, std::int8_t* to) {
+    float largest = 0;
+    for (int i = 0; i < count; ++i) largest = std::max(largest, __builtin_fabsf(from[i]));
+    const float scale = largest / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
+    for (int i = 0; i < count; i += kLanes) {
+        float lanes[kLanes] = {};
+        std::memcpy(lanes, from + i, std::min(kLanes, count - i) * sizeof(float));
+        const VInt whole = to_int(round_whole(load(lanes) * set1(inverse)));
+        for (int lane = 0; lane < std::min(kLanes, count - i); ++lane) to[i + lane] = whole[lane];
+    }
+    return scale;
+}
+
+template <class T>
+void scatter(const T* from, int count, T* to, int stride) {
+    for (int i = 0; i < count; ++i) to[static_cast<std::size_t>(i) * stride] = from[i];
+}
+
+constexpr int kMaxHeadDim = 512;
+
+// int8 values are whole numbers up to 127: exact in bfloat16.
+template <class T, class Stored>
+T convert(Stored value) {
+    if constexpr (std::is_same_v<Stored, T>) {
+        return value;
+    } else {
+        const float wide = value;
+        std::uint32_t bits;
+        std::memcpy(&bits, &wide, sizeof bits);
+        return static_cast<T>(bits >> 16);
+    }
+}
+
+// Copies `count` positions from `position` on, which lie in one block, to place `to` of the scratch.
+template <class T, class Stored>
+void copy_run(const KvSource& from, int position, int count, int to, KvScratch<T>& scratch) {
+    const KvCache& cache = from.cache;
+    const int dim = cache.head_dim, tokens = cache.block_tokens;
+    const int block = from.blocks[position / tokens], offset = position % tokens;
+    const auto* keys =
+        reinterpret_cast<const Stored*>(cache.keys(from.layer, block, from.head)) + offset * dim;
+    const auto* values =
+        reinterpret_cast<const Stored*>(cache.values(from.layer, block, from.head)) + offset;
+    T* to_keys = scratch.keys + to * dim;
+    T* to_values = scratch.values + to / kPartTokens * kPartTokens * dim + to % kPartTokens;
+    for (int i = 0; i < count * dim; ++i) to_keys[i] = convert<T>(keys[i]);
+    for (int d = 0; d < dim; ++d) {
+        for (int t = 0; t < count; ++t) {
+            to_values[d * kPartTokens + t] = convert<T>(values[d * tokens + t]);
+        }
+    }
+    if (cache.type == KvType::kInt8) {
+        const std::size_t bytes = count * sizeof(float);
+        std::memcpy(scratch.key_scales + to,
+                    cache.scales(from.layer, block, 0, from.head) + offset, bytes);
+        std::memcpy(scratch.value_scales + to,
+                    cache.scales(from.layer, block, 1, from.head) + offset, bytes);
+    }
+}
+
+template <class T>
+void copy_run(const KvSource& from, int position, int count, int to, KvScratch<T>& scratch) {
+    if constexpr (std::is_same_v<T, Bf16>) {
+        if (from.cache.type == KvType::kInt8) {
+            return copy_run<T, std::int8_t>(from, position, count, to, scratch);
+        }
+    }
+    copy_run<T, T>(from, position, count, to, scratch);
+}
+
+template <class T>
+void clear_part(int part, int dim, KvScratch<T>& scratch) {
+    const std::size_t first = part * kPartTokens, bytes = sizeof(T) * kPartTokens * dim;
+    std::memset(scratch.keys + first * dim, 0, bytes);
+    std::memset(scratch.values + first * dim, 0, bytes);
+    std::memset(scratch.key_scales + first, 0, kPartTokens * sizeof(float));
+    std::memset(scratch.value_scales + first, 0, kPartTokens * sizeof(float));
+}
+
+template <class T>
+void point_at_scratch(KvTile<T>& tile, int part, int dim, const KvScratch<T>& scratch) {
+    tile.keys[part] = scratch.keys + part * kPartTokens * dim;
+    tile.values[part] = scratch.values + part * kPartTokens * dim;
+    tile.value_stride[part] = kPartTokens;
+}
+
+template <class T>
+KvTile<T> empty_tile(const KvSource& source, int begin, int limit, const KvScratch<T>& scratch) {
+    KvTile<T> tile;
+    tile.tokens = std::min(kTileTokens, limit - begin);
+    tile.parts = (tile.tokens + kPartTokens - 1) / kPartTokens;
+    const bool int8 = source.cache.type == KvType::kInt8;
+    tile.key_scales = int8 ? scratch.key_scales : nullptr;
+    tile.value_scales = int8 ? scratch.value_scales : nullptr;
+    return tile;
+}
+
+}  // namespace
+
+void put_kv(const KvCache& cache, int layer, int block, int head, int offset, const float* key,
+            const float* value) {
+    const int dim = cache.head_dim;
+    std::uint8_t* keys = cache.keys(layer, block, head);
+    std::uint8_t* values = cache.values(layer, block, head);
+    if (cache.type == KvType::kFloat) {
+        std::memcpy(keys + sizeof(float) * offset * dim, key, sizeof(float) * dim);
+        scatter(value, dim, reinterpret_cast<float*>(values) + offset, cache.block_tokens);
+    } else if (cache.type == KvType::kBf16) {
+        Bf16 halves[kMaxHeadDim];
+        put_bf16(key, dim, reinterpret_cast<Bf16*>(keys) + offset * dim);
+        put_bf16(value, dim, halves);
+        scatter(halves, dim, reinterpret_cast<Bf16*>(values) + offset, cache.block_tokens);
+    } else {
+        std::int8_t bytes[kMaxHeadDim];
+        cache.scales(layer, block, 0, head)[offset] =
+            put_int8(key, dim, reinterpret_cast<std::int8_t*>(keys) + offset * dim);
+        cache.scales(layer, block, 1, head)[offset] = put_int8(value, dim, bytes);
+        scatter(bytes, dim, reinterpret_cast<std::int8_t*>(values) + offset, cache.block_tokens);
+    }
+}
+
+template <class T>
+KvScratch<T>::KvScratch(int head_dim)
+    : keys(static_cast<T*>(allocate(sizeof(T) * kTileTokens * head_dim))),
+      values(static_cast<T*>(allocate(sizeof(T) * kTileTokens * head_dim))) {}
+
+template <class T>
+KvScratch<T>::~KvScratch() {
+    std::free(keys);
+    std::free(values);
+}
+
+template <class T>
+KvTile<T> read_tile(const KvSource& source, int begin, int limit, KvScratch<T>& scratch) {
+    const KvCache& cache = source.cache;
+    KvTile<T> tile = empty_tile(source, begin, limit, scratch);
+    const bool direct = cache.type != KvType::kInt8 && cache.block_tokens % kPartTokens == 0;
+    for (int part = 0; part < tile.parts; ++part) {
+        const int first = begin + part * kPartTokens;
+        const int count = std::min(kPartTokens, source.end - first);
+        if (direct && count == kPartTokens) {
+            const int block = source.blocks[first / cache.block_tokens];
+            const int offset = first % cache.block_tokens;
+            const std::uint8_t* keys = cache.keys(source.layer, block, source.head);
+            const std::uint8_t* values = cache.values(source.layer, block, source.head);
+            tile.keys[part] = reinterpret_cast<const T*>(keys) + offset * cache.head_dim;
+            tile.values[part] = reinterpret_cast<const T*>(values) + offset;
+            tile.value_stride[part] = cache.block_tokens;
+            continue;
+        }
+        if (count < kPartTokens) clear_part(part, cache.head_dim, scratch);
+        for (int i = 0; i < count;) {
+            const int left = cache.block_tokens - (first + i) % cache.block_tokens;
+            const int run = std::min(count - i, left);
+            copy_run(source, first + i, run, part * kPartTokens + i, scratch);
+            i += run;
+        }
+        point_at_scratch(tile, part, cache.head_dim, scratch);
+    }
+    return tile;
+}
+
+template <class T>
+KvTile<T> read_path(const KvSource& source, int begin, int base, const std::int32_t* path,
+                    int length, KvScratch<T>& scratch) {
+    KvTile<T> tile = empty_tile(source, begin, base + length, scratch);
+    for (int part = 0; part < tile.parts; ++part) {
+        clear_part(part, source.cache.head_dim, scratch);
+        point_at_scratch(tile, part, source.cache.head_dim, scratch);
+    }
+    for (int i = 0; i < tile.tokens; ++i) {
+        const int position = begin + i;
+        copy_run(source, position < base ? position : path[position - base], 1, i, scratch);
+    }
+    return tile;
+}
+
+template struct KvScratch<float>;
+template struct KvScratch<Bf16>;
+template KvTile<float> read_tile(const KvSource&, int, int, KvScratch<float>&);
+template KvTile<Bf16> read_tile(const KvSource&, int, int, KvScratch<Bf16>&);
+template KvTile<float> read_path(const KvSource&, int, int, const std::int32_t*, int,
+                                 KvScratch<float>&);
+template KvTile<Bf16> read_path(const KvSource&, int, int, const std::int32_t*, int,
+                                KvScratch<Bf16>&);
+
+}  // namespace triptych
