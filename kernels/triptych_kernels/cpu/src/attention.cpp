@@ -46,6 +46,7 @@ void merge(const State& a, const State& b) {
 // Sixteen lanes of one job and KV head: which positions each one sees, [low, high).
 struct Lanes {
     VInt low, high;
+    int all_low, all_high;  // what all of them see
     int first_row, last_row;
 };
 
@@ -96,6 +97,8 @@ Lanes lanes_of(const Call& call, const Job& job, int group) {
         const int position = position_of(job, (first + (lane < count ? lane : 0)) / heads);
         lanes.high[lane] = position + 1;
         lanes.low[lane] = call.shape.window > 0 ? position + 1 - call.shape.window : 0;
+        lanes.all_high = lane == 0 ? position + 1 : std::min(lanes.all_high, position + 1);
+        lanes.all_low = lane == 0 ? lanes.low[0] : std::max(lanes.all_low, lanes.low[lane]);
     }
     return lanes;
 }
@@ -126,9 +129,13 @@ class Worker {
                 continue;
             }
             const KvTile<T> tile = read_tile(source, at, end, scratch_);
-            for (int i = 0; i < task.groups; ++i) {
-                if (job.start + lanes_[i].last_row < at) continue;
-                fold_tile(call, tile, at, lanes_[i], queries_of(i), states[i]);
+            int group = 0;
+            while (group < task.groups && job.start + lanes_[group].last_row < at) ++group;
+            for (; group + 1 < task.groups; group += 2) {
+                fold_tile<2>(call, tile, at, &lanes_[group], group, states + group);
+            }
+            if (group < task.groups) {
+                fold_tile<1>(call, tile, at, &lanes_[group], group, states + group);
             }
         }
     }
@@ -159,8 +166,6 @@ class Worker {
     State* merged_states(int groups) { return states(groups, merged_memory_, merged_states_); }
 
   private:
-    const void* queries_of(int group) const { return queries_.data() + group * query_bytes_; }
-
     State* states(int groups, Buffer<float>& memory, std::vector<State>& all) {
         float* at = memory.take(State::size(dim_) * groups);
         all.resize(groups);
@@ -183,73 +188,101 @@ class Worker {
                     const int of = ((task.first_group + i) * kLanes + lane) / call.group();
                     if (of != row) own.high[lane] = 0;
                 }
-                fold_tile(call, tile, at, own, queries_of(i), states[i], true);
+                own.all_high = 0;
+                fold_tile<1>(call, tile, at, &own, i, states + i);
             }
         }
     }
 
-    void fold_tile(const Call& call, const KvTile<T>& tile, int begin, const Lanes& lanes,
-                   const void* queries, const State& state, bool masked = false) {
-        P::scores(tile, dim_, queries, scores_);
-        const int tokens = tile.parts * kPartTokens;
-        for (int lane = 0; lane < kLanes && !masked; ++lane) {
-            masked = lanes.high[lane] < begin + tokens || lanes.low[lane] > begin;
+    // One tile for one group, or for two that share the loads of keys and values.
+    template <int kGroups>
+    void fold_tile(const Call& call, const KvTile<T>& tile, int begin, const Lanes* lanes,
+                   int first_group, const State* states) {
+        const void* queries[kGroups];
+        float* outs[kGroups];
+        for (int i = 0; i < kGroups; ++i) {
+            queries[i] = queries_.data() + (first_group + i) * query_bytes_;
+            outs[i] = states[i].out();
         }
+        P::template scores<kGroups>(tile, dim_, queries, scores_);
+        for (int i = 0; i < kGroups; ++i) {
+            soften(call.shape, tile, begin, lanes[i], scores_[i], weights_[i], states[i]);
+        }
+        P::template weigh<kGroups>(tile, dim_, weights_, outs);
+    }
+
+    // Scores become weights, and what the state holds is brought to the new maximum.
+    void soften(const AttentionShape& shape, const KvTile<T>& tile, int begin, const Lanes& lanes,
+                float* scores, float* weights, const State& state) {
+        const int tokens = tile.parts * kPartTokens;
+        if (tile.key_scales != nullptr) scale_keys(tile, tokens, scores);
+        if (shape.softcap > 0) cap_scores(shape, tokens, scores);
+        if (begin + tokens > lanes.all_high || begin < lanes.all_low) {
+            mask(begin, lanes, tokens, scores);
+        }
+        const float scale = (shape.softcap > 0 ? shape.softcap : shape.scale) * kLog2E;
         const V before = load(state.best());
-        const V best = max(masked ? scale_scores<true>(call.shape, tile, begin, lanes, tokens)
-                                  : scale_scores<false>(call.shape, tile, begin, lanes, tokens),
-                           before);
+        const V best = max(largest(tokens, scores) * set1(scale), before);
         const V factor = exp2(before - best);
+        const V sum = tile.value_scales != nullptr
+                          ? weigh_scores<true>(tile, tokens, scale, best, scores, weights)
+                          : weigh_scores<false>(tile, tokens, scale, best, scores, weights);
         store(state.best(), best);
-        store(state.total(), load(state.total()) * factor + weights(tile, tokens, best));
-        const VInt same = before == best;
-        if (!all(same)) {
+        store(state.total(), load(state.total()) * factor + sum);
+        if (max_lanes(best - before) > 0) {
             for (int d = 0; d < dim_; ++d) {
                 float* out = state.out() + d * kLanes;
                 store(out, load(out) * factor);
             }
         }
-        P::weigh(tile, dim_, weights_, state.out());
     }
 
-    static bool all(VInt mask) {
-        for (int lane = 0; lane < kLanes; ++lane) {
-            if (mask[lane] == 0) return false;
+    // Keys of int8 are whole numbers; their scales come here.
+    static void scale_keys(const KvTile<T>& tile, int tokens, float* scores) {
+        for (int t = 0; t < tokens; ++t, scores += kLanes) {
+            store(scores, load(scores) * set1(tile.key_scales[t]));
         }
-        return true;
     }
 
-    // Scores become base-2 logits; returns each lane's largest. A NaN is never the largest.
-    template <bool kMasked>
-    V scale_scores(const AttentionShape& shape, const KvTile<T>& tile, int begin,
-                   const Lanes& lanes, int tokens) {
-        const float cap = shape.softcap;
-        const V scale = set1(cap > 0 ? shape.scale / cap : shape.scale * kLog2E);
-        V largest[2] = {set1(kNothing), set1(kNothing)};
-        for (int t = 0; t < tokens; ++t) {
-            V score = load(scores_ + t * kLanes) * scale;
-            if (tile.key_scales != nullptr) score = score * set1(tile.key_scales[t]);
-            if (cap > 0) score = tanh(score) * set1(cap * kLog2E);
-            if (kMasked) score = visible(score, lanes, begin + t);
-            store(scores_ + t * kLanes, score);
-            largest[t & 1] = max(score, largest[t & 1]);
+    // tanh(scores × scale / softcap); what is left to do is × softcap.
+    static void cap_scores(const AttentionShape& shape, int tokens, float* scores) {
+        const V scale = set1(shape.scale / shape.softcap);
+        for (int t = 0; t < tokens; ++t, scores += kLanes) {
+            store(scores, tanh(load(scores) * scale));
         }
-        return max(largest[0], largest[1]);
+    }
+
+    static void mask(int begin, const Lanes& lanes, int tokens, float* scores) {
+        for (int t = 0; t < tokens; ++t, scores += kLanes) {
+            store(scores, visible(load(scores), lanes, begin + t));
+        }
+    }
+
+    // Of each lane; never a NaN.
+    static V largest(int tokens, const float* scores) {
+        V best[4] = {set1(kNothing), set1(kNothing), set1(kNothing), set1(kNothing)};
+        for (int t = 0; t < tokens; t += 4, scores += 4 * kLanes) {
+            for (int i = 0; i < 4; ++i) best[i] = max(load(scores + i * kLanes), best[i]);
+        }
+        return max(max(best[0], best[1]), max(best[2], best[3]));
     }
 
     // Weights for the second product; returns each lane's sum of them. Four sums run side by side:
     // one would wait for itself.
-    V weights(const KvTile<T>& tile, int tokens, V best) {
+    template <bool kScaled>
+    static V weigh_scores(const KvTile<T>& tile, int tokens, float scale, V best,
+                          const float* scores, float* weights) {
         V sums[4] = {};
-        for (int t = 0; t < tokens; t += 4) {
+        for (int t = 0; t < tokens; t += 4, scores += 4 * kLanes) {
             V weight[4];
             for (int i = 0; i < 4; ++i) {
-                weight[i] = exp2(load(scores_ + (t + i) * kLanes) - best);
+                const V logit = fma(load(scores + i * kLanes), set1(scale), -best);
+                weight[i] = P::exp2(logit);
                 sums[i] += weight[i];
-                if (tile.value_scales != nullptr) weight[i] *= set1(tile.value_scales[t + i]);
+                if (kScaled) weight[i] *= set1(tile.value_scales[t + i]);
             }
-            P::put_weights(weights_, t / 2, weight[0], weight[1]);
-            P::put_weights(weights_, t / 2 + 1, weight[2], weight[3]);
+            P::put_weights(weights, t / 2, weight[0], weight[1]);
+            P::put_weights(weights, t / 2 + 1, weight[2], weight[3]);
         }
         return (sums[0] + sums[1]) + (sums[2] + sums[3]);
     }
@@ -261,8 +294,8 @@ class Worker {
     std::vector<Lanes> lanes_;
     Buffer<float> split_memory_, merged_memory_;
     std::vector<State> split_states_, merged_states_;
-    alignas(64) float scores_[kTileTokens * kLanes];
-    alignas(64) float weights_[kTileTokens * kLanes];
+    alignas(64) float scores_[2][kTileTokens * kLanes];
+    alignas(64) float weights_[2][kTileTokens * kLanes];
 };
 
 // One per thread and head size.

@@ -15,14 +15,6 @@ template <class T>
 struct FmaProducts {
     using Element = T;
 
-    static float widen(float x) { return x; }
-    static float widen(Bf16 x) { return to_float(x); }
-    static float round(float x, const float*) { return x; }
-    static float round(float x, const Bf16*) {
-        Bf16 halves[kLanes];
-        store(halves, set1(x));
-        return to_float(halves[0]);
-    }
     static std::size_t query_bytes(int dim) { return sizeof(float) * kLanes * dim; }
     static void configure() {}
 
@@ -31,8 +23,29 @@ struct FmaProducts {
         for (int d = 0; d < dim; ++d) to[d * kLanes] = round(query[d], static_cast<T*>(nullptr));
     }
 
-    static void scores(const KvTile<T>& tile, int dim, const void* queries, float* scores) {
-        const float* q = static_cast<const float*>(queries);
+    using Room = float[kTileTokens * kLanes];
+
+    static V exp2(V x) { return exp2_below_zero<6>(x); }
+
+    template <int kGroups>
+    static void scores(const KvTile<T>& tile, int dim, const void* const* queries, Room* scores) {
+        for (int i = 0; i < kGroups; ++i) {
+            scores_of(tile, dim, static_cast<const float*>(queries[i]), scores[i]);
+        }
+    }
+
+    template <int kGroups>
+    static void weigh(const KvTile<T>& tile, int dim, const Room* weights, float* const* out) {
+        for (int i = 0; i < kGroups; ++i) weigh_one(tile, dim, weights[i], out[i]);
+    }
+
+    static void put_weights(float* weights, int pair, V even, V odd) {
+        store(weights + 2 * pair * kLanes, even);
+        store(weights + (2 * pair + 1) * kLanes, odd);
+    }
+
+  private:
+    static void scores_of(const KvTile<T>& tile, int dim, const float* q, float* scores) {
         for (int t = 0; t < tile.parts * kPartTokens; t += 8) {
             const T* keys = tile.keys[t / kPartTokens] + t % kPartTokens * dim;
             V sum[8] = {};
@@ -46,12 +59,7 @@ struct FmaProducts {
         }
     }
 
-    static void put_weights(float* weights, int pair, V even, V odd) {
-        store(weights + 2 * pair * kLanes, even);
-        store(weights + (2 * pair + 1) * kLanes, odd);
-    }
-
-    static void weigh(const KvTile<T>& tile, int dim, const float* weights, float* out) {
+    static void weigh_one(const KvTile<T>& tile, int dim, const float* weights, float* out) {
         for (int d = 0; d < dim; d += 8) {
             const int rows = dim - d < 8 ? dim - d : 8;
             V sum[8];
@@ -66,6 +74,15 @@ struct FmaProducts {
             }
             for (int i = 0; i < rows; ++i) store(out + (d + i) * kLanes, sum[i]);
         }
+    }
+
+    static float widen(float x) { return x; }
+    static float widen(Bf16 x) { return to_float(x); }
+    static float round(float x, const float*) { return x; }
+    static float round(float x, const Bf16*) {
+        Bf16 halves[kLanes];
+        store(halves, set1(x));
+        return to_float(halves[0]);
     }
 };
 
@@ -90,53 +107,90 @@ struct AmxProducts {
         }
     }
 
-    static void scores(const KvTile<Bf16>& tile, int dim, const void* queries, float* scores) {
-        const Bf16* q = static_cast<const Bf16*>(queries);
+    using Room = float[kTileTokens * kLanes];
+
+    // The weights are rounded to bfloat16.
+    static V exp2(V x) { return exp2_below_zero<4>(x); }
+
+    // Sums 0, 1 are of the first group, 2, 3 of the second, for 16 tokens each.
+    template <int kGroups>
+    static void scores(const KvTile<Bf16>& tile, int dim, const void* const* queries,
+                       Room* scores) {
         const int stride = dim * static_cast<int>(sizeof(Bf16));
-        for (int part = 0; part < tile.parts; ++part, scores += kPartTokens * kLanes) {
+        for (int part = 0; part < tile.parts; ++part) {
             const Bf16* keys = tile.keys[part];
             _tile_zero(0);
             _tile_zero(1);
+            if (kGroups == 2) _tile_zero(2);
+            if (kGroups == 2) _tile_zero(3);
             for (int d = 0; d < dim; d += kBf16Depth) {
-                TK_TILE_LOAD(6, q + d * kLanes, 64);
                 TK_TILE_LOAD(4, keys + d, stride);
+                TK_TILE_LOAD(6, static_cast<const Bf16*>(queries[0]) + d * kLanes, 64);
                 _tile_dpbf16ps(0, 4, 6);
                 TK_TILE_LOAD(5, keys + kLanes * dim + d, stride);
                 _tile_dpbf16ps(1, 5, 6);
+                if (kGroups == 1) continue;
+                TK_TILE_LOAD(7, static_cast<const Bf16*>(queries[kGroups - 1]) + d * kLanes, 64);
+                _tile_dpbf16ps(2, 4, 7);
+                _tile_dpbf16ps(3, 5, 7);
             }
-            TK_TILE_STORE(0, scores, 64);
-            TK_TILE_STORE(1, scores + kLanes * kLanes, 64);
+            float* to = scores[0] + part * kPartTokens * kLanes;
+            TK_TILE_STORE(0, to, 64);
+            TK_TILE_STORE(1, to + kLanes * kLanes, 64);
+            if (kGroups == 1) continue;
+            to = scores[kGroups - 1] + part * kPartTokens * kLanes;
+            TK_TILE_STORE(2, to, 64);
+            TK_TILE_STORE(3, to + kLanes * kLanes, 64);
         }
     }
 
     static void put_weights(float* weights, int pair, V even, V odd) {
-        typedef std::uint32_t Words __attribute__((vector_size(64)));
-        const Words low = __builtin_convertvector(to_bf16(even), Words);
-        const Words high = __builtin_convertvector(to_bf16(odd), Words) << 16;
-        store(weights + pair * kLanes, (V)(low | high));
+        const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+        const __m512i interleaved = _mm512_permutexvar_epi16(interleave(), halves);
+        _mm512_storeu_si512(weights + pair * kLanes, interleaved);
     }
 
-    static void weigh(const KvTile<Bf16>& tile, int dim, const float* weights, float* out) {
-        for (int d = 0; d < dim; d += 2 * kLanes, out += 2 * kLanes * kLanes) {
-            TK_TILE_LOAD(0, out, 64);
-            TK_TILE_LOAD(1, out + kLanes * kLanes, 64);
+    // Sums as above, for 16 dimensions each.
+    template <int kGroups>
+    static void weigh(const KvTile<Bf16>& tile, int dim, const Room* weights, float* const* out) {
+        for (int d = 0; d < dim; d += 2 * kLanes) {
+            float* const first = out[0] + d * kLanes;
+            float* const second = out[kGroups - 1] + d * kLanes;
+            TK_TILE_LOAD(0, first, 64);
+            TK_TILE_LOAD(1, first + kLanes * kLanes, 64);
+            if (kGroups == 2) TK_TILE_LOAD(2, second, 64);
+            if (kGroups == 2) TK_TILE_LOAD(3, second + kLanes * kLanes, 64);
             for (int part = 0; part < tile.parts; ++part) {
                 const int row = tile.value_stride[part];
                 const Bf16* values = tile.values[part] + d * row;
                 const int stride = row * static_cast<int>(sizeof(Bf16));
-                TK_TILE_LOAD(6, weights + part * kPartTokens / 2 * kLanes, 64);
+                const int at = part * kPartTokens / 2 * kLanes;
                 TK_TILE_LOAD(4, values, stride);
+                TK_TILE_LOAD(6, weights[0] + at, 64);
                 _tile_dpbf16ps(0, 4, 6);
                 TK_TILE_LOAD(5, values + kLanes * row, stride);
                 _tile_dpbf16ps(1, 5, 6);
+                if (kGroups == 1) continue;
+                TK_TILE_LOAD(7, weights[kGroups - 1] + at, 64);
+                _tile_dpbf16ps(2, 4, 7);
+                _tile_dpbf16ps(3, 5, 7);
             }
-            TK_TILE_STORE(0, out, 64);
-            TK_TILE_STORE(1, out + kLanes * kLanes, 64);
+            TK_TILE_STORE(0, first, 64);
+            TK_TILE_STORE(1, first + kLanes * kLanes, 64);
+            if (kGroups == 2) TK_TILE_STORE(2, second, 64);
+            if (kGroups == 2) TK_TILE_STORE(3, second + kLanes * kLanes, 64);
         }
     }
 
   private:
     static constexpr int kBf16Depth = 32;
+
+    // 0, 16, 1, 17, …: halves from the lower and the upper vector in turn.
+    static __m512i interleave() {
+        const __m512i low = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(16));
+        return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+    }
 };
 
 #endif

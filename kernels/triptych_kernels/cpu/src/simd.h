@@ -29,11 +29,27 @@ inline V load(const float* from) {
 
 inline void store(float* to, V value) { std::memcpy(to, &value, sizeof value); }
 
-inline V set1(float value) { return V{} + value; }
+#if defined(__AVX512F__)
+
+inline V set1(float value) { return (V)_mm512_set1_ps(value); }
+
+// a > b ? a : b, so the second where one is NaN; min likewise.
+inline V max(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }
+
+inline V min(V a, V b) { return (V)_mm512_min_ps((__m512)a, (__m512)b); }
+
+#else
+
+inline V set1(float value) {
+    return V{value, value, value, value, value, value, value, value,
+             value, value, value, value, value, value, value, value};
+}
 
 inline V max(V a, V b) { return a > b ? a : b; }
 
 inline V min(V a, V b) { return a < b ? a : b; }
+
+#endif
 
 // a × b + c, rounded once.
 inline V fma(V a, V b, V c) {
@@ -67,6 +83,9 @@ inline float sum_lanes(V x) {
 }
 
 inline float max_lanes(V x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#endif
     float lanes[kLanes];
     store(lanes, x);
     for (int width = kLanes / 2; width > 0; width /= 2) {
@@ -144,8 +163,38 @@ inline V exp2(V x) {
     p = fma(p, f, set1(0x1.ebfbdcp-3f));
     p = fma(p, f, set1(0x1.62e430p-1f));
     p = fma(p, f, set1(1.0f));
+#if defined(__AVX512F__)
+    const V power = (V)_mm512_scalef_ps((__m512)p, (__m512)n);
+    return (V)_mm512_maskz_mov_ps(
+        _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), (__m512)power);
+#else
     const V power = (V)((to_int(n) + 127) << 23);
     return x < -126.0f ? V{} : p * power;
+#endif
+}
+
+// 2^x for x ≤ 0: exactly 0 below −127, NaN for NaN. Degree 6 as above; degree 4 has a relative error
+// of 3e-6, for what is rounded to bfloat16 anyway.
+template <int kDegree>
+V exp2_below_zero(V x) {
+    static_assert(kDegree == 4 || kDegree == 6);
+    x = max(set1(-127.0f), x);
+    const V shifted = x + set1(0x1.8p23f);  // its lowest bits are the whole part
+    const V f = x - (shifted - set1(0x1.8p23f));
+    V p;
+    if (kDegree == 6) {
+        p = fma(set1(0x1.41fbbcp-13f), f, set1(0x1.5f3e52p-10f));
+        p = fma(p, f, set1(0x1.3b2d4cp-7f));
+        p = fma(p, f, set1(0x1.c6aee8p-5f));
+        p = fma(p, f, set1(0x1.ebfbdcp-3f));
+        p = fma(p, f, set1(0x1.62e430p-1f));
+    } else {
+        p = fma(set1(0x1.3a02ccp-7f), f, set1(0x1.c9fc46p-5f));
+        p = fma(p, f, set1(0x1.ec0378p-3f));
+        p = fma(p, f, set1(0x1.62e12cp-1f));
+    }
+    p = fma(p, f, set1(1.0f));
+    return (V)((VInt)p + ((VInt)shifted << 23));  // the whole part is added to the exponent
 }
 
 inline V exp(V x) { return exp2(x * set1(0x1.715476p+0f)); }
