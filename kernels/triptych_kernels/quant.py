@@ -1,0 +1,205 @@
+"""Quantised matrices: groups along K of small integers on an affine grid.
+
+Pure functions in plain torch. Whatever is stored, 4-bit or 8-bit, from GGUF or quantised here, is
+one `Affine`; kernels pack it as they like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BITS = (4, 8)
+GROUPS = (32, 64, 128)
+
+_AT_ONCE = 1 << 19  # weights worked on at a time: intermediate results stay in cache
+_MAX_SCALE_8 = 511.75  # −128 × this is still a float16
+# How many steps of the grid the range of a group may span: whole numbers find the grid of weights
+# that were quantised before; beyond 15 the outermost weights are clipped, which large groups like.
+_SPANS = (15.0, 14.0, 13.0, 12.0, 11.0, 15.5, 16.0, 16.5, 17.0, 18.0, 19.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """A matrix [N, K]: w[n, k] = scale[n, k // group] × q[n, k] + low[n, k // group]."""
+
+    q: Tensor  # uint8 [N, K], one value a byte, < 2 ** bits
+    scale: Tensor  # float16 [N, ceil(K / group)]
+    low: Tensor  # float16 [N, ceil(K / group)]
+    bits: int  # 4 | 8
+    group: int  # 32 | 64 | 128; the last group of a row may be short
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N, K."""
+        rows, columns = self.q.shape
+        return rows, columns
+
+    @property
+    def packed_bits(self) -> int:
+        """Size once packed: weights at `bits` each, scales and lows at 16."""
+        return self.bits * self.q.numel() + 32 * self.scale.numel()
+
+
+def quantise(weight: Tensor, bits: int, group: int) -> Affine:
+    """weight [N, K] of any floating dtype, onto the grids of smallest squared error found.
+
+    4 bit: any scale and low. 8 bit: symmetric, low = −128 × scale, as GGUF's Q8_0. What float16
+    scales cannot reach is clipped (weights beyond ±65,000) or becomes zero (groups below 1e-8).
+    Raises ValueError when a weight is not finite.
+    """
+    assert bits in BITS and group in GROUPS, f"no {bits}-bit grid in groups of {group}"
+    rows, columns = weight.shape
+    q = torch.empty(rows, columns, dtype=torch.uint8)
+    scale = torch.empty(rows, -(-columns // group), dtype=torch.float16)
+    low = torch.empty_like(scale)
+    fit = _fit_4 if bits == 4 else _fit_8
+    for at, to in _row_chunks(rows, columns):
+        pieces = zip(_grouped(weight[at:to].float(), group), _grouped(q[at:to], group), strict=True)
+        done = 0
+        for values, target in pieces:
+            groups = slice(done, done + values.shape[1])
+            target.copy_(fit(values, scale[at:to, groups, None], low[at:to, groups, None]))
+            done = groups.stop
+    if not (scale.isfinite().all() and low.isfinite().all()):
+        raise ValueError("weights are not finite numbers")
+    return Affine(q, scale, low, bits, group)
+
+
+def dequantise(affine: Affine, out: Tensor | None = None) -> Tensor:
+    """float32 [N, K], or written into `out` [N, K] of any floating dtype."""
+    if out is None:
+        out = torch.empty(affine.shape)
+    for at, to in _row_chunks(*affine.shape):
+        done = 0
+        pieces = zip(
+            _grouped(affine.q[at:to], affine.group), _grouped(out[at:to], affine.group), strict=True
+        )
+        for q, target in pieces:
+            groups = slice(done, done + q.shape[1])
+            scale = affine.scale[at:to, groups, None].float()
+            low = affine.low[at:to, groups, None].float()
+            target.copy_(q.float().mul_(scale).add_(low))
+            done = groups.stop
+    return out
+
+
+def promote(affine: Affine, bits: int, group: int) -> Affine:
+    """The same weights with wider values or in smaller groups; exact."""
+    assert bits >= affine.bits and affine.group % group == 0, "only finer formats hold the same"
+    if group == affine.group:
+        return Affine(affine.q, affine.scale, affine.low, bits, group)
+    groups = -(-affine.q.shape[1] // group)
+    scale, low = (
+        per_group.repeat_interleave(affine.group // group, dim=1)[:, :groups].contiguous()
+        for per_group in (affine.scale, affine.low)
+    )
+    return Affine(affine.q, scale, low, bits, group)
+
+
+def join(parts: Sequence[Affine]) -> Affine:
+    """Matrices of the same K one below the other, in the finest format among them; exact."""
+    bits, group = max(part.bits for part in parts), min(part.group for part in parts)
+    finest = [promote(part, bits, group) for part in parts]
+    if len(finest) == 1:
+        return finest[0]
+    return Affine(
+        torch.cat([part.q for part in finest]),
+        torch.cat([part.scale for part in finest]),
+        torch.cat([part.low for part in finest]),
+        bits,
+        group,
+    )
+
+
+def relative_error(weight: Tensor, affine: Affine) -> float:
+    """Root mean square of the difference over that of the weights; 0 where all weights are zero."""
+    wrong = total = 0.0
+    for at, to in _row_chunks(*affine.shape):
+        rows = Affine(
+            affine.q[at:to], affine.scale[at:to], affine.low[at:to], affine.bits, affine.group
+        )
+        exact = weight[at:to].float()
+        total += float(exact.square().sum(dtype=torch.float64))
+        wrong += float(dequantise(rows).sub_(exact).square_().sum(dtype=torch.float64))
+    return (wrong / total) ** 0.5 if total else 0.0
+
+
+def _fit_8(values: Tensor, scale: Tensor, low: Tensor) -> Tensor:
+    """values [R, G, g] → q; fills scale and low [R, G, 1]."""
+    largest = values.abs().amax(-1, keepdim=True)
+    step = (largest / 127).clamp_(max=_MAX_SCALE_8).half()
+    # The smallest float16 are so coarse that rounding down would clip.
+    clips = step.float() * 127.5 < largest.clamp(max=_MAX_SCALE_8 * 127)
+    step = torch.where(clips, _next_up(step), step)
+    scale.copy_(step)
+    low.copy_(step * -128)
+    return _steps(values, step.float(), -128 * step.float(), 255)
+
+
+def _fit_4(values: Tensor, scale: Tensor, low: Tensor) -> Tensor:
+    """values [R, G, g] → q; fills scale and low [R, G, 1]."""
+    # The group comes first: reductions then run over whole vectors.
+    x = values.movedim(-1, 0).contiguous()
+    step, start = _best_grid(x)
+    scale.copy_(step[..., None])
+    low.copy_(start.clamp_(-65504, 65504)[..., None])
+    q = _steps(x, scale[..., 0].float(), low[..., 0].float(), 15)
+    return q.movedim(0, -1)
+
+
+def _best_grid(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and low of the grid with 16 values that fits best. x [g, ...] → two [...].
+
+    Each span gives integers, and these the least-squares scale and low. Of all, that which explains
+    most of the variance has the smallest error.
+    """
+    bottom, top = x.amin(0), x.amax(0)
+    middle = (bottom + top) / 2
+    x = x - middle
+    mean = x.mean(0)
+    half = (top - bottom) / 2
+    best = torch.zeros_like(mean).sub_(1)
+    scale, low = torch.zeros_like(mean), mean.clone()
+    for span in _SPANS:
+        step = half * (2 / span)
+        q = _steps(x, step, step * (-0.5 * min(span, 15.0)), 15)
+        q_mean = q.mean(0)
+        q_var = (q * q).mean(0) - q_mean * q_mean
+        both = (x * q).mean(0) - mean * q_mean
+        fitted = torch.where(q_var > 0, both / q_var, 0)
+        explained = fitted * both
+        better = explained > best
+        best = torch.where(better, explained, best)
+        scale = torch.where(better, fitted, scale)
+        low = torch.where(better, mean - fitted * q_mean, low)
+    return scale, low + middle
+
+
+def _steps(x: Tensor, step: Tensor, start: Tensor, most: int) -> Tensor:
+    """The nearest value of each weight on a grid, float32."""
+    inverse = torch.where(step > 0, 1 / step, 0)
+    return torch.addcmul(-start * inverse, x, inverse).round_().clamp_(0, most)
+
+
+def _next_up(x: Tensor) -> Tensor:
+    """The next larger float16 of a number that is not negative."""
+    return (x.view(torch.int16) + 1).view(torch.float16)
+
+
+def _grouped(x: Tensor, group: int) -> Iterator[Tensor]:
+    """Views of [N, K]: whole groups [N, G, group], then what is left [N, 1, K % group]."""
+    whole = x.shape[1] // group * group
+    if whole:
+        yield x[:, :whole].view(x.shape[0], -1, group)
+    if whole < x.shape[1]:
+        yield x[:, None, whole:]
+
+
+def _row_chunks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    size = max(1, _AT_ONCE // max(columns, 1))
+    for at in range(0, rows, size):
+        yield at, min(at + size, rows)
