@@ -18,7 +18,6 @@ from decode_worker.request import RemoteStats
 from transport.kv.base import KvLinkError, PeerGone
 from transport.protos import worker_pb2 as pb
 from triptych.engine.sequence import Sequence
-from triptych.engine.storage import TORCH_DTYPES
 
 
 class RemotePrefill:
@@ -110,10 +109,9 @@ class RemotePrefill:
             raise KvLinkError(f"{self._peer.worker_id} never announced blocks {missing}")
 
     def _hidden_row(self, done: pb.PrefillDone) -> Tensor:
-        layout, size = self._fetcher.layout, self._fetcher.hidden_size
-        if len(done.last_hidden) != size * layout.item_bytes:
+        if len(done.last_hidden) != self._fetcher.hidden_size * torch.float32.itemsize:
             raise KvLinkError(f"{self._peer.worker_id} sent a hidden row of another size")
-        return torch.frombuffer(bytearray(done.last_hidden), dtype=TORCH_DTYPES[layout.dtype])
+        return torch.frombuffer(bytearray(done.last_hidden), dtype=torch.float32)
 
     def _finish_stats(self, done: pb.PrefillDone, done_at: float) -> None:
         now = time.monotonic()

@@ -30,7 +30,13 @@ class _Frozen(BaseModel):
 class KvConfig(_Frozen):
     """The KV pool of one worker."""
 
-    block_tokens: int = Field(16, ge=1, le=256, description="tokens in a block")
+    block_tokens: int = Field(
+        32, ge=1, le=256, description="tokens in a block; multiples of 32 are read where they lie"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto",
+        description="of keys and values; auto: float32 beside float32 weights, else bfloat16",
+    )
     memory: ByteSize = Field(ByteSize(1 << 30), description="pool size of one worker, e.g. 1GiB")
 
 
@@ -91,8 +97,11 @@ class ClusterConfig(_Frozen):
     served_model_name: str | None = Field(
         None, description="name in the API; default: from `model`"
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: float32, the type with the same bits in every mode"
+    dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = Field(
+        "auto", description="of the weights; auto: bfloat16, without native kernels float32"
+    )
+    quant_group: Literal[32, 64, 128] = Field(
+        32, description="weights that share a scale when int8 or int4 quantises; smaller is finer"
     )
     max_model_len: int | None = Field(None, ge=16, description="default: the checkpoint's context")
     drain_s: float = Field(
@@ -134,10 +143,6 @@ class ClusterConfig(_Frozen):
 
     def kv_of(self, pool: PoolConfig) -> KvConfig:
         return pool.kv or self.kv
-
-    @property
-    def torch_dtype_name(self) -> Literal["float32", "bfloat16"]:
-        return "float32" if self.dtype == "auto" else self.dtype
 
     @property
     def served_name(self) -> str:

@@ -42,12 +42,20 @@ class LinearLike(TableLike, Protocol):
 
 
 class Packer(Protocol):
-    """Packs matrices. bias [N] is float32."""
+    """Packs matrices. bias [N] is float32.
 
-    def dense(self, weight: Tensor, bias: Tensor | None = None) -> LinearLike:
+    A `gated` matrix is two of the same shape, gate and up, one above the other; whoever runs whole
+    layers may want their columns side by side.
+    """
+
+    def dense(
+        self, weight: Tensor, bias: Tensor | None = None, *, gated: bool = False
+    ) -> LinearLike:
         """weight [N, K] float32 or bfloat16."""
 
-    def affine(self, weight: Affine, bias: Tensor | None = None) -> LinearLike: ...
+    def affine(
+        self, weight: Affine, bias: Tensor | None = None, *, gated: bool = False
+    ) -> LinearLike: ...
 
     def embedding(self, weight: Tensor | Affine) -> TableLike:
         """A table [V, H] of which only rows are read: an embedding that is not also the head."""
@@ -77,10 +85,14 @@ class ReferenceTable:
 class ReferencePacker:
     """Plain torch in float32: the weights are rounded as they are stored, the computing is not."""
 
-    def dense(self, weight: Tensor, bias: Tensor | None = None) -> ReferenceLinear:
+    def dense(
+        self, weight: Tensor, bias: Tensor | None = None, *, gated: bool = False
+    ) -> ReferenceLinear:
         return ReferenceLinear(weight.float(), bias)
 
-    def affine(self, weight: Affine, bias: Tensor | None = None) -> ReferenceLinear:
+    def affine(
+        self, weight: Affine, bias: Tensor | None = None, *, gated: bool = False
+    ) -> ReferenceLinear:
         return ReferenceLinear(dequantise(weight), bias)
 
     def embedding(self, weight: Tensor | Affine) -> ReferenceTable:

@@ -172,7 +172,7 @@ def paged_attention(
     at_once = max(1, _ROWS_AT_ONCE // padded.shape[0])
     for tile in range(first_tile, last_tile, at_once):
         begin, count = tile * KV_TILE, min(at_once, last_tile - tile)
-        k = _gather_tiles(keys, blocks, begin, count, end)
+        k = _gather_tiles(keys, blocks, begin, count, end).to(q.dtype)
         scores = torch.matmul(packed, k.transpose(2, 3)).float()  # [Hkv, tiles, G·R, KV_TILE]
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
@@ -182,7 +182,7 @@ def paged_attention(
             if window is not None:
                 masked |= position <= row_position[:, None] - window
             scores.masked_fill_(masked, -torch.inf)
-        parts.append(_reduce_tiles(scores, values, blocks, begin, end))
+        parts.append(_reduce_tiles(scores, values, blocks, begin, end, q.dtype))
 
     best, total, out = (torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True))
     out = _merge_tiles(best, total, out)
@@ -191,12 +191,12 @@ def paged_attention(
 
 
 def _reduce_tiles(
-    scores: Tensor, values: Tensor, blocks: Tensor, begin: int, end: int
+    scores: Tensor, values: Tensor, blocks: Tensor, begin: int, end: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Each tile alone: row maximum, sum of exponentials, weighted values. scores [Hkv, tiles, G·R,
     KV_TILE].
     """
-    v = _gather_tiles(values, blocks, begin, scores.shape[1], end)
+    v = _gather_tiles(values, blocks, begin, scores.shape[1], end).to(dtype)
     best = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
     weights = torch.exp(scores - best)
     return best, weights.sum(-1, keepdim=True), torch.matmul(weights.to(v.dtype), v).float()
@@ -240,4 +240,4 @@ def append_kv(pool: Tensor, rows: Tensor, slots: Tensor) -> None:
     offset.
     """
     block_tokens = pool.shape[1]
-    pool[slots // block_tokens, slots % block_tokens] = rows
+    pool[slots // block_tokens, slots % block_tokens] = rows.to(pool.dtype)

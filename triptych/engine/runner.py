@@ -1,98 +1,41 @@
-"""Merges row jobs into one forward.
-
-The rows of all jobs stand one after the other, padded with dummy rows to a multiple of 16 (see
-`triptych_kernels.reference`): whatever kind a job is, its rows meet the same kernels.
-"""
+"""Who computes row jobs: the seam between the engine's loops and the kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
+from triptych.engine.native_runner import NativeRunner
+from triptych.engine.reference_runner import ReferenceRunner
 from triptych.engine.rows import RowJob
 from triptych.engine.storage import KvStorage
 from triptych.models.model import Model
-from triptych_kernels import append_kv, pad_rows, paged_attention
 
 
-class Runner:
-    """Owns the model and its KV memory; one forward at a time."""
+class Runner(Protocol):
+    """A model and its KV memory. One forward at a time."""
 
-    def __init__(self, model: Model, storage: KvStorage) -> None:
-        self.model = model
-        self._storage = storage
+    @property
+    def model(self) -> Model: ...
 
-    @torch.inference_mode()
     def forward(
         self, jobs: Sequence[RowJob], after_layer: Callable[[int], None] | None = None
     ) -> Tensor:
         """Computes all rows and writes their KV.
 
-        Returns the final-norm hidden states [number of jobs that reach their end, H], in job order.
-        `after_layer(i)` is called when layer i's KV of all rows is in the pool.
+        Returns the final-norm hidden states [number of jobs that reach their end, H] float32, in
+        job order. `after_layer(i)` is called when layer i's KV of all rows is in the pool.
         """
-        tokens = [token for job in jobs for token in job.sequence.tokens[job.start : job.end]]
-        positions = torch.cat([torch.arange(job.start, job.end) for job in jobs])
-        view = PagedView(self._storage, jobs)
-        hidden = self.model.forward(
-            pad_rows(torch.tensor(tokens)), pad_rows(positions), view, after_layer
-        )
-        ends = zip(jobs, view.spans, strict=True)
-        return hidden[[end - 1 for job, (_, end) in ends if job.reaches_end]]
 
-    @torch.inference_mode()
+    def forward_all(self, jobs: Sequence[RowJob]) -> Tensor:
+        """The same, with the hidden states of all rows [M, H], job after job."""
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [R, H] → float32 [R, V]."""
-        return self.model.logits(hidden)
+        """hidden [R, H] → float32 [R, V], valid until the next call."""
 
 
-class PagedView:
-    """The KV that the rows of one batch may see. Implements the models' KvView."""
-
-    def __init__(self, storage: KvStorage, jobs: Sequence[RowJob]) -> None:
-        self._storage = storage
-        self._starts = [job.start for job in jobs]
-        self._blocks = [torch.tensor(job.sequence.blocks) for job in jobs]
-        self.spans: list[tuple[int, int]] = []  # rows of each job in the batch
-        slots, row = [], 0
-        for job, blocks in zip(jobs, self._blocks, strict=True):
-            self.spans.append((row, row + job.num_rows))
-            row += job.num_rows
-            position = torch.arange(job.start, job.end)
-            size = storage.layout.block_tokens
-            slots.append(blocks[position // size] * size + position % size)
-        self._slots = torch.cat(slots)
-
-    def attend(
-        self,
-        layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
-        """Appends k and v of the real rows, then attends job by job. Padding rows come back as
-        zeros.
-        """
-        real = self._slots.shape[0]
-        keys, values = self._storage.keys(layer), self._storage.values(layer)
-        append_kv(keys, k[:real], self._slots)
-        append_kv(values, v[:real], self._slots)
-        out = torch.zeros_like(q)
-        for (begin, end), start, blocks in zip(self.spans, self._starts, self._blocks, strict=True):
-            out[begin:end] = paged_attention(
-                q[begin:end],
-                keys,
-                values,
-                blocks,
-                start,
-                scale=scale,
-                window=window,
-                softcap=softcap,
-            )
-        return out
+def make_runner(model: Model, storage: KvStorage) -> Runner:
+    """The native kernels where the model's weights are packed for them, else plain torch."""
+    return NativeRunner(model, storage) if model.is_native else ReferenceRunner(model, storage)

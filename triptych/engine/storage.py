@@ -11,33 +11,42 @@ from torch import Tensor
 
 from triptych.kv.layout import KvLayout
 
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 class KvStorage:
-    """Keys and values per layer, each a view [num_blocks, block_tokens, kv_heads, head_dim]."""
+    """Keys and values per layer. The bytes are told in triptych/kv/layout.py."""
 
     def __init__(self, layout: KvLayout, blocks: NDArray[np.uint8]) -> None:
         """blocks u8 [num_blocks, layout.block_bytes], writable; must outlive this object."""
         assert blocks.shape[1] == layout.block_bytes, "pool and layout disagree"
         self.layout = layout
         self.num_blocks = blocks.shape[0]
-        shape = (
-            self.num_blocks,
-            layout.num_layers,
-            2,
-            layout.block_tokens,
-            layout.num_kv_heads,
-            layout.head_dim,
-        )
-        flat = torch.from_numpy(blocks.reshape(-1)).view(TORCH_DTYPES[layout.dtype])
-        self._pool = flat.view(shape)
+        self._layers = torch.from_numpy(blocks.reshape(self.num_blocks, layout.num_layers, -1))
+
+    @property
+    def address(self) -> int:
+        return self._layers.data_ptr()
 
     def keys(self, layer: int) -> Tensor:
-        return self._pool[:, layer, 0]
+        """A view [num_blocks, block_tokens, kv_heads, head_dim], as values."""
+        heads, tokens, dim = self._shape
+        keys = self._half(layer, 0).view(self.num_blocks, heads, tokens, dim)
+        return keys.permute(0, 2, 1, 3)
 
     def values(self, layer: int) -> Tensor:
-        return self._pool[:, layer, 1]
+        heads, tokens, dim = self._shape
+        values = self._half(layer, 1).view(self.num_blocks, heads, dim, tokens)
+        return values.permute(0, 3, 1, 2)
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return self.layout.num_kv_heads, self.layout.block_tokens, self.layout.head_dim
+
+    def _half(self, layer: int, half: int) -> Tensor:
+        size = self.layout.half_bytes
+        part = self._layers[:, layer, half * size : (half + 1) * size]
+        return part.view(_DTYPES[self.layout.dtype])
 
 
 def plain_storage(layout: KvLayout, num_blocks: int) -> KvStorage:

@@ -1,13 +1,18 @@
-"""The bytes of a block: [layers, 2 (key, value), block tokens, KV heads, head dim], contiguous.
+"""The bytes of a block: layer after layer, keys [KV heads, tokens, head dim], then values
+transposed, [KV heads, head dim, tokens], then, of int8, a float32 scale per head and token of both.
 
-All layers of a block lie together, so a block is one run of bytes on the wire, and so is any layer
-range of it.
+A head's keys lie together because it is read alone, and values lie the way a matrix product reads
+them. All layers of a block lie together, so a block is one run of bytes on the wire, and so is any
+layer range of it.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+_SCALE_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,16 +21,18 @@ class KvLayout:
     num_kv_heads: int
     head_dim: int
     block_tokens: int
-    dtype: str  # "float32" | "bfloat16"
+    dtype: str  # "float32" | "bfloat16" | "int8"
 
     @property
-    def item_bytes(self) -> int:
-        return {"float32": 4, "bfloat16": 2}[self.dtype]
+    def half_bytes(self) -> int:
+        """Keys, or values, of one layer of one block, without scales."""
+        return self.block_tokens * self.num_kv_heads * self.head_dim * ITEM_BYTES[self.dtype]
 
     @property
     def layer_bytes(self) -> int:
-        """Keys and values of one layer of one block."""
-        return 2 * self.block_tokens * self.num_kv_heads * self.head_dim * self.item_bytes
+        """Keys, values and scales of one layer of one block."""
+        scales = self.block_tokens * self.num_kv_heads * _SCALE_BYTES if self.dtype == "int8" else 0
+        return 2 * (self.half_bytes + scales)
 
     @property
     def block_bytes(self) -> int:
@@ -38,7 +45,10 @@ class KvLayout:
         """(offset, length) in bytes of layers [first, end) inside a block."""
         return first * self.layer_bytes, (end - first) * self.layer_bytes
 
-    def describe(self, *, model: str, weights: str) -> str:
-        """Canonical JSON; two pools may exchange blocks only if theirs are equal to the letter."""
-        fields = {**asdict(self), "model": model, "weights": weights, "version": 1}
-        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    def describe(self, *, model: str, weights: str, compute: str = "") -> str:
+        """Canonical JSON; two pools may exchange blocks only if theirs are equal to the letter.
+
+        compute: what decides the bits of the KV beside the weights: kernels and weight type.
+        """
+        fields = {**asdict(self), "model": model, "weights": weights, "compute": compute}
+        return json.dumps({**fields, "version": 2}, sort_keys=True, separators=(",", ":"))

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from triptych.models.config import Activation
 from triptych.models.seams import KvView
-from triptych_kernels import Linear, apply_rotary, gelu_tanh_mul, rms_norm, silu_mul
+from triptych_kernels import apply_rotary, gelu_tanh_mul, rms_norm, silu_mul
+from triptych_kernels.packer import LinearLike
 
 _GATES = {"silu": silu_mul, "gelu_tanh": gelu_tanh_mul}
 
@@ -18,9 +19,14 @@ _GATES = {"silu": silu_mul, "gelu_tanh": gelu_tanh_mul}
 class Norm:
     """RMS norm over the last dimension."""
 
-    weight: Tensor
+    weight: Tensor  # float32
     eps: float
     offset: float
+
+    @property
+    def scaled_weight(self) -> Tensor:
+        """What the normed values are multiplied by, [H]."""
+        return self.weight + self.offset if self.offset else self.weight
 
     def __call__(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps, weight_offset=self.offset)
@@ -37,8 +43,8 @@ class Attention:
     scale: float
     window: int | None
     softcap: float | None
-    qkv: Linear  # query heads, then key heads, then value heads
-    output: Linear
+    qkv: LinearLike  # query heads, then key heads, then value heads
+    output: LinearLike
     q_norm: Norm | None
     k_norm: Norm | None
 
@@ -58,27 +64,27 @@ class Attention:
 class DenseFfn:
     """down(act(gate(x)) × up(x)), rows [M, H] → [M, H]."""
 
-    def __init__(self, gate_up: Linear, down: Linear, activation: Activation) -> None:
-        self._gate_up = gate_up
-        self._down = down
+    def __init__(self, gate_up: LinearLike, down: LinearLike, activation: Activation) -> None:
+        self.gate_up = gate_up
+        self.down = down
         self._gated = _GATES[activation]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        gate, up = self._gate_up(rows).chunk(2, dim=-1)
-        return self._down(self._gated(gate, up))
+        gate, up = self.gate_up(rows).chunk(2, dim=-1)
+        return self.down(self._gated(gate, up))
 
 
 class LocalExperts:
     """The `Experts` seam in this process: one dense FFN per layer."""
 
     def __init__(self, ffns: Sequence[DenseFfn]) -> None:
-        self._ffns = ffns
+        self.ffns = ffns
 
     def __call__(
         self, layer: int, rows: Tensor, ids: Tensor | None, weights: Tensor | None
     ) -> Tensor:
         assert ids is None and weights is None, "dense layers have no routing"
-        return self._ffns[layer](rows)
+        return self.ffns[layer](rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from transport.kv.region import Region, RegionShape
-from triptych.engine.runner import Runner
+from triptych.engine.backend import choose_backend
+from triptych.engine.runner import Runner, make_runner
 from triptych.engine.scheduler import Scheduler
-from triptych.engine.storage import TORCH_DTYPES, KvStorage
+from triptych.engine.storage import KvStorage
 from triptych.errors import ConfigError
 from triptych.fingerprint import weight_fingerprint
 from triptych.hub import resolve_model
@@ -25,6 +26,7 @@ from triptych.models.config import ModelConfig
 from triptych.models.load import load_model
 from triptych.models.model import Model
 from triptych.worker.args import WorkerArgs
+from triptych_kernels.cpu.native import set_threads
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +54,21 @@ class EngineParts:
 def build_engine(args: WorkerArgs) -> EngineParts:
     """Raises ModelError or ConfigError, with the remedy."""
     config = args.config
-    torch.set_num_threads(args.pool.threads or usable_cores())
+    threads = args.pool.threads or usable_cores()
+    torch.set_num_threads(threads)
+    set_threads(threads)
+    kv = config.kv_of(args.pool)
+    backend = choose_backend(config.dtype, kv.dtype, config.quant_group)
     path = resolve_model(config.model)
     began = time.monotonic()
-    model = load_model(path, dtype=TORCH_DTYPES[config.torch_dtype_name], progress=_LoadLog())
-    kv = config.kv_of(args.pool)
-    layout = kv_layout(model.config, kv.block_tokens, config.torch_dtype_name)
+    model = load_model(
+        path,
+        dtype=backend.weights,
+        group=backend.group,
+        packer=backend.packer,
+        progress=_LoadLog(),
+    )
+    layout = kv_layout(model.config, kv.block_tokens, backend.kv)
     shape = RegionShape(layout.block_bytes, max(1, kv.memory // layout.block_bytes))
     try:
         region = Region.create(shape)
@@ -72,7 +83,9 @@ def build_engine(args: WorkerArgs) -> EngineParts:
         extra={
             "fields": {
                 "model": str(path),
-                "dtype": config.torch_dtype_name,
+                "kernels": backend.kernels,
+                "dtype": backend.weights,
+                "kv_dtype": backend.kv,
                 "kv_blocks": shape.num_blocks,
                 "kv_tokens": shape.num_blocks * kv.block_tokens,
                 "seconds": round(time.monotonic() - began, 2),
@@ -83,11 +96,15 @@ def build_engine(args: WorkerArgs) -> EngineParts:
         model_path=path,
         model=model,
         layout=layout,
-        layout_text=layout.describe(model=config.served_name, weights=weight_fingerprint(path)),
+        layout_text=layout.describe(
+            model=config.served_name,
+            weights=weight_fingerprint(path),
+            compute=backend.identity,
+        ),
         region=region,
         pool=pool,
         ledger=TransferLedger(pool),
-        runner=Runner(model, KvStorage(layout, region.blocks)),
+        runner=make_runner(model, KvStorage(layout, region.blocks)),
         scheduler=Scheduler(
             pool,
             block_tokens=kv.block_tokens,

@@ -79,13 +79,6 @@ std::vector<std::int32_t> path_to(const Job& job, int row) {
     return path;
 }
 
-int position_of(const Job& job, int row) {
-    if (job.parents == nullptr) return job.start + row;
-    int depth = 0;
-    while ((row = job.parents[row]) >= 0) ++depth;
-    return job.start + depth;
-}
-
 Lanes lanes_of(const Call& call, const Job& job, int group) {
     Lanes lanes{};
     const int first = group * kLanes, heads = call.group();
@@ -427,6 +420,13 @@ void run(const Call& call, const Job* jobs, int num_jobs) {
 }
 
 }  // namespace
+
+int position_of(const Job& job, int row) {
+    if (job.parents == nullptr) return job.start + row;
+    int depth = 0;
+    while ((row = job.parents[row]) >= 0) ++depth;
+    return job.start + depth;
+}
 
 bool writes_operand(const Linear& next, int head_dim) {
     return next.kind == Kind::kBf16 && head_dim % kLanes == 0;

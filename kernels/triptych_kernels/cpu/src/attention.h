@@ -24,6 +24,9 @@ struct Job {
     const std::int32_t* parents;  // or null
 };
 
+// Of row `row` of the job.
+int position_of(const Job& job, int row);
+
 struct AttentionShape {
     int heads;      // query heads, a multiple of the cache's KV heads
     float scale;

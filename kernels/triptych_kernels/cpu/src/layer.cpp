@@ -22,7 +22,7 @@ struct Layer {
     int rope;    // which of the pass's tables
 };
 
-// One forward pass. Tables of cosines and sines are float32 [rows, head_dim / 2].
+// One forward pass. Tables of cosines and sines are float32 [positions, head_dim / 2].
 struct Pass {
     int rows, num_jobs;
     const Job* jobs;  // every row belongs to exactly one
@@ -92,9 +92,10 @@ void rotate(float* head, int dim, const float* cosines, const float* sines) {
 void finish_row(const Layer& layer, int index, const Pass& pass, const Job& job, int i,
                 float* heads) {
     const KvCache& cache = *pass.cache;
-    const int dim = cache.head_dim, row = job.first_row + i;
-    const float* cosines = pass.cosines[layer.rope] + static_cast<std::size_t>(row) * dim / 2;
-    const float* sines = pass.sines[layer.rope] + static_cast<std::size_t>(row) * dim / 2;
+    const int dim = cache.head_dim;
+    const std::size_t at_position = static_cast<std::size_t>(position_of(job, i)) * (dim / 2);
+    const float* cosines = pass.cosines[layer.rope] + at_position;
+    const float* sines = pass.sines[layer.rope] + at_position;
     float* keys = heads + layer.attention.heads * dim;
     for (int head = 0; head < layer.attention.heads + cache.kv_heads; ++head) {
         float* at = heads + head * dim;

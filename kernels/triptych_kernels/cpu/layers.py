@@ -1,0 +1,141 @@
+"""Runs of transformer layers in the native library: a step of the engine in a few calls."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triptych_kernels.cpu.linear import NativeLinear
+from triptych_kernels.cpu.native import Library
+from triptych_kernels.cpu.structs import (
+    GATES,
+    AttentionShapeStruct,
+    JobStruct,
+    KvCacheStruct,
+    LayerStruct,
+    PassStruct,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NativeLayer:
+    """What a layer consists of; see Layer in triptych/models/layers.py. Norms are float32 [size],
+    with the family's offset added. Without an FFN (`gate_up` None) only its attention can run.
+    """
+
+    before_attention: Tensor
+    behind_attention: Tensor | None
+    before_ffn: Tensor
+    behind_ffn: Tensor | None
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    qkv: NativeLinear
+    output: NativeLinear
+    gate_up: NativeLinear | None
+    down: NativeLinear | None
+    num_heads: int
+    scale: float
+    softcap: float | None
+    window: int | None
+    eps: float
+    activation: str
+    rope: int  # index of the pass's tables
+
+
+class NativeLayers:
+    """Layers ready to run. Keeps everything alive that the structs point to."""
+
+    def __init__(self, library: Library, layers: Sequence[NativeLayer], hidden_size: int) -> None:
+        self._layers = tuple(layers)
+        self._structs = (LayerStruct * len(layers))(*map(_struct, layers))
+        self._hidden_size = hidden_size
+        pointer, number = ctypes.c_void_p, ctypes.c_int
+        self._run: Any = library.bind("tk_layers", None, pointer, number, number, pointer)
+        self._attention_half: Any = library.bind(
+            "tk_attention_half", None, pointer, number, pointer
+        )
+        self._ffn_half: Any = library.bind("tk_ffn_half", None, pointer, number, pointer)
+        self._rms_norm: Any = library.bind(
+            "tk_rms_norm", None, pointer, number, number, pointer, ctypes.c_float, pointer
+        )
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def start(
+        self,
+        hidden: Tensor,
+        jobs: ctypes.Array[JobStruct],
+        cache: KvCacheStruct,
+        tables: Sequence[tuple[Tensor, Tensor]],
+    ) -> NativePass:
+        """hidden [M, H] float32 changes in place from layer to layer; tables: cosines and sines
+        [positions, D/2] float32 of every rope. The arguments must outlive the pass.
+        """
+        assert hidden.is_contiguous() and hidden.shape[1] == self._hidden_size
+        pointers = ctypes.c_void_p * len(tables)
+        cosines = pointers(*(cos.data_ptr() for cos, _ in tables))
+        sines = pointers(*(sin.data_ptr() for _, sin in tables))
+        return NativePass(
+            PassStruct(
+                hidden.shape[0],
+                len(jobs),
+                jobs,
+                ctypes.pointer(cache),
+                cosines,
+                sines,
+                hidden.data_ptr(),
+                self._hidden_size,
+            )
+        )
+
+    def run(self, first: int, end: int, of: NativePass) -> None:
+        """Layers [first, end)."""
+        self._run(self._structs, first, end, ctypes.byref(of.struct))
+
+    def attention_half(self, layer: int, of: NativePass) -> None:
+        """Attention with its norms and residual; the FFN half is somebody else's."""
+        self._attention_half(self._structs, layer, ctypes.byref(of.struct))
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x [M, H] float32 → its RMS norm times weight [H]."""
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        rows, size = x.shape
+        self._rms_norm(x.data_ptr(), rows, size, weight.data_ptr(), eps, out.data_ptr())
+        return out
+
+
+@dataclass(slots=True)
+class NativePass:
+    """One forward pass under way."""
+
+    struct: PassStruct
+
+
+def _struct(layer: NativeLayer) -> LayerStruct:
+    shape = AttentionShapeStruct(
+        layer.num_heads, layer.scale, layer.softcap or 0.0, layer.window or 0
+    )
+    norms = (
+        layer.before_attention,
+        layer.behind_attention,
+        layer.before_ffn,
+        layer.behind_ffn,
+        layer.query_norm,
+        layer.key_norm,
+    )
+    linears = (layer.qkv, layer.output, layer.gate_up, layer.down)
+    return LayerStruct(
+        *(None if norm is None else norm.data_ptr() for norm in norms),
+        *(None if linear is None else linear.handle for linear in linears),
+        shape,
+        layer.eps,
+        GATES[layer.activation],
+        layer.rope,
+    )
