@@ -318,11 +318,18 @@ void write_out(const Call& call, const Task& task, int group, const State& state
     const V inverse = set1(1.0f) / load(state.total());
     const int heads = call.group(), first = (task.first_group + group) * kLanes;
     const int count = std::min(kLanes, task.job->rows * heads - first);
-    float* out = state.out();
-    for (int d = 0; d < state.dim; ++d) store(out + d * kLanes, load(out + d * kLanes) * inverse);
-    float values[512];
+    const float* out = state.out();
+    alignas(64) float lanes[kLanes][512];
+    for (int d = 0; d < state.dim; d += 2) {  // a rotary head has an even size
+        const V first = load(out + d * kLanes) * inverse;
+        const V second = load(out + (d + 1) * kLanes) * inverse;
+        for (int lane = 0; lane < count; ++lane) {
+            lanes[lane][d] = first[lane];
+            lanes[lane][d + 1] = second[lane];
+        }
+    }
     for (int lane = 0; lane < count; ++lane) {
-        for (int d = 0; d < state.dim; ++d) values[d] = out[d * kLanes + lane];
+        const float* values = lanes[lane];
         const int head = task.head * heads + (first + lane) % heads;
         write_row(call, task.job->first_row + (first + lane) / heads, head * state.dim, values,
                   state.dim);

@@ -125,12 +125,13 @@ struct AmxProducts {
             if (kGroups == 2) _tile_zero(3);
             for (int d = 0; d < dim; d += kBf16Depth) {
                 TK_TILE_LOAD(4, keys + d, stride);
-                TK_TILE_LOAD(6, static_cast<const Bf16*>(queries[0]) + d * kLanes, 64);
-                _tile_dpbf16ps(0, 4, 6);
                 TK_TILE_LOAD(5, keys + kLanes * dim + d, stride);
+                TK_TILE_LOAD(6, static_cast<const Bf16*>(queries[0]) + d * kLanes, 64);
+                const Bf16* second = static_cast<const Bf16*>(queries[kGroups - 1]);
+                if (kGroups == 2) TK_TILE_LOAD(7, second + d * kLanes, 64);
+                _tile_dpbf16ps(0, 4, 6);
                 _tile_dpbf16ps(1, 5, 6);
                 if (kGroups == 1) continue;
-                TK_TILE_LOAD(7, static_cast<const Bf16*>(queries[kGroups - 1]) + d * kLanes, 64);
                 _tile_dpbf16ps(2, 4, 7);
                 _tile_dpbf16ps(3, 5, 7);
             }
@@ -166,12 +167,12 @@ struct AmxProducts {
                 const int stride = row * static_cast<int>(sizeof(Bf16));
                 const int at = part * kPartTokens / 2 * kLanes;
                 TK_TILE_LOAD(4, values, stride);
-                TK_TILE_LOAD(6, weights[0] + at, 64);
-                _tile_dpbf16ps(0, 4, 6);
                 TK_TILE_LOAD(5, values + kLanes * row, stride);
+                TK_TILE_LOAD(6, weights[0] + at, 64);
+                if (kGroups == 2) TK_TILE_LOAD(7, weights[kGroups - 1] + at, 64);
+                _tile_dpbf16ps(0, 4, 6);
                 _tile_dpbf16ps(1, 5, 6);
                 if (kGroups == 1) continue;
-                TK_TILE_LOAD(7, weights[kGroups - 1] + at, 64);
                 _tile_dpbf16ps(2, 4, 7);
                 _tile_dpbf16ps(3, 5, 7);
             }

@@ -5,7 +5,17 @@
 
 namespace triptych {
 
-inline V silu(V x) { return x / (set1(1.0f) + exp(-x)); }
+// x / (1 + e^−x). A wide division is slow: one step of Newton's from 14 bits leaves an error of
+// about two units in the last place.
+inline V silu(V x) {
+    const V bottom = set1(1.0f) + exp(-x);
+#if defined(__AVX512F__)
+    const V guess = (V)_mm512_rcp14_ps((__m512)bottom);
+    return x * fma(guess, fma(-bottom, guess, set1(1.0f)), guess);
+#else
+    return x / bottom;
+#endif
+}
 
 // The tanh approximation.
 inline V gelu(V x) {

@@ -116,6 +116,15 @@ KvTile<T> empty_tile(const KvSource& source, int begin, int limit, const KvScrat
     return tile;
 }
 
+// Keys and values of the part that begins at `offset`.
+void clear_slots(const KvCache& cache, std::uint8_t* keys, std::uint8_t* values, int offset) {
+    const std::size_t item = cache.item_bytes(), bytes = kPartTokens * item;
+    std::memset(keys + offset * cache.head_dim * item, 0, bytes * cache.head_dim);
+    for (int d = 0; d < cache.head_dim; ++d) {
+        std::memset(values + (d * cache.block_tokens + offset) * item, 0, bytes);
+    }
+}
+
 }  // namespace
 
 void put_kv(const KvCache& cache, int layer, int block, int head, int offset, const float* key,
@@ -123,6 +132,9 @@ void put_kv(const KvCache& cache, int layer, int block, int head, int offset, co
     const int dim = cache.head_dim;
     std::uint8_t* keys = cache.keys(layer, block, head);
     std::uint8_t* values = cache.values(layer, block, head);
+    if (offset % kPartTokens == 0 && reads_in_place(cache)) {
+        clear_slots(cache, keys, values, offset);
+    }
     if (cache.type == KvType::kFloat) {
         std::memcpy(keys + sizeof(float) * offset * dim, key, sizeof(float) * dim);
         scatter(value, dim, reinterpret_cast<float*>(values) + offset, cache.block_tokens);
@@ -155,11 +167,11 @@ template <class T>
 KvTile<T> read_tile(const KvSource& source, int begin, int limit, KvScratch<T>& scratch) {
     const KvCache& cache = source.cache;
     KvTile<T> tile = empty_tile(source, begin, limit, scratch);
-    const bool direct = cache.type != KvType::kInt8 && cache.block_tokens % kPartTokens == 0;
+    const bool direct = reads_in_place(cache);
     for (int part = 0; part < tile.parts; ++part) {
         const int first = begin + part * kPartTokens;
         const int count = std::min(kPartTokens, source.end - first);
-        if (direct && count == kPartTokens) {
+        if (direct) {
             const int block = source.blocks[first / cache.block_tokens];
             const int offset = first % cache.block_tokens;
             const std::uint8_t* keys = cache.keys(source.layer, block, source.head);

@@ -39,9 +39,14 @@ struct KvCache {
     }
 };
 
-// Writes one position of one head; key and value are float32 [head_dim].
+// Writes one position of one head; key and value are float32 [head_dim]. Positions of a part (32
+// slots of a block) must be written in order, by one thread: the first one clears the part, so that
+// it can be read whole before it is full. What an earlier owner left could be NaN, and NaN × 0 is.
 void put_kv(const KvCache& cache, int layer, int block, int head, int offset, const float* key,
             const float* value);
+
+// Whether parts are read where they lie.
+inline bool reads_in_place(const KvCache& cache);
 
 constexpr int kTileTokens = 128;  // positions that softmax looks at in one go, aligned to 0
 constexpr int kPartTokens = 32;   // depth of one product of weights and values
@@ -77,8 +82,7 @@ struct KvSource {
     int end;
 };
 
-// Positions [begin, min(begin + 128, limit)), limit ≤ end. What lies behind `end` is somebody
-// else's leftover, and enters as zero: NaN × 0 would be NaN.
+// Positions [begin, min(begin + 128, limit)), limit ≤ end; zeros behind `end`.
 template <class T>
 KvTile<T> read_tile(const KvSource& source, int begin, int limit, KvScratch<T>& scratch);
 
@@ -86,5 +90,9 @@ KvTile<T> read_tile(const KvSource& source, int begin, int limit, KvScratch<T>& 
 template <class T>
 KvTile<T> read_path(const KvSource& source, int begin, int base, const std::int32_t* path,
                     int length, KvScratch<T>& scratch);
+
+inline bool reads_in_place(const KvCache& cache) {
+    return cache.type != KvType::kInt8 && cache.block_tokens % kPartTokens == 0;
+}
 
 }  // namespace triptych

@@ -1,6 +1,7 @@
 // A transformer layer over a batch of rows, and runs of layers: what one step of the engine is.
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "attention.h"
 #include "export.h"
@@ -110,6 +111,25 @@ void finish_row(const Layer& layer, int index, const Pass& pass, const Job& job,
     }
 }
 
+// Rows of a job that lie in one part of the cache: one thread has to write them.
+struct Piece {
+    const Job* job;
+    int begin, end;
+};
+
+std::vector<Piece> pieces_of(const Pass& pass) {
+    std::vector<Piece> pieces;
+    for (const Job* job = pass.jobs; job < pass.jobs + pass.num_jobs; ++job) {
+        for (int i = 0; i < job->rows;) {
+            const int slot = (job->start + i) % pass.cache->block_tokens;
+            const int end = std::min(job->rows, i + kPartTokens - slot % kPartTokens);
+            pieces.push_back({job, i, end});
+            i = end;
+        }
+    }
+    return pieces;
+}
+
 // hidden += norm(x W): the end of both halves of a layer.
 void add_branch(const Pass& pass, const Linear& linear, const Operand& x, const float* norm,
                 float eps) {
@@ -139,12 +159,14 @@ void attention_half(const Layer& layer, int index, const Pass& pass) {
     float* heads = own.qkv.take(static_cast<std::size_t>(pass.rows) * stride);
     apply(*layer.qkv, normed_rows(pass, layer.before_attention, layer.eps, *layer.qkv),
           {Epilogue::Action::kStore, heads, stride});
-    for (const Job* job = pass.jobs; job < pass.jobs + pass.num_jobs; ++job) {
-        for_rows(job->rows, [&](int i) {
-            const std::size_t row = job->first_row + i;
-            finish_row(layer, index, pass, *job, i, heads + row * stride);
-        });
-    }
+    const std::vector<Piece> pieces = pieces_of(pass);
+    parallel_for(static_cast<int>(pieces.size()), [&](int p) {
+        const Job& job = *pieces[p].job;
+        for (int i = pieces[p].begin; i < pieces[p].end; ++i) {
+            const std::size_t row = job.first_row + i;
+            finish_row(layer, index, pass, job, i, heads + row * stride);
+        }
+    });
     Operand& mixed = own.mixed.take(*layer.output, pass.rows);
     const int size = layer.attention.heads * cache.head_dim;
     if (writes_operand(*layer.output, cache.head_dim)) {

@@ -8,13 +8,24 @@ namespace {
 
 constexpr int kTile = kRowTile * kBf16Depth;  // values of a tile
 
-void finish_rows(const Linear& linear, const Epilogue& to, int panel, int begin, int rows,
-                 const float* sums) {
-    for (int row = 0; row < rows; ++row) {
-        const float* sum = sums + row * kPanel;
-        finish(linear, to, begin + row, panel, load(sum), load(sum + kLanes));
+// Sums of up to two tiles of rows that still have to be finished.
+struct Pending {
+    const Linear& linear;
+    const Epilogue& to;
+    int panel;
+    const float* sums = nullptr;  // [rows][32]
+    int row = 0, rows = 0, next = 0;
+
+    void set(const float* new_sums, int first_row, int count) {
+        sums = new_sums, row = first_row, rows = count, next = 0;
     }
-}
+    void advance(int count) {
+        for (; count > 0 && next < rows; --count, ++next) {
+            const float* sum = sums + next * kPanel;
+            finish(linear, to, row + next, panel, load(sum), load(sum + kLanes));
+        }
+    }
+};
 
 #if defined(TK_AMX)
 
@@ -34,8 +45,8 @@ void one_tile(const Bf16* x, const Bf16* weights, int steps, float* sums) {
         prefetch(weights);
         TK_TILE_LOAD(4, x, 64);
         TK_TILE_LOAD(6, weights, 64);
-        _tile_dpbf16ps(0, 4, 6);
         TK_TILE_LOAD(7, weights + kTile, 64);
+        _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
         x += kTile;
         weights += 2 * kTile;
@@ -44,23 +55,29 @@ void one_tile(const Bf16* x, const Bf16* weights, int steps, float* sums) {
     TK_TILE_STORE(1, sums + kLanes, kPanel * sizeof(float));
 }
 
-// Two tiles of rows, `apart` values from one to the next: four products for four loads.
+// Two tiles of rows, `apart` values from one to the next: four products for four loads. Meanwhile
+// the vector unit, which has nothing to do with it, finishes the rows before.
 template <bool kFirst>
-void two_tiles(const Bf16* x, std::size_t apart, const Bf16* weights, int steps, float* sums) {
+void two_tiles(const Bf16* x, std::size_t apart, const Bf16* weights, int steps, float* sums,
+               Pending& pending) {
+    const int rows_a_step = (2 * kRowTile + steps - 1) / steps;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
     for (int step = 0; step < steps; ++step) {
         if (kFirst) prefetch(weights);
+        // Loads first, then products: where the core is shared with another hyperthread, changing
+        // between the two is what costs.
         TK_TILE_LOAD(4, x, 64);
         TK_TILE_LOAD(6, weights, 64);
-        _tile_dpbf16ps(0, 4, 6);
         TK_TILE_LOAD(5, x + apart, 64);
-        _tile_dpbf16ps(2, 5, 6);
         TK_TILE_LOAD(7, weights + kTile, 64);
+        _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
+        pending.advance(rows_a_step);
         x += kTile;
         weights += 2 * kTile;
     }
@@ -102,29 +119,33 @@ void few_rows(const Operand& x, int begin, int rows, const Bf16* weights, float*
 void panel_bf16(const Linear& linear, const Operand& x, int panel, int begin, int end,
                 const Epilogue& to) {
     const Bf16* weights = reinterpret_cast<const Bf16*>(linear.panel(panel));
-    alignas(64) float sums[2 * kRowTile * kPanel];
+    alignas(64) float sums[2][2 * kRowTile * kPanel];
+    Pending pending{linear, to, panel};
 #if defined(TK_AMX)
     amx::configure_full();
     const int steps = linear.depth / kBf16Depth;
     const std::size_t apart = static_cast<std::size_t>(steps) * kTile;
-    while (begin < end) {
+    for (int turn = 0; begin < end; turn ^= 1) {
         const Bf16* rows = x.half_line(begin, 0);
         const int count = end - begin < 2 * kRowTile ? end - begin : 2 * kRowTile;
         if (count > kRowTile && begin == 0) {
-            two_tiles<true>(rows, apart, weights, steps, sums);
+            two_tiles<true>(rows, apart, weights, steps, sums[turn], pending);
         } else if (count > kRowTile) {
-            two_tiles<false>(rows, apart, weights, steps, sums);
+            two_tiles<false>(rows, apart, weights, steps, sums[turn], pending);
         } else {
-            one_tile(rows, weights, steps, sums);
+            one_tile(rows, weights, steps, sums[turn]);
         }
-        finish_rows(linear, to, panel, begin, count, sums);
+        pending.advance(pending.rows);
+        pending.set(sums[turn], begin, count);
         begin += count;
     }
+    pending.advance(pending.rows);
 #else
     for (; begin < end; begin += 4) {
         const int count = end - begin < 4 ? end - begin : 4;
-        few_rows(x, begin, count, weights, sums);
-        finish_rows(linear, to, panel, begin, count, sums);
+        few_rows(x, begin, count, weights, sums[0]);
+        pending.set(sums[0], begin, count);
+        pending.advance(count);
     }
 #endif
 }
