@@ -1,29 +1,92 @@
-"""Sampling in plain torch: filters and the counter-based noise (the truth for faster twins).
+"""Drawing tokens in plain torch: filters, counter-based noise (the truth for faster twins).
 
 A token is drawn by Gumbel-max: argmax(logits + g), where g depends only on (request seed, absolute
 position, token id). So the token of a position is a function of the logits and the seed, whoever
 computes it and whenever: speculation, retries and moved streams draw the same one.
+
+Every number here is defined to the bit: one rounding per written operation, sums over whole numbers
+only. So a twin that takes the same steps draws the same token, not almost always but always.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+GREEDY_BELOW = 1e-5  # temperature; logits divided by less than that overflow
+NO_TOKEN = -1  # drawn from a row without any logit above −∞
+
 _MASK64 = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_WEIGHT_BITS = 40
+
+
+class Draw(NamedTuple):
+    """One row and how its token is drawn."""
+
+    logits: Tensor  # [V] float32; what is no number counts as −∞
+    temperature: float = 0.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    position: int = 0  # of the drawn token
+
+
+DrawTokens = Callable[[Sequence[Draw]], list[int]]
+
+
+def draw_tokens(draws: Sequence[Draw]) -> list[int]:
+    """A token for each row, or NO_TOKEN. Among equal scores the lowest id wins."""
+    return [_draw_token(draw) for draw in draws]
+
+
+def _draw_token(draw: Draw) -> int:
+    logits = torch.where(draw.logits.isnan(), -torch.inf, draw.logits)
+    if draw.temperature >= GREEDY_BELOW:
+        logits = filter_logits(
+            logits * inverse_temperature(draw.temperature),
+            top_k=draw.top_k,
+            top_p=draw.top_p,
+            min_p=draw.min_p,
+        )
+        logits = logits + gumbel_noise(draw.seed, draw.position, logits.shape[0])
+    token = int(logits.argmax())
+    return token if logits[token] > -torch.inf else NO_TOKEN
+
+
+def inverse_temperature(temperature: float) -> float:
+    """What logits are multiplied with, after rounding to float32; never 0."""
+    return max(1.0 / temperature, 1e-30)
+
+
+def min_p_log(min_p: float) -> float:
+    """What a logit may be below the greatest; to be rounded to float32. −∞: anything."""
+    return min(0.0, math.log(min_p)) if min_p > 0.0 else -math.inf
 
 
 def gumbel_noise(seed: int, position: int, vocab_size: int) -> Tensor:
     """Standard Gumbel noise [vocab_size] float32 for the token at `position` of a request.
 
     Bits: the 64-bit key (seed, position) and the token id go through SplitMix64's finaliser
-    (Steele, Lea, Flood 2014), twice for the key. u = (24 high bits + ½) · 2⁻²⁴ lies in (0, 1), g =
-    −log(−log u), the logs in float64 so that float32 rounding is the only one that shows.
+    (Steele, Lea, Flood 2014), twice for the key; the 24 high ones count.
     """
-    key = _mix((_mix(seed & _MASK64) + position * 0x9E3779B97F4A7C15) & _MASK64)
+    key = _mix((_mix(seed & _MASK64) + position * _GOLDEN) & _MASK64)
     ids = torch.arange(1, vocab_size + 1, dtype=torch.int64)
-    bits = _mix_tensor(ids * _signed(0x9E3779B97F4A7C15) + _signed(key))
-    u = (_shift_right(bits, 40).double() + 0.5) * 2.0**-24
+    return noise_of_bits(_shift_right(_mix_tensor(ids * _signed(_GOLDEN) + _signed(key)), 40))
+
+
+def noise_of_bits(bits: Tensor) -> Tensor:
+    """bits int64 below 2²⁴. u = (bits + ½) · 2⁻²⁴ lies in (0, 1), g = −log(−log u), float32.
+
+    The logs are in float64 so that float32 rounding is the only one that shows: with logs that err
+    by 1 ulp no value is another one.
+    """
+    u = (bits.double() + 0.5) * 2.0**-24
     return -torch.log(-torch.log(u)).float()
 
 
@@ -33,7 +96,8 @@ def filter_logits(
     """logits [V] float32 (already divided by the temperature) with dropped tokens at −inf.
 
     Order as in the common engines: top-k, then top-p on what is left, then min-p. Ties at the
-    boundary of top-k fall to the lower id; the most likely token always stays.
+    boundary of top-k and top-p fall to the lower id; the most likely token always stays. No number
+    must be a NaN.
     """
     if top_k <= 0 and top_p >= 1.0 and min_p <= 0.0:
         return logits
@@ -41,17 +105,40 @@ def filter_logits(
     if 0 < top_k < vocab_size or top_p < 1.0:
         ranked, order = torch.sort(logits, descending=True, stable=True)
         keep = min(top_k, vocab_size) if top_k > 0 else vocab_size
-        ranked = ranked[:keep]
         if top_p < 1.0:
-            mass = torch.softmax(ranked, dim=-1).cumsum(-1)
-            keep = min(keep, int((mass < top_p).sum()) + 1)
+            keep = _count_likely(ranked[:keep], top_p)
         kept = torch.full_like(logits, -torch.inf)
         kept[order[:keep]] = logits[order[:keep]]
         logits = kept
     if min_p > 0.0:
-        floor = logits.max() + torch.log(torch.tensor(min_p))
+        floor = logits.max() + min_p_log(min_p)
         logits = torch.where(logits < floor, -torch.inf, logits)
     return logits
+
+
+def _count_likely(ranked: Tensor, top_p: float) -> int:
+    """How many of the tokens, most likely first, it takes to hold the share `top_p`."""
+    mass = token_weights(ranked, ranked[0]).cumsum(0)
+    total = int(mass[-1])
+    wanted = min(max(math.ceil(top_p * float(total)), 1), total)
+    return int((mass < wanted).sum()) + 1
+
+
+def token_weights(logits: Tensor, greatest: Tensor) -> Tensor:
+    """2⁴⁰ · e^(logit − greatest) as whole numbers [V] int64: sums of them depend on no order.
+
+    e^x is 2^n · e^r with Taylor's series for r, each step one float32 operation, right to 1 ulp or
+    so. Tokens e^27.7 times less likely than the first one weigh nothing.
+    """
+    gap = torch.where(logits == greatest, 0.0, logits - greatest).clamp(-30.0, 0.0)
+    n = gap * float.fromhex("0x1.715476p+0") + 1.5 * 2.0**23 - 1.5 * 2.0**23
+    # ln 2 in two parts; n times the first is exact.
+    r = gap - n * float.fromhex("0x1.62e4p-1") - n * float.fromhex("0x1.7f7d1cp-20")
+    p = torch.full_like(r, 1 / 5040)
+    for term in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
+        p = p * r + term
+    power = ((n.int() + _WEIGHT_BITS + 127) << 23).view(torch.float32)
+    return (p * power).long()
 
 
 def _mix(x: int) -> int:
