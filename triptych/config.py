@@ -91,8 +91,11 @@ class ClusterConfig(_Frozen):
     served_model_name: str | None = Field(
         None, description="name in the API; default: from `model`"
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: float32, the type with the same bits in every mode"
+    dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = Field(
+        "auto", description="of the weights; auto: float32"
+    )
+    quant_group: Literal[32, 64, 128] = Field(
+        32, description="weights that share a scale when int8 or int4 quantises; smaller is finer"
     )
     max_model_len: int | None = Field(None, ge=16, description="default: the checkpoint's context")
     drain_s: float = Field(
@@ -136,7 +139,7 @@ class ClusterConfig(_Frozen):
         return pool.kv or self.kv
 
     @property
-    def torch_dtype_name(self) -> Literal["float32", "bfloat16"]:
+    def weight_dtype(self) -> Literal["float32", "bfloat16", "int8", "int4"]:
         return "float32" if self.dtype == "auto" else self.dtype
 
     @property

@@ -15,11 +15,15 @@ from torch import Tensor
 BITS = (4, 8)
 GROUPS = (32, 64, 128)
 
-_AT_ONCE = 1 << 19  # weights worked on at a time: intermediate results stay in cache
+# Weights worked on at a time: intermediate results stay in cache, and ops of this size run on one
+# thread: meeting another one for each of them costs more, above all on a machine that is in use.
+_AT_ONCE = (1 << 15) - 1
+_MAX_HALF = 65504.0
 _MAX_SCALE_8 = 511.75  # −128 × this is still a float16
+_ONE_A_STEP = 1.5 * 2**23  # float32 around it are the integers
 # How many steps of the grid the range of a group may span: whole numbers find the grid of weights
 # that were quantised before; beyond 15 the outermost weights are clipped, which large groups like.
-_SPANS = (15.0, 14.0, 13.0, 12.0, 11.0, 15.5, 16.0, 16.5, 17.0, 18.0, 19.0)
+_SPANS = (15.0, 14.0, 13.0, 12.0, 16.0, 17.0, 18.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +75,24 @@ def quantise(weight: Tensor, bits: int, group: int) -> Affine:
 
 def dequantise(affine: Affine, out: Tensor | None = None) -> Tensor:
     """float32 [N, K], or written into `out` [N, K] of any floating dtype."""
-    if out is None:
-        out = torch.empty(affine.shape)
-    for at, to in _row_chunks(*affine.shape):
+    out = torch.empty(affine.shape) if out is None else out
+    return on_grid(affine.q, affine.scale, affine.low, affine.group, out)
+
+
+def on_grid(q: Tensor, scale: Tensor, low: Tensor, group: int, out: Tensor) -> Tensor:
+    """scale × q + low into `out` [N, K]; scale and low [N, ceil(K / group)] of any floating dtype.
+
+    Computed in float32. With float16 scales the product is exact: there is one rounding.
+    """
+    for at, to in _row_chunks(*q.shape):
         done = 0
-        pieces = zip(
-            _grouped(affine.q[at:to], affine.group), _grouped(out[at:to], affine.group), strict=True
-        )
-        for q, target in pieces:
-            groups = slice(done, done + q.shape[1])
-            scale = affine.scale[at:to, groups, None].float()
-            low = affine.low[at:to, groups, None].float()
-            target.copy_(q.float().mul_(scale).add_(low))
+        for values, target in zip(
+            _grouped(q[at:to], group), _grouped(out[at:to], group), strict=True
+        ):
+            groups = slice(done, done + values.shape[1])
             done = groups.stop
+            step, start = (x[at:to, groups, None].float() for x in (scale, low))
+            target.copy_(values.float().mul_(step).add_(start))
     return out
 
 
@@ -137,7 +146,7 @@ def _fit_8(values: Tensor, scale: Tensor, low: Tensor) -> Tensor:
     step = torch.where(clips, _next_up(step), step)
     scale.copy_(step)
     low.copy_(step * -128)
-    return _steps(values, step.float(), -128 * step.float(), 255)
+    return _steps(values, scale.float(), low.float(), 255)
 
 
 def _fit_4(values: Tensor, scale: Tensor, low: Tensor) -> Tensor:
@@ -146,43 +155,61 @@ def _fit_4(values: Tensor, scale: Tensor, low: Tensor) -> Tensor:
     x = values.movedim(-1, 0).contiguous()
     step, start = _best_grid(x)
     scale.copy_(step[..., None])
-    low.copy_(start.clamp_(-65504, 65504)[..., None])
-    q = _steps(x, scale[..., 0].float(), low[..., 0].float(), 15)
-    return q.movedim(0, -1)
+    low.copy_(start.clamp_(-_MAX_HALF, _MAX_HALF)[..., None])
+    return _steps(x, scale[..., 0].float(), low[..., 0].float(), 15).movedim(0, -1)
 
 
 def _best_grid(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and low of the grid with 16 values that fits best. x [g, ...] → two [...].
-
-    Each span gives integers, and these the least-squares scale and low. Of all, that which explains
-    most of the variance has the smallest error.
-    """
+    """Scale and low of the grid with 16 values that fits best. x [g, ...] → two [...]."""
     bottom, top = x.amin(0), x.amax(0)
-    middle = (bottom + top) / 2
-    x = x - middle
-    mean = x.mean(0)
-    half = (top - bottom) / 2
-    best = torch.zeros_like(mean).sub_(1)
-    scale, low = torch.zeros_like(mean), mean.clone()
+    middle, half = (bottom + top) / 2, (top - bottom) / 2
+    unit = (x - middle).mul_(torch.where(half > 0, 1 / half, 0))  # -1 … 1
+    mean = unit.mean(0)
+    centred = unit - mean
+    span = _best_span(unit, centred)
+    q = _round(unit * (span / 2) + span.clamp(max=15) / 2).clamp_(0, 15)
+    scale, q_mean = _least_squares(q, centred)
+    return scale * half, (mean - scale * q_mean) * half + middle
+
+
+def _best_span(unit: Tensor, centred: Tensor) -> Tensor:
+    """Over how many steps to spread the range of each group. unit, centred [g, ...] → [...].
+
+    Each span gives integers, and these a least-squares fit; that which explains most of the
+    variance leaves the smallest error.
+    """
+    best, chosen = torch.full_like(unit[0], -1), torch.full_like(unit[0], _SPANS[0])
     for span in _SPANS:
-        step = half * (2 / span)
-        q = _steps(x, step, step * (-0.5 * min(span, 15.0)), 15)
-        q_mean = q.mean(0)
-        q_var = (q * q).mean(0) - q_mean * q_mean
-        both = (x * q).mean(0) - mean * q_mean
-        fitted = torch.where(q_var > 0, both / q_var, 0)
-        explained = fitted * both
-        better = explained > best
-        best = torch.where(better, explained, best)
-        scale = torch.where(better, fitted, scale)
-        low = torch.where(better, mean - fitted * q_mean, low)
-    return scale, low + middle
+        q = _round(unit * (span / 2) + min(span, 15.0) / 2)
+        if span > 15:
+            q.clamp_(0, 15)
+        total = q.sum(0)
+        both = (q * centred).sum(0)
+        variance = q.square_().sum(0).addcmul_(total, total, value=-1 / len(q))
+        explained = both.square_().div_(variance)  # NaN, never better, where all weights are equal
+        chosen = torch.where(explained > best, span, chosen)
+        best = torch.fmax(best, explained)
+    return chosen
 
 
-def _steps(x: Tensor, step: Tensor, start: Tensor, most: int) -> Tensor:
+def _least_squares(q: Tensor, centred: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale for which scale × q + constant is nearest, and the mean of q. [g, ...] → two [...]."""
+    mean = q.mean(0)
+    centred_q = q - mean
+    variance = centred_q.square().sum(0)
+    scale = (centred_q * centred).sum(0) / variance
+    return torch.where(variance > 0, scale, 0), mean
+
+
+def _steps(x: Tensor, scale: Tensor, low: Tensor, most: int) -> Tensor:
     """The nearest value of each weight on a grid, float32."""
-    inverse = torch.where(step > 0, 1 / step, 0)
-    return torch.addcmul(-start * inverse, x, inverse).round_().clamp_(0, most)
+    inverse = torch.where(scale > 0, 1 / scale, 0)
+    return _round(torch.sub(x, low).mul_(inverse)).clamp_(0, most)
+
+
+def _round(x: Tensor) -> Tensor:
+    """In place, to the nearest integer. |x| < 2²²; torch's own starts threads for small tensors."""
+    return x.add_(_ONE_A_STEP).sub_(_ONE_A_STEP)
 
 
 def _next_up(x: Tensor) -> Tensor:

@@ -158,8 +158,8 @@ def test_the_api_names_a_model_by_its_last_part(model: str, name: str) -> None:
 
 
 def test_auto_is_the_type_with_the_same_bits_everywhere() -> None:
-    assert ClusterConfig().torch_dtype_name == "float32"
-    assert ClusterConfig(dtype="bfloat16").torch_dtype_name == "bfloat16"
+    assert ClusterConfig().weight_dtype == "float32"
+    assert ClusterConfig(dtype="int4").weight_dtype == "int4"
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

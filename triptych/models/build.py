@@ -5,7 +5,6 @@ This is the one place that knows how Hugging Face names the tensors of the suppo
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from triptych.models.config import ModelConfig
@@ -15,7 +14,7 @@ from triptych.models.model import Model
 from triptych.models.rope import Rope
 from triptych.models.seams import Experts
 from triptych.models.weights import WeightReader
-from triptych_kernels import Embedding, Linear
+from triptych_kernels.packer import LinearLike, TableLike
 
 # What multimodal checkpoints hold besides the text model.
 _NOT_TEXT = ("vision_tower.", "multi_modal_projector.")
@@ -24,7 +23,7 @@ _NOT_TEXT = ("vision_tower.", "multi_modal_projector.")
 def build_model(config: ModelConfig, reader: WeightReader, experts: Experts | None) -> Model:
     """Without `experts` the FFNs are read too, and run in this process. Raises ModelError."""
     reader.skip(*_NOT_TEXT, *(f"model.{prefix}" for prefix in _NOT_TEXT))
-    embedding = reader.tensor("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+    embedding, head = _read_vocabulary(reader, config)
     inv_freqs = _read_inv_freqs(reader, config)
     layers, ffns = [], []
     for index in range(config.num_layers):
@@ -33,17 +32,28 @@ def build_model(config: ModelConfig, reader: WeightReader, experts: Experts | No
             ffns.append(_read_ffn(reader, config, index))
         else:
             reader.skip(f"model.layers.{index}.mlp.")
-    model = Model(
+    norm = _read_norm(reader, config, "model.norm", config.hidden_size)
+    return Model(
         config,
-        embedding=Embedding(embedding),
+        embedding=embedding,
         layers=layers,
-        norm=_read_norm(reader, config, "model.norm", config.hidden_size),
-        head=_read_head(reader, config, embedding),
+        norm=norm,
+        head=head,
         experts=LocalExperts(ffns) if experts is None else experts,
         inv_freqs=inv_freqs,
+        quantisation=reader.finish(),
     )
-    reader.finish()
-    return model
+
+
+def _read_vocabulary(reader: WeightReader, config: ModelConfig) -> tuple[TableLike, LinearLike]:
+    """Embedding and head; tied ones are one matrix."""
+    vocab_size, hidden_size = config.vocab_size, config.hidden_size
+    name = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
+    head = reader.linear([name], hidden_size, [vocab_size], bias=False, head=True)
+    if not config.tie_word_embeddings:
+        return reader.table("model.embed_tokens", vocab_size, hidden_size), head
+    reader.skip("lm_head.")  # some writers store the shared weight twice
+    return head, head
 
 
 def _read_layer(reader: WeightReader, config: ModelConfig, index: int) -> Layer:
@@ -108,17 +118,10 @@ def _read_norm(reader: WeightReader, config: ModelConfig, name: str, size: int) 
     return Norm(reader.tensor(f"{name}.weight", size), config.rms_norm_eps, config.norm_offset)
 
 
-def _read_head(reader: WeightReader, config: ModelConfig, embedding: Tensor) -> Linear:
-    if config.tie_word_embeddings:
-        reader.skip("lm_head.")  # some writers store the shared weight twice
-        return Linear(embedding)
-    return reader.linear(["lm_head"], config.hidden_size, [config.vocab_size], bias=False)
-
-
 def _read_inv_freqs(reader: WeightReader, config: ModelConfig) -> dict[Rope, Tensor]:
     """float32 [head_dim / 2] of every distinct rope. GGUF may bring a divisor per frequency."""
     inv_freqs = {rope: rope.inverse_frequencies(config.head_dim) for rope in set(config.ropes)}
     if reader.has(ROPE_FACTORS):
-        factors = reader.tensor(ROPE_FACTORS, config.head_dim // 2, dtype=torch.float32)
+        factors = reader.tensor(ROPE_FACTORS, config.head_dim // 2)
         inv_freqs = {rope: inv_freq / factors for rope, inv_freq in inv_freqs.items()}
     return inv_freqs

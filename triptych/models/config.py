@@ -37,6 +37,6 @@ class ModelConfig:
     qk_norm: bool = False  # RMS norm of every query and key head
     post_norms: bool = False  # norms also behind attention and FFN, before the residual is added
     norm_offset: float = 0.0  # added to the stored norm weights
-    embed_scale: float | None = None  # rounded to the model's dtype before use
+    embed_scale: float | None = None
     attention_softcap: float | None = None
     final_softcap: float | None = None

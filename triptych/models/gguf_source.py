@@ -1,4 +1,4 @@
-"""Weights of a GGUF file, dequantised when they are read.
+"""Weights of a GGUF file: dequantised when they are read, or as the grids that they are stored on.
 
 llama.cpp renames tensors, and changes some of them: query and key rows of Llamas are reordered for
 its interleaved rotary embedding, and Gemma's norm weights carry their + 1. Both are undone here.
@@ -6,6 +6,7 @@ its interleaved rotary embedding, and Gemma's norm weights carry their + 1. Both
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Collection
 from pathlib import Path
@@ -18,7 +19,10 @@ from torch import Tensor
 
 from triptych.errors import ModelError
 from triptych.models.config import ModelConfig
+from triptych.models.gguf_blocks import read_affine, read_dense
 from triptych.models.gguf_header import GgufHeader, GgufTensor
+from triptych.models.storage import is_small
+from triptych_kernels.quant import Affine
 
 ROPE_FACTORS = "rope_freqs.weight"  # has no counterpart in Hugging Face's checkpoints
 
@@ -61,25 +65,49 @@ class GgufSource:
     def names(self) -> Collection[str]:
         return self._tensors.keys()
 
+    @property
+    def small(self) -> bool:
+        """Whether most weights of the layers are stored in about 5 bits or fewer."""
+        return is_small(
+            (_bits(tensor), math.prod(tensor.shape))
+            for name, tensor in self._tensors.items()
+            if ".layers." in name
+        )
+
+    def stored_bits(self, name: str) -> float:
+        """Per weight, scales included."""
+        return _bits(self._tensors[name])
+
+    def read_affine(self, name: str) -> Affine | None:
+        """A matrix as stored, in groups of 32; None for formats that are no such grids."""
+        tensor = self._tensors[name]
+        if len(tensor.shape) != 2:
+            return None
+        return read_affine(self._ordered_rows(name), tensor.kind)
+
     def read(self, name: str) -> Tensor:
         """float32."""
-        tensor = self._tensors[name]
-        rows = self._stored_rows(tensor)
-        if self._config.architecture == "llama" and ".q_proj." in name:
-            rows = _half_split(rows, self._config.num_heads)
-        if self._config.architecture == "llama" and ".k_proj." in name:
-            rows = _half_split(rows, self._config.num_kv_heads)
-        weight = self._dequantised(rows, tensor)
+        weight = self._dequantised(self._ordered_rows(name), self._tensors[name])
         if self._config.norm_offset and name.endswith("norm.weight"):
             return weight - self._config.norm_offset
         return weight
 
-    def _stored_rows(self, tensor: GgufTensor) -> NDArray[np.uint8]:
-        """[rows, bytes]; a vector has one element per row."""
+    def _ordered_rows(self, name: str) -> NDArray[np.uint8]:
+        """[rows, bytes] as stored, in Hugging Face's order; a vector has one element per row."""
+        tensor = self._tensors[name]
         raw = np.frombuffer(self._data, np.uint8, tensor.num_bytes, tensor.offset)
-        return raw.reshape(tensor.shape[0], -1)
+        rows = raw.reshape(tensor.shape[0], -1)
+        if self._config.architecture == "llama" and ".q_proj." in name:
+            return _half_split(rows, self._config.num_heads)
+        if self._config.architecture == "llama" and ".k_proj." in name:
+            return _half_split(rows, self._config.num_kv_heads)
+        return rows
 
     def _dequantised(self, rows: NDArray[np.uint8], tensor: GgufTensor) -> Tensor:
+        if len(tensor.shape) == 2:
+            dense = read_dense(rows, tensor.kind)
+            if dense is not None:
+                return dense
         try:
             values = gguf.dequantize(rows, tensor.kind)
         except NotImplementedError as error:
@@ -89,6 +117,11 @@ class GgufSource:
             ) from error
         # A copy where dequantising was none: torch refuses read-only memory.
         return torch.from_numpy(np.require(values, np.float32, "W")).view(tensor.shape)
+
+
+def _bits(tensor: GgufTensor) -> float:
+    """Per weight, scales included."""
+    return 8 * tensor.num_bytes / max(1, math.prod(tensor.shape))
 
 
 def _half_split(rows: NDArray[np.uint8], heads: int) -> NDArray[np.uint8]:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from triptych.models.config import Activation
 from triptych.models.seams import KvView
-from triptych_kernels import Linear, apply_rotary, gelu_tanh_mul, rms_norm, silu_mul
+from triptych_kernels import apply_rotary, gelu_tanh_mul, rms_norm, silu_mul
+from triptych_kernels.packer import LinearLike
 
 _GATES = {"silu": silu_mul, "gelu_tanh": gelu_tanh_mul}
 
@@ -37,8 +38,8 @@ class Attention:
     scale: float
     window: int | None
     softcap: float | None
-    qkv: Linear  # query heads, then key heads, then value heads
-    output: Linear
+    qkv: LinearLike  # query heads, then key heads, then value heads
+    output: LinearLike
     q_norm: Norm | None
     k_norm: Norm | None
 
@@ -58,7 +59,7 @@ class Attention:
 class DenseFfn:
     """down(act(gate(x)) × up(x)), rows [M, H] → [M, H]."""
 
-    def __init__(self, gate_up: Linear, down: Linear, activation: Activation) -> None:
+    def __init__(self, gate_up: LinearLike, down: LinearLike, activation: Activation) -> None:
         self._gate_up = gate_up
         self._down = down
         self._gated = _GATES[activation]

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from triptych.errors import ModelError
 from triptych.models.build import build_model
 from triptych.models.config import ModelConfig
@@ -19,7 +17,10 @@ from triptych.models.gguf_source import GgufSource
 from triptych.models.model import Model
 from triptych.models.safetensors_source import SafetensorsSource
 from triptych.models.seams import Experts
-from triptych.models.weights import Progress, WeightReader, WeightSource
+from triptych.models.sources import CheckedSource, Progress, WeightSource
+from triptych.models.storage import WeightDtype
+from triptych.models.weights import WeightReader
+from triptych_kernels.packer import Packer, ReferencePacker
 
 
 def load_config(path: Path) -> ModelConfig:
@@ -32,18 +33,25 @@ def load_config(path: Path) -> ModelConfig:
 def load_model(
     path: Path,
     *,
-    dtype: torch.dtype,
+    dtype: WeightDtype,
+    group: int = 32,
+    packer: Packer | None = None,
     progress: Progress | None = None,
     experts: Experts | None = None,
 ) -> Model:
     """Loads a Hugging Face directory (config.json and safetensors) or a .gguf file.
 
-    Weights are converted to `dtype`; quantised GGUF weights are dequantised. `progress(done,
-    total)` counts tensors. With `experts` given, FFN weights are left to it and not read. Raises
-    ModelError naming the file, and the key or tensor, that is missing, damaged or not supported.
+    Matrices are kept in `dtype`, packed by `packer` (none: the reference's). float32 and bfloat16:
+    quantised GGUF weights are dequantised. int8 and int4: they stay on the grids they are stored
+    on where those fit, all others are quantised in groups of `group`; `Model.quantisation` tells.
+    `progress(done, total)` counts tensors. With `experts` given, FFN weights are left to it and not
+    read. Raises ModelError naming the file, and the key or tensor, that is missing, damaged or not
+    supported.
     """
     config, source = _open_checkpoint(path)
-    return build_model(config, WeightReader(source, dtype, progress), experts)
+    checked = CheckedSource(source, progress)
+    reader = WeightReader(checked, dtype, group, packer or ReferencePacker())
+    return build_model(config, reader, experts)
 
 
 def _open_checkpoint(path: Path) -> tuple[ModelConfig, WeightSource]:

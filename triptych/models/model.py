@@ -11,7 +11,9 @@ from triptych.models.config import ModelConfig
 from triptych.models.layers import Layer, Norm
 from triptych.models.rope import Rope
 from triptych.models.seams import Experts, KvView
-from triptych_kernels import Embedding, Linear, rotary_cos_sin
+from triptych.models.storage import QuantReport
+from triptych_kernels import rotary_cos_sin
+from triptych_kernels.packer import LinearLike, TableLike
 
 
 class Model:
@@ -25,23 +27,22 @@ class Model:
         self,
         config: ModelConfig,
         *,
-        embedding: Embedding,
+        embedding: TableLike,
         layers: Sequence[Layer],
         norm: Norm,
-        head: Linear,
+        head: LinearLike,
         experts: Experts,
         inv_freqs: dict[Rope, Tensor],
+        quantisation: QuantReport | None = None,
     ) -> None:
         self.config = config
-        self.dtype = norm.weight.dtype
+        self.quantisation = quantisation  # None: the matrices are float32 or bfloat16
         self._embedding = embedding
         self._layers = layers
         self._norm = norm
         self._head = head
         self._experts = experts
         self._inv_freqs = inv_freqs
-        scale = config.embed_scale
-        self._embed_scale = None if scale is None else torch.tensor(scale, dtype=self.dtype)
 
     def forward(
         self,
@@ -50,13 +51,13 @@ class Model:
         kv: KvView,
         after_layer: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """token_ids, positions [M] int64 → hidden states [M, H] behind the final norm.
+        """token_ids, positions [M] int64 → float32 hidden states [M, H] behind the final norm.
 
         `after_layer(i)` is called when layer i is through: its KV is final, later layers are not.
         """
-        hidden = self._embedding(token_ids)
-        if self._embed_scale is not None:
-            hidden = hidden * self._embed_scale
+        hidden = self._embedding.row(token_ids)
+        if self.config.embed_scale is not None:
+            hidden = hidden * self.config.embed_scale
         rotary = self._rotary(positions)
         for index, layer in enumerate(self._layers):
             cos, sin = rotary[self.config.ropes[index]]
@@ -70,7 +71,7 @@ class Model:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, H], rows of what `forward` returned → float32 [R, V]."""
-        logits = self._head(hidden).float()
+        logits = self._head(hidden)
         cap = self.config.final_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -94,7 +94,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(
     family: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     tiny_checkpoint(tmp_path, family, **options)
-    theirs, ours = transformers_model(tmp_path), load_model(tmp_path, dtype=torch.float32)
+    theirs, ours = transformers_model(tmp_path), load_model(tmp_path, dtype="float32")
     expected = expected_logits(theirs, PROMPT)
     assert expected.std() > 0.1, "the checkpoint must say something"
     torch.testing.assert_close(logits_of(ours, PROMPT), expected, rtol=1e-4, atol=1e-4)
@@ -105,7 +105,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(
 def test_bfloat16_stays_near_transformers_in_bfloat16(family: str, tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path, family)
     theirs = transformers_model(tmp_path).to(torch.bfloat16)
-    ours = load_model(tmp_path, dtype=torch.bfloat16)
+    ours = load_model(tmp_path, dtype="bfloat16")
     expected = expected_logits(theirs, PROMPT).float()
     distance = (logits_of(ours, PROMPT) - expected).norm() / expected.norm()
     assert distance < 0.03
@@ -113,7 +113,7 @@ def test_bfloat16_stays_near_transformers_in_bfloat16(family: str, tmp_path: Pat
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_prompt_in_pieces_gives_the_same_logits(family: str, tmp_path: Path) -> None:
-    model = load_model(tiny_checkpoint(tmp_path, family), dtype=torch.float32)
+    model = load_model(tiny_checkpoint(tmp_path, family), dtype="float32")
     sequence = DenseSequence(model)
     pieces = [sequence.extend(PROMPT[start:end]) for start, end in ((0, 3), (3, 20), (20, None))]
     torch.testing.assert_close(torch.cat(pieces), logits_of(model, PROMPT), rtol=1e-4, atol=1e-5)
@@ -131,7 +131,7 @@ def test_a_multimodal_gemma_is_loaded_as_its_text_model(tmp_path: Path) -> None:
     theirs: Any = Gemma3ForConditionalGeneration(config)
     fill_randomly(theirs)
     theirs.save_pretrained(tmp_path / "both")
-    ours = load_model(tmp_path / "both", dtype=torch.float32)
+    ours = load_model(tmp_path / "both", dtype="float32")
     assert ours.config == load_config(tmp_path / "text")
     expected = expected_logits(theirs.eval(), PROMPT)
     torch.testing.assert_close(logits_of(ours, PROMPT), expected, rtol=1e-4, atol=1e-4)

@@ -51,7 +51,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 
 
 def logits_of(path: Path) -> Tensor:
-    return DenseSequence(load_model(path, dtype=torch.float32)).extend(PROMPT)
+    return DenseSequence(load_model(path, dtype="float32")).extend(PROMPT)
 
 
 @pytest.mark.parametrize(("family", "options"), VARIANTS)
@@ -99,7 +99,7 @@ def test_every_cut_of_a_gguf_file_is_a_model_error(tmp_path: Path) -> None:
     for size in (0, 3, 20, 100, 1000, len(whole) // 2, len(whole) - 1):
         cut.write_bytes(whole[:size])
         with pytest.raises(ModelError, match="cut.gguf: not a readable GGUF file"):
-            load_model(cut, dtype=torch.float32)
+            load_model(cut, dtype="float32")
 
 
 def test_a_damaged_gguf_header_is_a_model_error(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_damaged_gguf_header_is_a_model_error(tmp_path: Path) -> None:
     for at in range(0, 2000, 7):
         file.write_bytes(whole[:at] + bytes([255]) * 8 + whole[at + 8 :])
         try:
-            load_model(file, dtype=torch.float32)
+            load_model(file, dtype="float32")
         except ModelError as error:
             assert "model.gguf" in str(error)
 
@@ -139,7 +139,7 @@ def test_an_unsupported_quantisation_is_named(tmp_path: Path) -> None:
     data[kind_at : kind_at + 4] = GGMLQuantizationType.Q8_1.to_bytes(4, "little")
     file.write_bytes(data)
     with pytest.raises(ModelError, match="'token_embd.weight': quantisation Q8_1 is not supported"):
-        load_model(file, dtype=torch.float32)
+        load_model(file, dtype="float32")
 
 
 def _round_weights(file: Path, kind: GGMLQuantizationType) -> None:

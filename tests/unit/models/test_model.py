@@ -11,7 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from triptych.models.load import load_model
+from triptych.models.storage import WeightDtype
 from triptych.testing.checkpoints import FAMILIES, WINDOW, edit_config, tiny_checkpoint, tiny_llama
+
+DTYPES: tuple[WeightDtype, ...] = ("float32", "bfloat16", "int8", "int4")
 
 
 class RowwiseKv:
@@ -38,10 +41,10 @@ class RecordingExperts:
         return torch.zeros_like(rows)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_does_not_notice_its_neighbours(
-    family: str, dtype: torch.dtype, tmp_path: Path
+    family: str, dtype: WeightDtype, tmp_path: Path
 ) -> None:
     model = load_model(tiny_checkpoint(tmp_path, family), dtype=dtype)
     ids, positions = torch.arange(64), torch.arange(64) * 3
@@ -55,7 +58,7 @@ def test_each_layer_asks_for_its_own_window_and_soft_cap(tmp_path: Path) -> None
     tiny_checkpoint(tmp_path, "gemma3")
     edit_config(tmp_path, attn_logit_softcapping=30.0)
     kv = RowwiseKv()
-    model = load_model(tmp_path, dtype=torch.float32)
+    model = load_model(tmp_path, dtype="float32")
     model.forward(torch.arange(16), torch.arange(16), kv)
     windows = [WINDOW] * 5 + [None, WINDOW]
     assert kv.asked == [
@@ -65,7 +68,7 @@ def test_each_layer_asks_for_its_own_window_and_soft_cap(tmp_path: Path) -> None
 
 
 def test_a_layer_is_reported_when_its_kv_is_written(tmp_path: Path) -> None:
-    model, kv = load_model(tiny_llama(tmp_path), dtype=torch.float32), RowwiseKv()
+    model, kv = load_model(tiny_llama(tmp_path), dtype="float32"), RowwiseKv()
     written: list[list[int]] = []
     model.forward(
         torch.arange(16),
@@ -81,15 +84,16 @@ def test_ffns_that_live_elsewhere_are_not_even_read(tmp_path: Path) -> None:
     weights = load_file(file)
     save_file({name: w for name, w in weights.items() if ".mlp." not in name}, file)
     experts = RecordingExperts()
-    model = load_model(tmp_path, dtype=torch.float32, experts=experts)
+    model = load_model(tmp_path, dtype="float32", experts=experts)
     model.forward(torch.arange(32), torch.arange(32), RowwiseKv())
     assert experts.calls == [(layer, (32, 64)) for layer in range(3)]
 
 
-def test_logits_are_float32_in_every_dtype(tmp_path: Path) -> None:
-    model = load_model(tiny_checkpoint(tmp_path, "gemma3"), dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_are_float32_in_every_dtype(dtype: WeightDtype, tmp_path: Path) -> None:
+    model = load_model(tiny_checkpoint(tmp_path, "gemma3"), dtype=dtype)
     hidden = model.forward(torch.arange(16), torch.arange(16), RowwiseKv())
-    assert hidden.dtype == torch.bfloat16
+    assert hidden.dtype == torch.float32
     logits = model.logits(hidden[:3])
     assert logits.dtype == torch.float32 and logits.shape == (3, model.config.vocab_size)
     assert logits.abs().max() <= 20.0

@@ -24,7 +24,7 @@ def file() -> Path:
 
 @pytest.fixture(scope="module")
 def model(file: Path) -> Model:
-    return load_model(file, dtype=torch.float32)
+    return load_model(file, dtype="float32")
 
 
 def test_it_knows_the_capital_of_france(file: Path, model: Model) -> None:
