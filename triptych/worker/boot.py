@@ -12,7 +12,7 @@ import torch
 from transport.kv.region import Region, RegionShape
 from triptych.engine.runner import Runner
 from triptych.engine.scheduler import Scheduler
-from triptych.engine.storage import TORCH_DTYPES, KvStorage
+from triptych.engine.storage import KvStorage
 from triptych.errors import ConfigError
 from triptych.fingerprint import weight_fingerprint
 from triptych.hub import resolve_model
@@ -55,9 +55,11 @@ def build_engine(args: WorkerArgs) -> EngineParts:
     torch.set_num_threads(args.pool.threads or usable_cores())
     path = resolve_model(config.model)
     began = time.monotonic()
-    model = load_model(path, dtype=TORCH_DTYPES[config.torch_dtype_name], progress=_LoadLog())
+    model = load_model(
+        path, dtype=config.weight_dtype, group=config.quant_group, progress=_LoadLog()
+    )
     kv = config.kv_of(args.pool)
-    layout = kv_layout(model.config, kv.block_tokens, config.torch_dtype_name)
+    layout = kv_layout(model.config, kv.block_tokens, "float32")
     shape = RegionShape(layout.block_bytes, max(1, kv.memory // layout.block_bytes))
     try:
         region = Region.create(shape)
@@ -72,7 +74,7 @@ def build_engine(args: WorkerArgs) -> EngineParts:
         extra={
             "fields": {
                 "model": str(path),
-                "dtype": config.torch_dtype_name,
+                "dtype": config.weight_dtype,
                 "kv_blocks": shape.num_blocks,
                 "kv_tokens": shape.num_blocks * kv.block_tokens,
                 "seconds": round(time.monotonic() - began, 2),

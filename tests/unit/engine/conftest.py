@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-import torch
 
 from decode_worker.loop import DecodeLoop, StepOutput
 from triptych.engine.runner import Runner
@@ -30,7 +29,7 @@ MAX_MODEL_LEN = 1024
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     path = tmp_path_factory.mktemp("tiny")
     tiny_llama(path)
-    return load_model(path, dtype=torch.float32)
+    return load_model(path, dtype="float32")
 
 
 @dataclass

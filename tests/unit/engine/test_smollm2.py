@@ -42,7 +42,7 @@ def test_twenty_greedy_answers_are_those_of_transformers(make_home: Callable[...
     file = pull_model("smollm2-135m")
     tokenizer = Tokenizer.load(file)
     prompts = [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in PROMPTS]
-    home = make_home(load_model(file, dtype=torch.float32), chunk_tokens=256)
+    home = make_home(load_model(file, dtype="float32"), chunk_tokens=256)
     params = SamplingParams(seed=0, max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True)
     for prompt in prompts:
         home.submit(prompt, params)
