@@ -34,8 +34,7 @@ class KvConfig(_Frozen):
         32, ge=1, le=256, description="tokens in a block; multiples of 32 are read where they lie"
     )
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
-        "auto",
-        description="of keys and values; auto: float32 beside float32 weights, else bfloat16",
+        "auto", description="auto: float32 beside float32 weights, else bfloat16"
     )
     memory: ByteSize = Field(ByteSize(1 << 30), description="pool size of one worker, e.g. 1GiB")
 
@@ -98,7 +97,7 @@ class ClusterConfig(_Frozen):
         None, description="name in the API; default: from `model`"
     )
     dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = Field(
-        "auto", description="of the weights; auto: bfloat16, without native kernels float32"
+        "auto", description="of the weights; auto: bfloat16, float32 without native kernels"
     )
     quant_group: Literal[32, 64, 128] = Field(
         32, description="weights that share a scale when int8 or int4 quantises; smaller is finer"

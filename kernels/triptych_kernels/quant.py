@@ -62,14 +62,14 @@ def quantise(weight: Tensor, bits: int, group: int) -> Affine:
     low = torch.empty_like(scale)
     fit = _fit_4 if bits == 4 else _fit_8
     for at, to in _row_chunks(rows, columns):
-        pieces = zip(_grouped(weight[at:to].float(), group), _grouped(q[at:to], group), strict=True)
+        exact = weight[at:to].float()
+        if not exact.isfinite().all():
+            raise ValueError("weights are not finite numbers")
         done = 0
-        for values, target in pieces:
+        for values, target in zip(_grouped(exact, group), _grouped(q[at:to], group), strict=True):
             groups = slice(done, done + values.shape[1])
             target.copy_(fit(values, scale[at:to, groups, None], low[at:to, groups, None]))
             done = groups.stop
-    if not (scale.isfinite().all() and low.isfinite().all()):
-        raise ValueError("weights are not finite numbers")
     return Affine(q, scale, low, bits, group)
 
 
@@ -140,10 +140,7 @@ def relative_error(weight: Tensor, affine: Affine) -> float:
 def _fit_8(values: Tensor, scale: Tensor, low: Tensor) -> Tensor:
     """values [R, G, g] → q; fills scale and low [R, G, 1]."""
     largest = values.abs().amax(-1, keepdim=True)
-    step = (largest / 127).clamp_(max=_MAX_SCALE_8).half()
-    # The smallest float16 are so coarse that rounding down would clip.
-    clips = step.float() * 127.5 < largest.clamp(max=_MAX_SCALE_8 * 127)
-    step = torch.where(clips, _next_up(step), step)
+    step = _to_half((largest / 127).clamp_(max=_MAX_SCALE_8))
     scale.copy_(step)
     low.copy_(step * -128)
     return _steps(values, scale.float(), low.float(), 255)
@@ -154,7 +151,7 @@ def _fit_4(values: Tensor, scale: Tensor, low: Tensor) -> Tensor:
     # The group comes first: reductions then run over whole vectors.
     x = values.movedim(-1, 0).contiguous()
     step, start = _best_grid(x)
-    scale.copy_(step[..., None])
+    scale.copy_(_to_half(step.clamp_(max=_MAX_HALF))[..., None])
     low.copy_(start.clamp_(-_MAX_HALF, _MAX_HALF)[..., None])
     return _steps(x, scale[..., 0].float(), low[..., 0].float(), 15).movedim(0, -1)
 
@@ -162,7 +159,7 @@ def _fit_4(values: Tensor, scale: Tensor, low: Tensor) -> Tensor:
 def _best_grid(x: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and low of the grid with 16 values that fits best. x [g, ...] → two [...]."""
     bottom, top = x.amin(0), x.amax(0)
-    middle, half = (bottom + top) / 2, (top - bottom) / 2
+    middle, half = bottom / 2 + top / 2, top / 2 - bottom / 2
     unit = (x - middle).mul_(torch.where(half > 0, 1 / half, 0))  # -1 … 1
     mean = unit.mean(0)
     centred = unit - mean
@@ -212,9 +209,11 @@ def _round(x: Tensor) -> Tensor:
     return x.add_(_ONE_A_STEP).sub_(_ONE_A_STEP)
 
 
-def _next_up(x: Tensor) -> Tensor:
-    """The next larger float16 of a number that is not negative."""
-    return (x.view(torch.int16) + 1).view(torch.float16)
+def _to_half(scale: Tensor) -> Tensor:
+    """float16; the smallest ones are so coarse that only rounding up clips no weights."""
+    nearest = scale.half()
+    above = (nearest.view(torch.int16) + 1).view(torch.float16)
+    return torch.where(nearest.float() < scale * (1 - 1 / 256), above, nearest)
 
 
 def _grouped(x: Tensor, group: int) -> Iterator[Tensor]:

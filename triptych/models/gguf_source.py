@@ -95,6 +95,11 @@ class GgufSource:
     def _ordered_rows(self, name: str) -> NDArray[np.uint8]:
         """[rows, bytes] as stored, in Hugging Face's order; a vector has one element per row."""
         tensor = self._tensors[name]
+        if not tensor.shape[0] or tensor.num_bytes % tensor.shape[0]:
+            raise ModelError(
+                f"{self._path}: tensor {tensor.name!r}: a {tensor.kind.name} of shape "
+                f"{list(tensor.shape)} is not supported"
+            )
         raw = np.frombuffer(self._data, np.uint8, tensor.num_bytes, tensor.offset)
         rows = raw.reshape(tensor.shape[0], -1)
         if self._config.architecture == "llama" and ".q_proj." in name:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,15 @@ Array = NDArray[np.float32]
 
 
 def write_gguf(
-    directory: Path, path: Path, kind: GGMLQuantizationType = GGMLQuantizationType.F32
+    directory: Path,
+    path: Path,
+    kind: GGMLQuantizationType = GGMLQuantizationType.F32,
+    kinds: Mapping[str, GGMLQuantizationType] | None = None,
 ) -> Path:
-    """Converts config.json and model.safetensors; matrices are quantised to `kind`."""
+    """Converts config.json and model.safetensors; matrices are quantised to `kind`.
+
+    `kinds` names those that are quantised otherwise, by part of their Hugging Face name.
+    """
     config = json.loads((directory / "config.json").read_text())
     arch = _ARCHITECTURES[config["architectures"][0]]
     writer = GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
@@ -42,7 +49,8 @@ def write_gguf(
         if weight.ndim == 1:
             writer.add_tensor(gguf_name, weight)
         else:
-            writer.add_tensor(gguf_name, gguf.quantize(weight, kind), raw_dtype=kind)
+            own = next((own for part, own in (kinds or {}).items() if part in name), kind)
+            writer.add_tensor(gguf_name, gguf.quantize(weight, own), raw_dtype=own)
     rope = config.get("rope_parameters") or {}
     if rope.get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_factors(config, rope))
