@@ -52,7 +52,7 @@ def test_every_wrong_key_is_named_at_once() -> None:
         (["transport.require=nixl"], "transport.require: nixl is not among transport.links"),
         (["transport.links=[]"], "transport.links: "),
         (
-            ["pools=[{name: a, role: decode}, {name: b, role: prefill, kv: {block_tokens: 32}}]"],
+            ["pools=[{name: a, role: decode}, {name: b, role: prefill, kv: {block_tokens: 64}}]"],
             "kv.block_tokens: all pools must agree",
         ),
     ],
@@ -155,11 +155,6 @@ def test_a_config_cannot_be_changed() -> None:
 def test_the_api_names_a_model_by_its_last_part(model: str, name: str) -> None:
     assert ClusterConfig(model=model).served_name == name
     assert ClusterConfig(model=model, served_model_name="mine").served_name == "mine"
-
-
-def test_auto_is_the_type_with_the_same_bits_everywhere() -> None:
-    assert ClusterConfig().weight_dtype == "float32"
-    assert ClusterConfig(dtype="int4").weight_dtype == "int4"
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,10 @@ class BuildError(Exception):
 
 
 def default_cache() -> Path:
-    return Path.home() / ".cache" / "triptych" / "kernels"
+    """Where the project keeps all that it makes: $TRIPTYCH_HOME, else the user's cache."""
+    home = os.environ.get("TRIPTYCH_HOME")
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(home) if home else Path(cache) / "triptych") / "kernels"
 
 
 def build_library(

@@ -4,32 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from decode_worker.loop import DecodeLoop, StepOutput
-from triptych.engine.runner import Runner
+from triptych.engine.runner import make_runner
 from triptych.engine.sampler import Sampler
 from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import Sequence
 from triptych.engine.storage import plain_storage
 from triptych.kv.pool import BlockPool
-from triptych.models.load import load_model
 from triptych.models.model import Model
 from triptych.obs.metrics import WorkerMetrics, new_registry
 from triptych.request import SamplingParams
 from triptych.testing.checkpoints import tiny_llama
+from triptych.testing.compute_modes import MODES, model_in
 from triptych.worker.boot import kv_layout
 
 BLOCK_TOKENS = 16
 MAX_MODEL_LEN = 1024
 
 
+@pytest.fixture
+def mode() -> str:
+    """One of MODES; a module that wants them all overrides this."""
+    return "bfloat16"
+
+
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny")
     tiny_llama(path)
-    return load_model(path, dtype="float32")
+    return path
+
+
+@pytest.fixture
+def model(checkpoint: Path, mode: str) -> Model:
+    return model_in(checkpoint, mode)
 
 
 @dataclass
@@ -69,16 +81,18 @@ class Home:
         return [sequence.tokens[sequence.num_prompt :] for sequence in self.sequences]
 
 
-def home_of(model: Model, *, blocks: int, chunk_tokens: int, max_running: int, cache: bool) -> Home:
+def home_of(
+    model: Model, kv_dtype: str, *, blocks: int, chunk_tokens: int, max_running: int, cache: bool
+) -> Home:
     pool = BlockPool(blocks, cache=cache)
-    storage = plain_storage(kv_layout(model.config, BLOCK_TOKENS, "float32"), blocks)
+    storage = plain_storage(kv_layout(model.config, BLOCK_TOKENS, kv_dtype), blocks)
     scheduler = Scheduler(
         pool, block_tokens=BLOCK_TOKENS, chunk_tokens=chunk_tokens, max_running=max_running
     )
     outputs: list[StepOutput] = []
     loop = DecodeLoop(
         scheduler,
-        Runner(model, storage),
+        make_runner(model, storage),
         Sampler(model.config.eos_token_ids),
         outputs.extend,
         WorkerMetrics(new_registry()),
@@ -89,9 +103,10 @@ def home_of(model: Model, *, blocks: int, chunk_tokens: int, max_running: int, c
 
 
 @pytest.fixture
-def make_home(model: Model) -> Callable[..., Home]:
+def make_home(model: Model, mode: str) -> Callable[..., Home]:
     def make(
         model: Model = model,
+        kv_dtype: str = MODES[mode][1],
         *,
         blocks: int = 256,
         chunk_tokens: int = 128,
@@ -99,7 +114,12 @@ def make_home(model: Model) -> Callable[..., Home]:
         cache: bool = True,
     ) -> Home:
         return home_of(
-            model, blocks=blocks, chunk_tokens=chunk_tokens, max_running=max_running, cache=cache
+            model,
+            kv_dtype,
+            blocks=blocks,
+            chunk_tokens=chunk_tokens,
+            max_running=max_running,
+            cache=cache,
         )
 
     return make

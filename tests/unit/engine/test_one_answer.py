@@ -9,6 +9,13 @@ from typing import Any
 import pytest
 
 from triptych.request import SamplingParams, choice_seed
+from triptych.testing.compute_modes import MODES
+
+
+@pytest.fixture(params=list(MODES))
+def mode(request: pytest.FixtureRequest) -> str:
+    """Bits are compared within each way of computing, never between two."""
+    return str(request.param)
 
 
 def prompts() -> list[list[int]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from triptych.engine.backend import choose_backend
 from triptych.hub import pull_model
 from triptych.models.load import load_model
 from triptych.request import SamplingParams
@@ -42,7 +43,9 @@ def test_twenty_greedy_answers_are_those_of_transformers(make_home: Callable[...
     file = pull_model("smollm2-135m")
     tokenizer = Tokenizer.load(file)
     prompts = [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in PROMPTS]
-    home = make_home(load_model(file, dtype="float32"), chunk_tokens=256)
+    packer = choose_backend("float32", "auto").packer
+    model = load_model(file, dtype="float32", packer=packer)
+    home = make_home(model, "float32", chunk_tokens=256)
     params = SamplingParams(seed=0, max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True)
     for prompt in prompts:
         home.submit(prompt, params)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from triptych_kernels.cpu.build import COMPILERS, BuildError, build_library
-from triptych_kernels.cpu.levels import LEVELS
+from triptych_kernels.cpu.build import COMPILERS, BuildError, build_library, default_cache
+from triptych_kernels.cpu.levels import LEVELS, Level, usable_levels
 
 LEVEL = LEVELS[-1]
 ROOT = Path(__file__).parents[3]
@@ -112,3 +112,9 @@ def test_without_a_compiler_there_is_one_warning_and_no_library(tmp_path: Path) 
     assert process.returncode == 0, told
     assert told.count("no C++ compiler found") == 1
     assert told.count("WARNING") == 1
+
+
+@needs_compiler
+@pytest.mark.parametrize("level", usable_levels(), ids=lambda level: level.name)
+def test_the_kernels_compile_for_every_cpu(level: Level) -> None:
+    assert build_library(level, default_cache()).exists()

@@ -34,9 +34,11 @@ class FormatLog(ReferencePacker):
     def __init__(self) -> None:
         self.formats: list[tuple[int, int]] = []
 
-    def affine(self, weight: Affine, bias: Tensor | None = None) -> LinearLike:
+    def affine(
+        self, weight: Affine, bias: Tensor | None = None, *, gated: bool = False
+    ) -> LinearLike:
         self.formats.append((weight.bits, weight.group))
-        return super().affine(weight, bias)
+        return super().affine(weight, bias, gated=gated)
 
 
 def logits_of(model: Model) -> Tensor:

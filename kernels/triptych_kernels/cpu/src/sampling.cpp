@@ -6,7 +6,7 @@
 
 #include "gumbel.h"
 #include "pool.h"
-#include "scratch.h"
+#include "memory.h"
 #include "token_filter.h"
 
 namespace triptych {
@@ -16,7 +16,9 @@ constexpr int kSlice = 16384;
 
 // Kept per thread, because a step needs them again soon.
 struct Buffers {
-    Scratch keys, spare, logits, tokens;
+    Buffer<TokenKey> keys, spare;
+    Buffer<float> logits;
+    Buffer<int> tokens;
 };
 thread_local Buffers buffers;
 
@@ -44,25 +46,25 @@ Kept filter_row(const TkDraw& draw, const ScaledRow& row, float greatest) {
     kept.floor = greatest + draw.min_p_log;
     const bool has_top_k = draw.top_k > 0 && draw.top_k < row.count;
     if (has_top_k) {
-        kept.keys = buffers.keys.take<TokenKey>(room_for_best(draw.top_k));
+        kept.keys = buffers.keys.take(room_for_best(draw.top_k));
         kept.count = find_best(row, draw.top_k, kept.keys);
     }
     if (draw.top_p >= 1.0) return kept;
     if (has_top_k) {
-        TokenKey* const spare = buffers.spare.take<TokenKey>(kept.count);
+        TokenKey* const spare = buffers.spare.take(kept.count);
         kept.count = keep_likely(kept.keys, kept.count, draw.top_p, spare);
     } else {
         const int room = room_for_likely(row.count);
-        kept.keys = buffers.keys.take<TokenKey>(room);
-        TokenKey* const spare = buffers.spare.take<TokenKey>(room);
+        kept.keys = buffers.keys.take(room);
+        TokenKey* const spare = buffers.spare.take(room);
         kept.count = find_likely(row, greatest, draw.top_p, kept.keys, spare);
     }
     return kept;
 }
 
 Winner winner_of_list(const Kept& kept, std::uint64_t key) {
-    float* const logits = buffers.logits.take<float>(kept.count);
-    int* const tokens = buffers.tokens.take<int>(kept.count);
+    float* const logits = buffers.logits.take(kept.count);
+    int* const tokens = buffers.tokens.take(kept.count);
     for (int i = 0; i < kept.count; ++i) {
         logits[i] = key_logit(kept.keys[i]);
         tokens[i] = key_token(kept.keys[i]);
