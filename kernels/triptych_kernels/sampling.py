@@ -83,11 +83,32 @@ def gumbel_noise(seed: int, position: int, vocab_size: int) -> Tensor:
 def noise_of_bits(bits: Tensor) -> Tensor:
     """bits int64 below 2²⁴. u = (bits + ½) · 2⁻²⁴ lies in (0, 1), g = −log(−log u), float32.
 
-    The logs are in float64 so that float32 rounding is the only one that shows: with logs that err
-    by 1 ulp no value is another one.
+    The logs are in float64, so that float32 rounding is the only one that shows: all 2²⁴ values are
+    the exact ones rounded once.
     """
     u = (bits.double() + 0.5) * 2.0**-24
-    return -torch.log(-torch.log(u)).float()
+    return -_log(-_log(u)).float()
+
+
+def _log(x: Tensor) -> Tensor:
+    """Natural log of positive float64, right to 1 ulp; torch's own differs between systems.
+
+    x = 2^e · m with m in [√½, √2), log m = 2 artanh(s) with s = (m − 1) / (m + 1).
+    """
+    m, e = torch.frexp(x)
+    small = m < math.sqrt(0.5)
+    f = torch.where(small, m + m, m) - 1.0
+    e = e.double() - small.double()
+    s = f / (2.0 + f)
+    z = s * s
+    series = torch.full_like(z, 2 / 23)
+    for odd in range(21, 1, -2):
+        series = series * z + 2 / odd
+    half_square = 0.5 * f * f
+    # ln 2 in two parts; e times the first is exact. 2s = f − s·f, so that the greatest term has no
+    # rounding error.
+    tail = s * (half_square + series * z) + e * float.fromhex("0x1.ef35793c7673p-45")
+    return e * float.fromhex("0x1.62e42fefa38p-1") - ((half_square - tail) - f)
 
 
 def filter_logits(

@@ -4,6 +4,7 @@ position.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from triptych.engine.sequence import Sequence
 from triptych.request import SamplingParams, TokenLogprobs
-from triptych_kernels import filter_logits, gumbel_noise
+from triptych_kernels.cpu.sampling import best_draw_tokens
+from triptych_kernels.sampling import NO_TOKEN, Draw, DrawTokens
 
-_GREEDY_BELOW = 1e-5  # logits divided by less than that overflow
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,37 +25,42 @@ class Drawn:
 
     token_id: int
     logprobs: TokenLogprobs | None = None
+    # No logit was a number above −∞: the model's output is broken and token_id, 0, means nothing.
+    broken: bool = False
 
 
 class Sampler:
-    def __init__(self, eos_token_ids: Seq[int]) -> None:
+    """`draw_tokens` is the native function where there is one, unless given."""
+
+    def __init__(self, eos_token_ids: Seq[int], draw_tokens: DrawTokens | None = None) -> None:
         self._eos = tuple(eos_token_ids)
+        self._draw_tokens = draw_tokens or best_draw_tokens()
 
     @torch.inference_mode()
     def draw(self, logits: Tensor, sequences: Seq[Sequence]) -> list[Drawn]:
         """logits float32 [R, V], row r predicts the next token of sequences[r].
 
-        Rows are handled one by one, so that no row's result can depend on its batch mates.
+        One call for all rows, in which no row's result depends on its batch mates: a broken row is
+        told by its own Drawn.
         """
-        return [self._draw_row(row, seq) for row, seq in zip(logits, sequences, strict=True)]
+        rows = logits.contiguous().unbind(0)
+        draws = [self._wish(row, seq) for row, seq in zip(rows, sequences, strict=True)]
+        tokens = self._draw_tokens(draws)
+        return [
+            _drawn(token, row, seq) for token, row, seq in zip(tokens, rows, sequences, strict=True)
+        ]
 
-    def _draw_row(self, raw: Tensor, sequence: Sequence) -> Drawn:
+    def _wish(self, raw: Tensor, sequence: Sequence) -> Draw:
         params = sequence.params
         assert params is not None, "a prompt without sampling parameters draws nothing"
-        logits = shape_logits(raw, sequence, params, self._eos)
-        if params.temperature < _GREEDY_BELOW:
-            token = int(logits.argmax())
-        else:
-            kept = filter_logits(
-                logits / params.temperature,
-                top_k=params.top_k,
-                top_p=params.top_p,
-                min_p=params.min_p,
-            )
-            noise = gumbel_noise(params.seed, len(sequence.tokens), kept.shape[0])
-            token = int((kept + noise).argmax())
-        return Drawn(
-            token, None if params.logprobs is None else _logprobs(raw, token, params.logprobs)
+        return Draw(
+            shape_logits(raw, sequence, params, self._eos),
+            params.temperature,
+            params.top_k,
+            params.top_p,
+            params.min_p,
+            params.seed,
+            len(sequence.tokens),
         )
 
 
@@ -86,6 +93,17 @@ def shape_logits(
     if forbidden:
         logits[list(forbidden)] = -torch.inf
     return logits
+
+
+def _drawn(token: int, raw: Tensor, sequence: Sequence) -> Drawn:
+    if token == NO_TOKEN:
+        position = len(sequence.tokens)
+        _log.error("%s: no logit of position %d is a number", sequence.request_id, position)
+        return Drawn(0, broken=True)
+    params = sequence.params
+    if params is None or params.logprobs is None:
+        return Drawn(token)
+    return Drawn(token, _logprobs(raw, token, params.logprobs))
 
 
 def _logprobs(raw: Tensor, token: int, count: int) -> TokenLogprobs:

@@ -5,14 +5,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "sampling_lanes.h"
+#include "token_lanes.h"
 
 namespace triptych {
 namespace {
-
-using lanes::Floats;
-using lanes::kLanes;
-using lanes::Mask;
 
 constexpr std::uint64_t kGolden = 0x9E3779B97F4A7C15;
 constexpr std::uint64_t kMixFirst = 0xBF58476D1CE4E5B9;
@@ -51,22 +47,22 @@ double log_of(double x) {
 
 // What a token must have to beat `best`, see may_win.
 struct Bar {
-    Floats lowered;
-    Floats out_of_reach;
+    V lowered;
+    V out_of_reach;
 
     explicit Bar(float best) {
         // Wider than all roundings between here and the score itself.
         const float margin = std::fabs(best) * 0x1p-20f + 0x1p-10f;
         const float low = std::max(best - margin, -FLT_MAX);
-        lowered = lanes::splat(low);
-        out_of_reach = lanes::splat(low - 18.0f);  // no noise exceeds 17.33
+        lowered = set1(low);
+        out_of_reach = set1(low - 18.0f);  // no noise exceeds 17.33
     }
 };
 
 // 1 − u, rounded, of the noise of sixteen tokens.
-Floats complements(std::uint64_t key, const int* tokens) {
+V complements(std::uint64_t key, VInt tokens) {
 #if defined(__AVX512DQ__)
-    const __m512i ids = _mm512_loadu_si512(tokens);
+    const auto ids = (__m512i)tokens;
     const auto bits_of_half = [key](__m256i half) {
         const auto mix_in = [](__m512i x, int shift) {
             return _mm512_xor_si512(x, _mm512_srli_epi64(x, static_cast<unsigned>(shift)));
@@ -80,24 +76,22 @@ Floats complements(std::uint64_t key, const int* tokens) {
     };
     const __m256i low = bits_of_half(_mm512_castsi512_si256(ids));
     const __m256i high = bits_of_half(_mm512_extracti64x4_epi64(ids, 1));
-    const __m512i bits = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-    const Floats left{_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_set1_epi32(1 << 24), bits))};
+    const VInt bits = (VInt)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 #else
-    Floats left;
+    VInt bits;
     for (int l = 0; l < kLanes; ++l) {
-        const auto token = static_cast<std::uint32_t>(tokens[l]);
-        left.v[l] = static_cast<float>((1 << 24) - static_cast<int>(noise_bits(key, token)));
+        bits[l] = static_cast<int>(noise_bits(key, static_cast<std::uint32_t>(tokens[l])));
     }
 #endif
-    return left * lanes::splat(0x1p-24f) - lanes::splat(0x1p-25f);
+    return from_int((1 << 24) - bits) * set1(0x1p-24f) - set1(0x1p-25f);
 }
 
 // Tokens that may beat the bar; few of those that cannot. From −log u ≥ 1 − u follows
 // noise ≤ −log(1 − u), so a token below the bar by d must have 1 − u ≤ e^−d: one exponential instead
 // of two logs.
-Mask may_win(Floats logits, std::uint64_t key, const int* tokens, const Bar& bar) {
-    const Floats enough = lanes::exp_scaled(logits - bar.lowered, 0);
-    return lanes::at_least(enough, complements(key, tokens));
+Mask may_win(V logits, std::uint64_t key, VInt tokens, const Bar& bar) {
+    const V enough = scaled_exp(logits - bar.lowered, 0);
+    return at_least(enough, complements(key, tokens));
 }
 
 }  // namespace
@@ -118,28 +112,21 @@ float noise_of_bits(std::uint32_t bits) {
 Winner find_winner(const Field& field, std::uint64_t key) {
     Winner winner{-INFINITY};
     Bar bar(-FLT_MAX);
-    const Floats scale = lanes::splat(field.scale);
-    const Floats floor = lanes::splat(std::max(field.floor, -FLT_MAX));
+    const V scale = set1(field.scale);
+    const V floor = set1(std::max(field.floor, -FLT_MAX));
     for (int i = 0; i < field.count; i += kLanes) {
         const int here = std::min(kLanes, field.count - i);
-        const Floats raw = here == kLanes ? lanes::load(field.logits + i)
-                                          : lanes::load_some(field.logits + i, here, -INFINITY);
-        const Floats logits = raw * scale;
-        const auto near = static_cast<Mask>(lanes::at_least(logits, bar.out_of_reach) &
-                                            lanes::at_least(logits, floor));
+        const V logits = load_some(field.logits + i, here, -INFINITY) * scale;
+        const Mask near = at_least(logits, bar.out_of_reach) & at_least(logits, floor);
         if (near == 0) continue;
-        alignas(64) int tokens[kLanes] = {};
-        for (int l = 0; l < here; ++l) {
-            tokens[l] = field.tokens == nullptr ? field.first_token + i + l : field.tokens[i + l];
-        }
-        unsigned rest = near & may_win(logits, key, tokens, bar);
+        const VInt tokens = field.tokens == nullptr ? count_from(field.first_token + i)
+                                                    : load(field.tokens + i);
+        Mask rest = near & may_win(logits, key, tokens, bar);
         if (rest == 0) continue;
-        alignas(64) float values[kLanes];
-        lanes::store(values, logits);
         for (; rest != 0; rest &= rest - 1) {
             const int l = __builtin_ctz(rest);
             const auto token = static_cast<std::uint32_t>(tokens[l]);
-            winner.meet({values[l] + noise_of_bits(noise_bits(key, token)), tokens[l]});
+            winner.meet({logits[l] + noise_of_bits(noise_bits(key, token)), tokens[l]});
         }
         bar = Bar(winner.score);
     }

@@ -1,43 +1,62 @@
 // Which tokens top-k and top-p leave, without sorting the vocabulary: the twin of `filter_logits`.
 //
 // Probability mass is counted in whole numbers (a token's weight is 2⁴⁰ · e^(logit − greatest), cut
-// to an integer), so sums depend on no order, and the torch twin gets the same ones.
+// to an integer), so that sums depend on no order and torch gets the same ones.
 #pragma once
 
-#include <cstdint>
+#include <algorithm>
+#include <cmath>
+
+#include "pool.h"
+#include "token_lanes.h"
+#include "token_list.h"
 
 namespace triptych {
 
-// Logits of a row as the filters see them: divided by the temperature, i.e. scaled, one rounding.
+// Logits of a row as the filters see them: divided by the temperature, that is scaled and rounded.
 struct ScaledRow {
     const float* logits;  // [count]
     int count;
-    float scale;
+    float scale;  // positive
+
+    // Sixteen from `i` on, −∞ behind the last.
+    V load(int i) const { return load_some(logits + i, count - i, -INFINITY) * set1(scale); }
 };
 
-// A token as one number: the greater the number, the earlier the filters take it. Greater logits
-// first, of equal ones (+0 and −0 are equal) the lower id.
-using TokenKey = std::uint64_t;
+// Vocabularies are walked through in slices, which threads share where a step has one row.
+constexpr int kSlice = 16384;
+constexpr int kMaxSlices = 64;
 
-float key_logit(TokenKey key);
-int key_token(TokenKey key);
+inline int slices_of(int count) {
+    return std::clamp((count + kSlice - 1) / kSlice, 1, kMaxSlices);
+}
 
-// Greatest scaled logit; −∞ if there is none. Slices of the row are shared among threads.
-float greatest_logit(const ScaledRow& row);
+// body(slice, from, to) for every slice of [0, count); the last one takes what is left.
+template <class Body>
+void for_slices(int count, Body body) {
+    const int last = slices_of(count) - 1;
+    parallel_for(last + 1, [&](int s) { body(s, s * kSlice, s == last ? count : (s + 1) * kSlice); });
+}
+
+// Greatest logit, unscaled; −∞ if there is none.
 float greatest_logit(const float* logits, int count);
 
-// The k first tokens, in any order; fewer if fewer are above −∞. `keys` has room for
-// `room_for_best(k)`.
-int find_best(const ScaledRow& row, int k, TokenKey* keys);
-int room_for_best(int k);
+struct FilterBuffers {
+    TokenList list, spare;
+    Buffer<TokenKey> keys;
+};
 
-// Of all tokens the fewest first ones that hold the share `top_p` of the mass; `greatest` is the
-// row's. `keys` and `spare` have room for `room_for_likely(row.count)`.
-int find_likely(const ScaledRow& row, float greatest, double top_p, TokenKey* keys,
-                TokenKey* spare);
-int room_for_likely(int vocab);
+// Each filter leaves the kept tokens at the beginning of `buffers.list`, in any order, and returns
+// how many they are.
 
-// The same among `count` keys, which are the only tokens there are; they are put in another order.
-int keep_likely(TokenKey* keys, int count, double top_p, TokenKey* spare);
+// The k first tokens; fewer if fewer are above −∞.
+int keep_best(const ScaledRow& row, int k, FilterBuffers& buffers);
+
+// Of all tokens the fewest first ones that hold the share `top_p` of the mass. `greatest` is the
+// greatest scaled logit, finite.
+int keep_likely(const ScaledRow& row, float greatest, double top_p, FilterBuffers& buffers);
+
+// The same where the list's first `count`, at least one, are all the tokens there are.
+int keep_likely_of(int count, float greatest, double top_p, FilterBuffers& buffers);
 
 }  // namespace triptych
