@@ -3,6 +3,11 @@
 // The compiler knows nothing of what tile instructions read, so loads are fences for it. Tiles and
 // their configuration belong to a thread, and libraries beside us use them too: every task
 // configures first and assumes nothing about what an earlier task left.
+//
+// The kernels use six of the eight tiles and rather load one twice. Tiles are renamed like other
+// registers, and two hyperthreads share the spare ones: with all eight in use, a core whose other
+// thread is busy waits for every load (measured on Sapphire Rapids: 30 ns a product instead of 20;
+// alone, 10 either way). Configuring gives all tiles back.
 #pragma once
 
 #if defined(__AMX_BF16__)

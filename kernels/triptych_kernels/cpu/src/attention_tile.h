@@ -125,15 +125,19 @@ struct AmxProducts {
             if (kGroups == 2) _tile_zero(3);
             for (int d = 0; d < dim; d += kBf16Depth) {
                 TK_TILE_LOAD(4, keys + d, stride);
-                TK_TILE_LOAD(5, keys + kLanes * dim + d, stride);
-                TK_TILE_LOAD(6, static_cast<const Bf16*>(queries[0]) + d * kLanes, 64);
-                const Bf16* second = static_cast<const Bf16*>(queries[kGroups - 1]);
-                if (kGroups == 2) TK_TILE_LOAD(7, second + d * kLanes, 64);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 5, 6);
-                if (kGroups == 1) continue;
-                _tile_dpbf16ps(2, 4, 7);
-                _tile_dpbf16ps(3, 5, 7);
+                const Bf16* first = static_cast<const Bf16*>(queries[0]) + d * kLanes;
+                TK_TILE_LOAD(5, first, 64);
+                _tile_dpbf16ps(0, 4, 5);
+                if (kGroups == 2) {
+                    TK_TILE_LOAD(5, static_cast<const Bf16*>(queries[1]) + d * kLanes, 64);
+                    _tile_dpbf16ps(2, 4, 5);
+                }
+                TK_TILE_LOAD(4, keys + kLanes * dim + d, stride);
+                if (kGroups == 2) {
+                    _tile_dpbf16ps(3, 4, 5);
+                    TK_TILE_LOAD(5, first, 64);
+                }
+                _tile_dpbf16ps(1, 4, 5);
             }
             float* to = scores[0] + part * kPartTokens * kLanes;
             TK_TILE_STORE(0, to, 64);
@@ -167,14 +171,18 @@ struct AmxProducts {
                 const int stride = row * static_cast<int>(sizeof(Bf16));
                 const int at = part * kPartTokens / 2 * kLanes;
                 TK_TILE_LOAD(4, values, stride);
-                TK_TILE_LOAD(5, values + kLanes * row, stride);
-                TK_TILE_LOAD(6, weights[0] + at, 64);
-                if (kGroups == 2) TK_TILE_LOAD(7, weights[kGroups - 1] + at, 64);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 5, 6);
-                if (kGroups == 1) continue;
-                _tile_dpbf16ps(2, 4, 7);
-                _tile_dpbf16ps(3, 5, 7);
+                TK_TILE_LOAD(5, weights[0] + at, 64);
+                _tile_dpbf16ps(0, 4, 5);
+                if (kGroups == 2) {
+                    TK_TILE_LOAD(5, weights[1] + at, 64);
+                    _tile_dpbf16ps(2, 4, 5);
+                }
+                TK_TILE_LOAD(4, values + kLanes * row, stride);
+                if (kGroups == 2) {
+                    _tile_dpbf16ps(3, 4, 5);
+                    TK_TILE_LOAD(5, weights[0] + at, 64);
+                }
+                _tile_dpbf16ps(1, 4, 5);
             }
             TK_TILE_STORE(0, first, 64);
             TK_TILE_STORE(1, first + kLanes * kLanes, 64);

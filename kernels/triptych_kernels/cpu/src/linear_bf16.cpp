@@ -44,10 +44,10 @@ void one_tile(const Bf16* x, const Bf16* weights, int steps, float* sums) {
     for (int step = 0; step < steps; ++step) {
         prefetch(weights);
         TK_TILE_LOAD(4, x, 64);
-        TK_TILE_LOAD(6, weights, 64);
-        TK_TILE_LOAD(7, weights + kTile, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
+        TK_TILE_LOAD(5, weights, 64);
+        _tile_dpbf16ps(0, 4, 5);
+        TK_TILE_LOAD(5, weights + kTile, 64);
+        _tile_dpbf16ps(1, 4, 5);
         x += kTile;
         weights += 2 * kTile;
     }
@@ -55,7 +55,7 @@ void one_tile(const Bf16* x, const Bf16* weights, int steps, float* sums) {
     TK_TILE_STORE(1, sums + kLanes, kPanel * sizeof(float));
 }
 
-// Two tiles of rows, `apart` values from one to the next: four products for four loads. Meanwhile
+// Two tiles of rows, `apart` values from one to the next. Meanwhile
 // the vector unit, which has nothing to do with it, finishes the rows before.
 template <bool kFirst>
 void two_tiles(const Bf16* x, std::size_t apart, const Bf16* weights, int steps, float* sums,
@@ -67,16 +67,15 @@ void two_tiles(const Bf16* x, std::size_t apart, const Bf16* weights, int steps,
     _tile_zero(3);
     for (int step = 0; step < steps; ++step) {
         if (kFirst) prefetch(weights);
-        // Loads first, then products: where the core is shared with another hyperthread, changing
-        // between the two is what costs.
         TK_TILE_LOAD(4, x, 64);
-        TK_TILE_LOAD(6, weights, 64);
-        TK_TILE_LOAD(5, x + apart, 64);
-        TK_TILE_LOAD(7, weights + kTile, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+        TK_TILE_LOAD(5, weights, 64);
+        _tile_dpbf16ps(0, 4, 5);
+        TK_TILE_LOAD(5, weights + kTile, 64);
+        _tile_dpbf16ps(1, 4, 5);
+        TK_TILE_LOAD(4, x + apart, 64);
+        _tile_dpbf16ps(3, 4, 5);
+        TK_TILE_LOAD(5, weights, 64);
+        _tile_dpbf16ps(2, 4, 5);
         pending.advance(rows_a_step);
         x += kTile;
         weights += 2 * kTile;
