@@ -87,7 +87,7 @@ def test_zeros_stay_zero(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("size", [1e-30, 1e-8, 1e-6, 1e-4, 1e3, 1e5, 1e30])
+@pytest.mark.parametrize("size", [1e-39, 1e-30, 1e-8, 1e-6, 1e-4, 1e3, 1e5, 1e30])
 def test_scales_beyond_float16_are_clamped(size: float, bits: int) -> None:
     weight = noise(4, 64) * size
     affine = quantise(weight, bits, 32)
