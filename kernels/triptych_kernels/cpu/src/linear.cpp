@@ -13,6 +13,8 @@ namespace {
 // Rows of a task of a long prompt: their activations stay in the second-level cache while the
 // panel's weights stay in the first.
 constexpr int kRowsOfTask = 256;
+constexpr int kFewRows = 64;
+constexpr int kRunsOfThread = 4;  // enough for a thread that is slower to do less
 
 int round_up(int value, int step) { return (value + step - 1) / step * step; }
 
@@ -121,15 +123,20 @@ void pack_bias(Linear& linear, bool gated, const float* bias) {
 }  // namespace
 
 void apply(const Linear& linear, const Operand& x, const Epilogue& epilogue) {
-    const auto kernel = linear.kind == Kind::kFloat  ? panel_float
-                        : linear.kind == Kind::kBf16 ? panel_bf16
-                                                     : panel_affine;
-    const int parts = (x.rows + kRowsOfTask - 1) / kRowsOfTask;
-    if (parts <= 0) return;
-    parallel_for(linear.panels * parts, [&](int task) {
-        const int part = task / linear.panels, panel = task % linear.panels;
-        const int begin = part * kRowsOfTask;
-        kernel(linear, x, panel, begin, std::min(x.rows, begin + kRowsOfTask), epilogue);
+    const auto kernel = linear.kind == Kind::kFloat  ? apply_float
+                        : linear.kind == Kind::kBf16 ? apply_bf16
+                                                     : apply_affine;
+    // Few rows: it is all about reading the weights, in long runs.
+    const int runs = x.rows <= kFewRows ? kRunsOfThread * num_threads() : linear.panels;
+    const int length = std::max(1, (linear.panels + runs - 1) / runs);
+    const int across = (linear.panels + length - 1) / length;
+    const int down = (x.rows + kRowsOfTask - 1) / kRowsOfTask;
+    parallel_for(across * down, [&](int task) {
+        const int first = task % across * length, begin = task / across * kRowsOfTask;
+        kernel(linear, x,
+               {first, std::min(linear.panels, first + length), begin,
+                std::min(x.rows, begin + kRowsOfTask)},
+               epilogue);
     });
 }
 

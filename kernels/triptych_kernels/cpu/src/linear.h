@@ -88,9 +88,13 @@ void copy_row(const Linear& linear, int row, float* to);
 // Runs on all threads of the pool.
 void apply(const Linear& linear, const Operand& x, const Epilogue& epilogue);
 
-// Kernels, one panel each: rows [begin, end) of x, in tiles of 16.
-void panel_float(const Linear&, const Operand&, int panel, int begin, int end, const Epilogue&);
-void panel_bf16(const Linear&, const Operand&, int panel, int begin, int end, const Epilogue&);
-void panel_affine(const Linear&, const Operand&, int panel, int begin, int end, const Epilogue&);
+// A rectangle of results: panels [first, last) of rows [begin, end); begin is a multiple of 16.
+struct Part {
+    int first, last, begin, end;
+};
+
+void apply_float(const Linear& linear, const Operand& x, const Part& part, const Epilogue& to);
+void apply_bf16(const Linear& linear, const Operand& x, const Part& part, const Epilogue& to);
+void apply_affine(const Linear& linear, const Operand& x, const Part& part, const Epilogue& to);
 
 }  // namespace triptych

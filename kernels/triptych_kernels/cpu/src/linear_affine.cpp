@@ -210,18 +210,22 @@ void many_rows(const Linear& linear, const Operand& x, const Panel& panel, int i
 
 }  // namespace
 
-void panel_affine(const Linear& linear, const Operand& x, int index, int begin, int end,
-                  const Epilogue& to) {
+void apply_affine(const Linear& linear, const Operand& x, const Part& part, const Epilogue& to) {
     const bool packed = linear.kind == Kind::kInt4;
-    const Panel panel{linear.panel(index), packed, linear.depth / linear.group,
-                      linear.group / kInt8Depth};
+    for (int index = part.first; index < part.last; ++index) {
+        const Panel panel{linear.panel(index), packed, linear.depth / linear.group,
+                          linear.group / kInt8Depth};
 #if defined(TK_AMX)
-    if (end - begin > kFewRows) return many_rows(linear, x, panel, index, begin, end, to);
+        if (part.end - part.begin > kFewRows) {
+            many_rows(linear, x, panel, index, part.begin, part.end, to);
+            continue;
+        }
 #endif
-    if (packed) {
-        rows_of<true>(linear, x, panel, index, begin, end, to);
-    } else {
-        rows_of<false>(linear, x, panel, index, begin, end, to);
+        if (packed) {
+            rows_of<true>(linear, x, panel, index, part.begin, part.end, to);
+        } else {
+            rows_of<false>(linear, x, panel, index, part.begin, part.end, to);
+        }
     }
 }
 

@@ -12,12 +12,12 @@ constexpr int kTile = kRowTile * kBf16Depth;  // values of a tile
 struct Pending {
     const Linear& linear;
     const Epilogue& to;
-    int panel;
+    int panel = 0;
     const float* sums = nullptr;  // [rows][32]
     int row = 0, rows = 0, next = 0;
 
-    void set(const float* new_sums, int first_row, int count) {
-        sums = new_sums, row = first_row, rows = count, next = 0;
+    void set(int of_panel, const float* new_sums, int first_row, int count) {
+        panel = of_panel, sums = new_sums, row = first_row, rows = count, next = 0;
     }
     void advance(int count) {
         for (; count > 0 && next < rows; --count, ++next) {
@@ -37,8 +37,10 @@ inline void prefetch(const Bf16* weights) {
 }
 
 // One tile of rows. The sums of the two halves are independent, so that one product can start
-// while the other runs.
-void one_tile(const Bf16* x, const Bf16* weights, int steps, float* sums) {
+// while the other runs. Meanwhile the vector unit, which has nothing to do with it, finishes the
+// rows before.
+void one_tile(const Bf16* x, const Bf16* weights, int steps, float* sums, Pending& pending) {
+    const int rows_a_step = (kRowTile + steps - 1) / steps;
     _tile_zero(0);
     _tile_zero(1);
     for (int step = 0; step < steps; ++step) {
@@ -48,6 +50,7 @@ void one_tile(const Bf16* x, const Bf16* weights, int steps, float* sums) {
         _tile_dpbf16ps(0, 4, 5);
         TK_TILE_LOAD(5, weights + kTile, 64);
         _tile_dpbf16ps(1, 4, 5);
+        pending.advance(rows_a_step);
         x += kTile;
         weights += 2 * kTile;
     }
@@ -55,8 +58,7 @@ void one_tile(const Bf16* x, const Bf16* weights, int steps, float* sums) {
     TK_TILE_STORE(1, sums + kLanes, kPanel * sizeof(float));
 }
 
-// Two tiles of rows, `apart` values from one to the next. Meanwhile
-// the vector unit, which has nothing to do with it, finishes the rows before.
+// Two tiles of rows, `apart` values from one to the next.
 template <bool kFirst>
 void two_tiles(const Bf16* x, std::size_t apart, const Bf16* weights, int steps, float* sums,
                Pending& pending) {
@@ -89,9 +91,11 @@ void two_tiles(const Bf16* x, std::size_t apart, const Bf16* weights, int steps,
 
 #else
 
+constexpr int kRowsAtOnce = 4;
+
 // Without AMX: the same order of K, one product at a time, in float32. Bits differ from AMX's.
 void few_rows(const Operand& x, int begin, int rows, const Bf16* weights, float* sums) {
-    V sum[4][2] = {};
+    V sum[kRowsAtOnce][2] = {};
     for (int k = 0; k < x.depth; k += 2) {
         const Bf16* pairs = weights + (k / kBf16Depth) * 2 * kTile + (k % kBf16Depth) * kLanes;
         for (int half = 0; half < 2; ++half, pairs += kTile) {
@@ -115,38 +119,50 @@ void few_rows(const Operand& x, int begin, int rows, const Bf16* weights, float*
 
 }  // namespace
 
-void panel_bf16(const Linear& linear, const Operand& x, int panel, int begin, int end,
-                const Epilogue& to) {
-    const Bf16* weights = reinterpret_cast<const Bf16*>(linear.panel(panel));
-    alignas(64) float sums[2][2 * kRowTile * kPanel];
-    Pending pending{linear, to, panel};
 #if defined(TK_AMX)
+
+void apply_bf16(const Linear& linear, const Operand& x, const Part& part, const Epilogue& to) {
+    alignas(64) float sums[2][2 * kRowTile * kPanel];
+    Pending pending{linear, to};
     amx::configure_full();
     const int steps = linear.depth / kBf16Depth;
     const std::size_t apart = static_cast<std::size_t>(steps) * kTile;
-    for (int turn = 0; begin < end; turn ^= 1) {
-        const Bf16* rows = x.half_line(begin, 0);
-        const int count = end - begin < 2 * kRowTile ? end - begin : 2 * kRowTile;
-        if (count > kRowTile && begin == 0) {
-            two_tiles<true>(rows, apart, weights, steps, sums[turn], pending);
-        } else if (count > kRowTile) {
-            two_tiles<false>(rows, apart, weights, steps, sums[turn], pending);
-        } else {
-            one_tile(rows, weights, steps, sums[turn]);
+    int turn = 0;
+    for (int panel = part.first; panel < part.last; ++panel) {
+        const Bf16* weights = reinterpret_cast<const Bf16*>(linear.panel(panel));
+        for (int row = part.begin; row < part.end; row += 2 * kRowTile, turn ^= 1) {
+            const Bf16* rows = x.half_line(row, 0);
+            const int count = part.end - row < 2 * kRowTile ? part.end - row : 2 * kRowTile;
+            if (count <= kRowTile) {
+                one_tile(rows, weights, steps, sums[turn], pending);
+            } else if (row == part.begin) {
+                two_tiles<true>(rows, apart, weights, steps, sums[turn], pending);
+            } else {
+                two_tiles<false>(rows, apart, weights, steps, sums[turn], pending);
+            }
+            pending.advance(pending.rows);
+            pending.set(panel, sums[turn], row, count);
         }
-        pending.advance(pending.rows);
-        pending.set(sums[turn], begin, count);
-        begin += count;
     }
     pending.advance(pending.rows);
-#else
-    for (; begin < end; begin += 4) {
-        const int count = end - begin < 4 ? end - begin : 4;
-        few_rows(x, begin, count, weights, sums[0]);
-        pending.set(sums[0], begin, count);
-        pending.advance(count);
-    }
-#endif
 }
+
+#else
+
+void apply_bf16(const Linear& linear, const Operand& x, const Part& part, const Epilogue& to) {
+    alignas(64) float sums[kRowsAtOnce * kPanel];
+    Pending pending{linear, to};
+    for (int panel = part.first; panel < part.last; ++panel) {
+        const Bf16* weights = reinterpret_cast<const Bf16*>(linear.panel(panel));
+        for (int row = part.begin; row < part.end; row += kRowsAtOnce) {
+            const int count = part.end - row < kRowsAtOnce ? part.end - row : kRowsAtOnce;
+            few_rows(x, row, count, weights, sums);
+            pending.set(panel, sums, row, count);
+            pending.advance(count);
+        }
+    }
+}
+
+#endif
 
 }  // namespace triptych

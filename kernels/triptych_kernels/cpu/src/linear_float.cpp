@@ -28,12 +28,14 @@ void rows_of(const Linear& linear, const Operand& x, int panel, int begin, const
 }  // namespace
 
 // How many rows share a walk through the weights changes nothing of what each row adds up.
-void panel_float(const Linear& linear, const Operand& x, int panel, int begin, int end,
-                 const Epilogue& to) {
-    for (; end - begin >= 12; begin += 12) rows_of<12>(linear, x, panel, begin, to);
-    for (; end - begin >= 4; begin += 4) rows_of<4>(linear, x, panel, begin, to);
-    for (; end - begin >= 2; begin += 2) rows_of<2>(linear, x, panel, begin, to);
-    if (end > begin) rows_of<1>(linear, x, panel, begin, to);
+void apply_float(const Linear& linear, const Operand& x, const Part& part, const Epilogue& to) {
+    for (int panel = part.first; panel < part.last; ++panel) {
+        int row = part.begin;
+        for (; part.end - row >= 12; row += 12) rows_of<12>(linear, x, panel, row, to);
+        for (; part.end - row >= 4; row += 4) rows_of<4>(linear, x, panel, row, to);
+        for (; part.end - row >= 2; row += 2) rows_of<2>(linear, x, panel, row, to);
+        if (part.end > row) rows_of<1>(linear, x, panel, row, to);
+    }
 }
 
 }  // namespace triptych
