@@ -436,7 +436,7 @@ int position_of(const Job& job, int row) {
 }
 
 bool writes_operand(const Linear& next, int head_dim) {
-    return next.kind == Kind::kBf16 && head_dim % kLanes == 0;
+    return next.kind != Kind::kFloat && head_dim % kLanes == 0;
 }
 
 void attend(const KvCache& cache, int layer, const AttentionShape& shape, const Job* jobs,

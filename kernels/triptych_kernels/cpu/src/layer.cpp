@@ -186,7 +186,7 @@ void ffn_half(const Layer& layer, const Pass& pass) {
     const Operand& x = normed_rows(pass, layer.before_ffn, layer.eps, *layer.gate_up);
     Operand& gated = own.gated.take(*layer.down, pass.rows);
     const auto action = static_cast<Epilogue::Action>(layer.action);
-    if (layer.down->kind == Kind::kBf16) {
+    if (gated.halves != nullptr) {
         apply(*layer.gate_up, x, {action, nullptr, 0, &gated});
     } else {
         const int stride = layer.gate_up->panels * kLanes;

@@ -56,37 +56,26 @@ struct AffineSource {
     const std::uint16_t *scale, *low;
 };
 
-// A column's share of one block: 32 bytes in 8 rows of 4.
-void pack_block(std::uint8_t* block, bool packed, int column, const std::uint8_t* q, int count) {
-    for (int k = 0; k < count; ++k) {
-        const int row = k / 4, at = column % kLanes * 4 + k % 4;
-        if (!packed) {
-            block[row * 64 + at] = q[k];
-        } else {
-            block[row % 4 * 64 + at] |= row < 4 ? q[k] : q[k] << 4;
-        }
-    }
-}
-
 void pack_affine(Linear& linear, bool gated, const AffineSource& from, int panel) {
-    const bool packed = linear.kind == Kind::kInt4;
-    const int groups = linear.depth / linear.group, blocks = linear.group / kInt8Depth;
-    const int block_bytes = packed ? 256 : 512, half_bytes = 64 + blocks * block_bytes;
+    const int groups = linear.depth / linear.group;
     std::uint8_t* to = linear.weights + panel * linear.panel_bytes;
     std::memset(to, 0, linear.panel_bytes);
     for (int column = 0; column < kPanel; ++column) {
         const int row = source_row(linear, gated, panel * kPanel + column);
         if (row < 0) continue;
+        const std::uint8_t* q = from.q + static_cast<std::size_t>(row) * linear.in;
+        const int lane = column % kLanes;
         for (int group = 0; group < groups; ++group) {
-            std::uint8_t* half = to + (group * 2 + column / kLanes) * half_bytes;
+            std::uint8_t* half = to + (group * 2 + column / kLanes) * half_bytes(linear);
             const std::size_t at = static_cast<std::size_t>(row) * groups + group;
-            std::memcpy(half + column % kLanes * 2, from.scale + at, 2);
-            std::memcpy(half + 32 + column % kLanes * 2, from.low + at, 2);
-            for (int block = 0; block < blocks; ++block) {
-                const int k = group * linear.group + block * kInt8Depth;
-                const int count = std::clamp(linear.in - k, 0, kInt8Depth);
-                pack_block(half + 64 + block * block_bytes, packed, column,
-                           from.q + static_cast<std::size_t>(row) * linear.in + k, count);
+            std::memcpy(half + lane * 2, from.scale + at, 2);
+            std::memcpy(half + 32 + lane * 2, from.low + at, 2);
+            const int end = std::min(linear.in, (group + 1) * linear.group);
+            for (int k = group * linear.group; k < end; ++k) {
+                std::uint8_t* block = half + kScaleBytes +
+                                      k % linear.group / kBf16Depth * block_bytes(linear.kind);
+                const Place place = place_of(linear.kind, lane, k % kBf16Depth);
+                block[place.byte] |= q[k] << (4 * place.nibble);
             }
         }
     }
@@ -123,9 +112,7 @@ void pack_bias(Linear& linear, bool gated, const float* bias) {
 }  // namespace
 
 void apply(const Linear& linear, const Operand& x, const Epilogue& epilogue) {
-    const auto kernel = linear.kind == Kind::kFloat  ? apply_float
-                        : linear.kind == Kind::kBf16 ? apply_bf16
-                                                     : apply_affine;
+    const auto kernel = linear.kind == Kind::kFloat ? apply_float : apply_bf16;
     // Few rows: it is all about reading the weights, in long runs.
     const int runs = x.rows <= kFewRows ? kRunsOfThread * num_threads() : linear.panels;
     const int length = std::max(1, (linear.panels + runs - 1) / runs);
@@ -153,18 +140,17 @@ float weight_at(const Linear& linear, int row, int k) {
         return to_float(reinterpret_cast<const Bf16*>(
             panel)[((tile * kRowTile + pair) * kLanes + lane) * 2 + k % 2]);
     }
-    const bool packed = linear.kind == Kind::kInt4;
-    const int block_bytes = packed ? 256 : 512, blocks = linear.group / kInt8Depth;
-    const std::uint8_t* at =
-        panel + (k / linear.group * 2 + half) * (64 + blocks * block_bytes);
+    const std::uint8_t* at = panel + (k / linear.group * 2 + half) * half_bytes(linear);
     const V scale = load_f16(reinterpret_cast<const std::uint16_t*>(at));
     const V low = load_f16(reinterpret_cast<const std::uint16_t*>(at + 32));
-    const std::uint8_t* block = at + 64 + k % linear.group / kInt8Depth * block_bytes;
-    const int line = k % kInt8Depth / 4, byte = lane * 4 + k % 4;
-    const int q = !packed    ? block[line * 64 + byte]
-                  : line < 4 ? block[line * 64 + byte] & 15
-                             : block[(line - 4) * 64 + byte] >> 4;
-    return __builtin_fmaf(scale[lane], static_cast<float>(q), low[lane]);
+    const std::uint8_t* block =
+        at + kScaleBytes + k % linear.group / kBf16Depth * block_bytes(linear.kind);
+    const Place place = place_of(linear.kind, lane, k % kBf16Depth);
+    const int byte = block[place.byte];
+    const int q = linear.kind == Kind::kInt8 ? byte : byte >> (4 * place.nibble) & 15;
+    Bf16 rounded[kLanes];
+    store(rounded, set1(__builtin_fmaf(scale[lane], static_cast<float>(q), low[lane])));
+    return to_float(rounded[0]);
 }
 
 }  // namespace

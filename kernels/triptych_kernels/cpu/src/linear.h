@@ -16,14 +16,13 @@ namespace triptych {
 enum class Kind : int {
     kFloat = 0,  // float32 weights and activations
     kBf16 = 1,   // bfloat16 weights and activations, float32 sums
-    kInt4 = 2,   // w = scale·q + low per group, q 4 bits; activations int8 per group, exact sums
+    kInt4 = 2,   // bfloat16 likewise, made on the fly from q of 4 bits: w = scale·q + low per group
     kInt8 = 3,   // the same with q of 8 bits
 };
 
 constexpr int kPanel = 32;      // output columns of a panel: two vectors
 constexpr int kRowTile = 16;    // rows of a tile of activations
 constexpr int kBf16Depth = 32;  // K of a bf16 tile
-constexpr int kInt8Depth = 32;  // K of an int8 block: the smallest group
 
 struct Linear {
     Kind kind;
@@ -42,15 +41,11 @@ struct Linear {
 // Activations in the form that a kernel of the given kind reads. Rows come in tiles of 16; what
 // lies in the last tile's unused rows is anything.
 struct Operand {
-    Kind kind = Kind::kFloat;
-    int rows = 0, in = 0, group = 0, depth = 0;
-    float* floats = nullptr;      // kFloat: [rows, depth]
-    Bf16* halves = nullptr;       // kBf16: [tiles][depth / 32][16][32]
-    std::int8_t* bytes = nullptr; // kInt*: [tiles][depth / 32][16][32]
-    float* scales = nullptr;      // kInt*: [tiles][groups][2][16]: scale, and scale × sum of bytes
+    int rows = 0, in = 0, depth = 0;
+    float* floats = nullptr;  // for kFloat: [rows, depth]; else null
+    Bf16* halves = nullptr;   // for all others: [tiles][depth / 32][16][32]; else null
 
     int tiles() const { return (rows + kRowTile - 1) / kRowTile; }
-    int groups() const { return depth / group; }
     Bf16* half_line(int row, int column) const {
         const std::size_t tile = row / kRowTile, block = column / kBf16Depth;
         return halves + ((tile * (depth / kBf16Depth) + block) * kRowTile + row % kRowTile) *
@@ -66,9 +61,8 @@ class OperandBuffer {
 
   private:
     Operand operand_;
-    Buffer<float> floats_, scales_;
+    Buffer<float> floats_;
     Buffer<Bf16> halves_;
-    Buffer<std::int8_t> bytes_;
 };
 
 // Writes row `row` of the operand from float32 values [in].
@@ -79,7 +73,7 @@ struct Epilogue {
     enum class Action : int { kStore, kAdd, kSiluMul, kGeluMul } action = Action::kStore;
     float* out = nullptr;
     int stride = 0;
-    Operand* next = nullptr;  // gated results go straight into this bf16 operand, if given
+    Operand* next = nullptr;  // gated results go straight into this operand of halves, if given
 };
 
 // Row `row` of a weight that is not gated, as float32 [in]: a token embedding.
@@ -95,6 +89,34 @@ struct Part {
 
 void apply_float(const Linear& linear, const Operand& x, const Part& part, const Epilogue& to);
 void apply_bf16(const Linear& linear, const Operand& x, const Part& part, const Epilogue& to);
-void apply_affine(const Linear& linear, const Operand& x, const Part& part, const Epilogue& to);
+
+// A group's half of a panel (16 columns) of int4 or int8: scales [16] and lows [16] in half
+// precision, then its blocks of 32 K. Inside a block, 16 lanes are 8 columns × 2 neighbours in K, the
+// order in which a tile wants them: vectors X hold columns 0-7, Y columns 8-15.
+//   int4: for each half of the 16 pairs, X and Y of 32-bit lanes: nibble p is of pair p in that half
+//   int8: for each pair, X and Y of 8-bit lanes
+constexpr int kScaleBytes = 64;
+
+inline int block_bytes(Kind kind) { return kBf16Depth * (kind == Kind::kInt4 ? 8 : 16); }
+
+inline std::size_t half_bytes(const Linear& linear) {
+    return kScaleBytes + static_cast<std::size_t>(linear.group / kBf16Depth) *
+                             block_bytes(linear.kind);
+}
+
+// Where q of a column (0-15) lies in a block; of int4, in which nibble of the byte.
+struct Place {
+    int byte, nibble;
+};
+
+inline Place place_of(Kind kind, int column, int k) {
+    const int pair = k / 2, lane = column % 8 * 2 + k % 2, upper = column / 8;
+    if (kind == Kind::kInt8) return {pair * 32 + upper * 16 + lane, 0};
+    return {pair / 8 * 128 + upper * 64 + lane * 4 + pair % 8 / 2, pair % 2};
+}
+
+// 32 K of an int4 or int8 panel as the two tiles of a bfloat16 panel: each weight is
+// fma(scale, q, low), rounded.
+void unpack_step(const Linear& linear, int panel, int step, Bf16* tiles);
 
 }  // namespace triptych
