@@ -28,28 +28,14 @@ struct alignas(64) Config {
     std::uint8_t rows[16] = {};
 };
 
-// All eight tiles are full: 16 rows of 64 bytes. Rows that nobody needs cost nothing: a product
-// takes the same time for one row as for sixteen.
-inline void configure_full() {
-    static const Config config = [] {
-        Config full;
-        for (int tile = 0; tile < 8; ++tile) full.row_bytes[tile] = 64, full.rows[tile] = 16;
-        return full;
-    }();
-    asm volatile("" ::: "memory");
-    _tile_loadconfig(&config);
-}
-
-// Sums in 0-3 are full; left tiles 4, 5 hold 16 rows of 32 bytes, right tiles 6, 7 hold 8 rows:
-// a product runs over 32 bytes of K.
-inline void configure_half_depth() {
-    static const Config config = [] {
-        Config half;
-        for (int tile = 0; tile < 8; ++tile) half.row_bytes[tile] = 64, half.rows[tile] = 16;
-        half.row_bytes[4] = half.row_bytes[5] = 32;
-        half.rows[6] = half.rows[7] = 8;
-        return half;
-    }();
+// Right tiles 5-7 are full: 16 rows of 64 bytes. Sums 0-3 and the left tile 4 have `rows` rows, since
+// a load takes its time for each of them, and a product does not.
+inline void configure(int rows) {
+    Config config;
+    for (int tile = 0; tile < 8; ++tile) {
+        config.row_bytes[tile] = 64;
+        config.rows[tile] = static_cast<std::uint8_t>(tile < 5 ? rows : 16);
+    }
     asm volatile("" ::: "memory");
     _tile_loadconfig(&config);
 }

@@ -94,7 +94,7 @@ struct AmxProducts {
     using Element = Bf16;
 
     static std::size_t query_bytes(int dim) { return sizeof(Bf16) * kLanes * dim; }
-    static void configure() { amx::configure_full(); }
+    static void configure() { amx::configure(kLanes); }
 
     static void put_query(void* queries, int lane, const float* query, int dim) {
         Bf16* to = static_cast<Bf16*>(queries) + 2 * lane;

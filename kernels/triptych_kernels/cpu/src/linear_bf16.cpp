@@ -172,8 +172,9 @@ void apply_bf16(const Linear& linear, const Operand& x, const Part& part, const 
     alignas(64) float sums[2][2 * kRowTile * kPanel];
     alignas(64) Bf16 ring[kRing * 2 * kTile];
     Pending pending{linear, to};
-    amx::configure_full();
-    const bool few = part.end - part.begin <= 2 * kRowTile;
+    const int rows = part.end - part.begin;
+    amx::configure(rows < kRowTile ? rows : kRowTile);
+    const bool few = rows <= 2 * kRowTile;
     int turn = 0;
     for (int panel = part.first; panel < part.last; ++panel) {
         const Bf16* whole = few ? nullptr : whole_panel(linear, panel);
