@@ -28,6 +28,7 @@ constexpr int kInt8Depth = 32;  // K of an int8 block: the smallest group
 struct Linear {
     Kind kind;
     int in = 0, out = 0;
+    int columns = 0;   // of a result: out, or of a gated weight gate and up as they are packed
     int group = 0;     // of int4 and int8: 32, 64 or 128
     int panels = 0;    // ceil(out / kPanel)
     int depth = 0;     // K, rounded up to whole tiles or groups
