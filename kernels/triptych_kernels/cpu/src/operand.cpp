@@ -26,9 +26,15 @@ void put_group(Operand& operand, int row, int group, const float* values) {
     const int count = operand.in - first < operand.group ? operand.in - first : operand.group;
     std::memcpy(padded, values + first, count * sizeof(float));
 
-    V largest{};
-    for (int i = 0; i < operand.group; i += kLanes) largest = max(abs(load(padded + i)), largest);
-    const float scale = max_lanes(largest) / 127.0f;
+    // As integers, sizes have the same order, and a NaN is the largest: it becomes the scale.
+    VInt largest{};
+    for (int i = 0; i < operand.group; i += kLanes) {
+        largest = max((VInt)abs(load(padded + i)), largest);
+    }
+    const std::int32_t bits = max_lanes(largest);
+    float scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    scale /= 127.0f;
     const V inverse = set1(scale > 0 ? 1.0f / scale : 0.0f);
 
     const std::size_t tile = row / kRowTile, in_tile = row % kRowTile;
