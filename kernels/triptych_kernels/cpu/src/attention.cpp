@@ -222,7 +222,7 @@ class Worker {
                           : weigh_scores<false>(tile, tokens, scale, best, scores, weights);
         store(state.best(), best);
         store(state.total(), load(state.total()) * factor + sum);
-        if (max_lanes(best - before) > 0) {
+        if (any_above(best, before)) {
             for (int d = 0; d < dim_; ++d) {
                 float* out = state.out() + d * kLanes;
                 store(out, load(out) * factor);

@@ -39,7 +39,7 @@ inline void finish(const Linear& linear, const Epilogue& to, int row, int panel,
     }
     using Action = Epilogue::Action;
     if (to.action == Action::kStore || to.action == Action::kAdd) {
-        const int column = panel * kPanel, left = linear.out - column;
+        const int column = panel * kPanel, left = linear.columns - column;
         float* out = to.out + static_cast<std::size_t>(row) * to.stride + column;
         if (left < kPanel) {
             float sums[kPanel] = {};

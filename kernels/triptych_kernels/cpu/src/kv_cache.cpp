@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <type_traits>
+#include <vector>
 
 #include "memory.h"
 
@@ -18,10 +19,22 @@ void put_bf16(const float* from, int count, Bf16* to) {
     }
 }
 
+// The largest |x|; NaN if there is one: as integers, sizes have the same order and it is above all.
+float largest_of(const float* from, int count) {
+    std::uint32_t largest = 0;
+    for (int i = 0; i < count; ++i) {
+        std::uint32_t bits;
+        std::memcpy(&bits, from + i, sizeof bits);
+        largest = std::max(largest, bits & 0x7fffffff);
+    }
+    float size;
+    std::memcpy(&size, &largest, sizeof size);
+    return size;
+}
+
 // Symmetric, to nearest even. Returns the scale.
 float put_int8(const float* from, int count, std::int8_t* to) {
-    float largest = 0;
-    for (int i = 0; i < count; ++i) largest = std::max(largest, __builtin_fabsf(from[i]));
+    const float largest = largest_of(from, count);
     const float scale = largest / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
     for (int i = 0; i < count; i += kLanes) {
         float lanes[kLanes] = {};
@@ -38,6 +51,7 @@ void scatter(const T* from, int count, T* to, int stride) {
 }
 
 constexpr int kMaxHeadDim = 512;
+constexpr float kLargestBf16 = 0x1.fep127f;
 
 // int8 values are whole numbers up to 127: exact in bfloat16.
 template <class T, class Stored>
@@ -130,6 +144,10 @@ void clear_slots(const KvCache& cache, std::uint8_t* keys, std::uint8_t* values,
 void put_kv(const KvCache& cache, int layer, int block, int head, int offset, const float* key,
             const float* value) {
     const int dim = cache.head_dim;
+    if (!(largest_of(value, dim) <= kLargestBf16)) {
+        const std::vector<float> broken(dim, __builtin_nanf("")), zeros(dim, 0.0f);
+        return put_kv(cache, layer, block, head, offset, broken.data(), zeros.data());
+    }
     std::uint8_t* keys = cache.keys(layer, block, head);
     std::uint8_t* values = cache.values(layer, block, head);
     if (offset % kPartTokens == 0 && reads_in_place(cache)) {

@@ -42,6 +42,8 @@ struct KvCache {
 // Writes one position of one head; key and value are float32 [head_dim]. Positions of a part (32
 // slots of a block) must be written in order, by one thread: the first one clears the part, so that
 // it can be read whole before it is full. What an earlier owner left could be NaN, and NaN × 0 is.
+// For the same reason a value that is not finite, even as a bfloat16, is stored as zeros with a key
+// of NaN: all rows that see the position become NaN by its score, and no row that must not.
 void put_kv(const KvCache& cache, int layer, int block, int head, int offset, const float* key,
             const float* value);
 

@@ -85,6 +85,7 @@ std::unique_ptr<Linear> shape(Kind kind, int out, int in, int group, bool gated)
     auto linear = std::make_unique<Linear>();
     const int columns = gated ? 2 * round_up(out / 2, kLanes) : out;
     linear->kind = kind, linear->in = in, linear->out = out, linear->group = group;
+    linear->columns = columns;
     linear->panels = round_up(columns, kPanel) / kPanel;
     const std::size_t step = kind == Kind::kFloat ? 1 : kind == Kind::kBf16 ? kBf16Depth : group;
     linear->depth = round_up(in, step);

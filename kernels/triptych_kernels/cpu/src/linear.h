@@ -27,6 +27,7 @@ constexpr int kBf16Depth = 32;  // K of a bf16 tile
 struct Linear {
     Kind kind;
     int in = 0, out = 0;
+    int columns = 0;   // of a result: out, or of a gated weight gate and up as they are packed
     int group = 0;     // of int4 and int8: 32, 64 or 128
     int panels = 0;    // ceil(out / kPanel)
     int depth = 0;     // K, rounded up to whole tiles or groups

@@ -82,18 +82,30 @@ inline float sum_lanes(V x) {
     return lanes[0];
 }
 
-inline float max_lanes(V x) {
+inline VInt max(VInt a, VInt b) { return a > b ? a : b; }
+
+inline std::int32_t max_lanes(VInt x) {
 #if defined(__AVX512F__)
-    return _mm512_reduce_max_ps((__m512)x);
-#endif
-    float lanes[kLanes];
-    store(lanes, x);
+    return _mm512_reduce_max_epi32((__m512i)x);
+#else
+    std::int32_t lanes[kLanes];
+    std::memcpy(lanes, &x, sizeof lanes);
     for (int width = kLanes / 2; width > 0; width /= 2) {
         for (int i = 0; i < width; ++i) {
             lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
         }
     }
     return lanes[0];
+#endif
+}
+
+// Whether a > b in some lane. A NaN is not above anything, and hides no other lane.
+inline bool any_above(V a, V b) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
+#else
+    return max_lanes(-(a > b)) > 0;
+#endif
 }
 
 // Rounds to nearest even; a NaN stays one.

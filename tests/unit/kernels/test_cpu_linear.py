@@ -1,0 +1,260 @@
+"""Linear layers of the native kernels: right, and a row's bits are its own."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import warnings
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from triptych.testing.native_kernels import apply_linear, libraries, threads
+from triptych_kernels import gelu_tanh_mul, silu_mul
+from triptych_kernels.cpu.linear import NativeLinear, NativePacker
+from triptych_kernels.cpu.native import Library
+from triptych_kernels.quant import Affine, dequantise
+
+LIBRARIES = libraries()
+pytestmark = pytest.mark.skipif(not LIBRARIES, reason="no native kernels here")
+
+KINDS = [
+    "float32",
+    "bfloat16",
+    *(f"int{bits}/{group}" for bits in (4, 8) for group in (32, 64, 128)),
+]
+SHAPES = [(64, 64), (96, 576), (50, 100), (33, 200), (1, 1), (17, 31), (160, 129), (576, 1536)]
+ROWS = (1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33, 100, 257, 300)
+STORE, ADD, SILU_MUL, GELU_MUL = range(4)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One matrix as the packer gets it, and as exact numbers."""
+
+    packed: Tensor | Affine
+    exact: Tensor  # float32 [N, K]
+    bias: Tensor | None
+
+    def pack(self, library: Library, *, gated: bool = False) -> NativeLinear:
+        packer = NativePacker(library)
+        if isinstance(self.packed, Affine):
+            return packer.affine(self.packed, self.bias, gated=gated)
+        return packer.dense(self.packed, self.bias, gated=gated)
+
+    def dense_result(self, x: Tensor) -> Tensor:
+        """float64, of inputs rounded as the kind rounds them."""
+        if isinstance(self.packed, Tensor) and self.packed.dtype == torch.bfloat16:
+            x = x.bfloat16()
+        y = x.double() @ self.exact.double().T
+        return y if self.bias is None else y + self.bias
+
+
+def make_weight(kind: str, rows: int, columns: int, *, bias: bool = False) -> Weight:
+    source = torch.Generator().manual_seed(rows * 10007 + columns)
+    shift = torch.randn(rows, generator=source) if bias else None
+    if not kind.startswith("int"):
+        exact = torch.randn(rows, columns, generator=source) / math.sqrt(columns)
+        packed = exact.to(getattr(torch, kind))
+        return Weight(packed, packed.float(), shift)
+    bits, group = map(int, kind.removeprefix("int").split("/"))
+    groups = -(-columns // group)
+    q = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8, generator=source)
+    scale = (torch.rand(rows, groups, generator=source) + 0.5) * (0.1 / 2**bits)
+    low = -scale * 2 ** (bits - 1) * (0.9 + 0.2 * torch.rand(rows, groups, generator=source))
+    affine = Affine(q, scale.half(), low.half(), bits, group)
+    return Weight(affine, dequantise(affine), shift)
+
+
+def inputs(rows: int, columns: int) -> Tensor:
+    """Rows of very different size."""
+    source = torch.Generator().manual_seed(columns)
+    sizes = torch.exp(torch.randn(rows, 1, generator=source))
+    return torch.randn(rows, columns, generator=source) * sizes
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    """Of the worst row."""
+    return float(((found - exact).norm(dim=1) / exact.norm(dim=1)).max())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_multiplies_by_its_weight(kind: str, shape: tuple[int, int]) -> None:
+    weight = make_weight(kind, *shape, bias=shape[0] % 2 == 0)
+    x = inputs(40, shape[1])
+    # Activations of the integer kinds are int8: a step is 1/127 of the largest of a group.
+    limit = 2e-2 if kind.startswith("int") else 1e-6
+    for library in LIBRARIES:
+        assert relative_error(weight.pack(library)(x).double(), weight.dense_result(x)) < limit
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_has_the_same_bits_beside_any_others(kind: str, shape: tuple[int, int]) -> None:
+    library = LIBRARIES[0]
+    weight = make_weight(kind, *shape, bias=True)
+    linear, x = weight.pack(library), inputs(300, shape[1])
+    whole = linear(x)
+    for number, rows in enumerate(ROWS):
+        begin = (number * 7) % (301 - rows)
+        with threads(library, 1 + number % 3):
+            part = linear(x[begin : begin + rows])
+        assert torch.equal(part, whole[begin : begin + rows]), f"{rows} rows from {begin}"
+    assert torch.equal(linear(x), whole)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bfloat16"])
+def test_every_cpu_computes_the_same_bits(kind: str, shape: tuple[int, int]) -> None:
+    weight, x = make_weight(kind, *shape, bias=True), inputs(21, shape[1])
+    answers = [weight.pack(library)(x) for library in LIBRARIES]
+    assert all(torch.equal(answer, answers[0]) for answer in answers)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("int")])
+def test_integer_layers_are_exact_inside_a_group(kind: str, shape: tuple[int, int]) -> None:
+    weight, x = make_weight(kind, *shape), inputs(19, shape[1])
+    assert isinstance(weight.packed, Affine)
+    assert torch.equal(weight.pack(LIBRARIES[0])(x), affine_twin(weight.packed, x))
+
+
+def affine_twin(weight: Affine, x: Tensor) -> Tensor:
+    """What src/linear_affine.cpp promises, in torch. In float64 products and sums of one step are
+    exact, so that rounding the result is a fused multiply-add.
+    """
+    group, missing = weight.group, -weight.q.shape[1] % weight.group
+    parts = torch.nn.functional.pad(x, (0, missing)).view(x.shape[0], -1, group)
+    q = torch.nn.functional.pad(weight.q.long(), (0, missing)).view(weight.q.shape[0], -1, group)
+    scale = parts.abs().amax(-1) / 127
+    inverse = torch.where(scale > 0, 1 / scale, 0)
+    steps = (parts * inverse[..., None]).round()  # to nearest even, as the kernels
+    shares = scale * steps.sum(-1)
+    out = torch.zeros(x.shape[0], weight.q.shape[0])
+    for at in range(q.shape[1]):
+        dots = (steps[:, at].long() @ q[:, at].T).double()
+        factors = (weight.scale[:, at].float() * scale[:, at, None]).double()
+        out = (dots * factors + out.double()).float()
+        lows = weight.low[:, at].double() * shares[:, at, None].double()
+        out = (lows + out.double()).float()
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_can_be_added_to_what_is_there(kind: str) -> None:
+    library, weight = LIBRARIES[0], make_weight(kind, 50, 100, bias=True)
+    linear, x = weight.pack(library), inputs(35, 100)
+    before = inputs(35, 50)
+    after = apply_linear(library, linear, x, before.clone(), ADD)
+    assert torch.equal(after, before + linear(x))
+
+
+@pytest.mark.parametrize("inner", [16, 24, 40, 48, 96, 7])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gated_layer_gives_gate_then_up_whatever_its_size(kind: str, inner: int) -> None:
+    weight, x = make_weight(kind, 2 * inner, 72, bias=True), inputs(18, 72)
+    for library in LIBRARIES:
+        plain, gated = weight.pack(library), weight.pack(library, gated=True)
+        assert torch.equal(gated(x), plain(x))
+
+
+@pytest.mark.parametrize("inner", [16, 24, 40, 96])
+@pytest.mark.parametrize("action", [SILU_MUL, GELU_MUL], ids=["silu", "gelu"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int4/32", "int8/64"])
+def test_gates_are_applied_behind_the_product(kind: str, action: int, inner: int) -> None:
+    weight, x = make_weight(kind, 2 * inner, 72, bias=True), inputs(300, 72)
+    gate = silu_mul if action == SILU_MUL else gelu_tanh_mul
+    width = -(-inner // 16) * 16
+    for library in LIBRARIES:
+        wanted = gate(*weight.pack(library)(x).chunk(2, dim=1))  # 1 + tanh loses digits near −1
+        linear = weight.pack(library, gated=True)
+        whole = apply_linear(library, linear, x, torch.empty(300, width), action)[:, :inner]
+        torch.testing.assert_close(whole, wanted, rtol=2e-6, atol=1e-5)
+        for begin, end in ((0, 1), (3, 8), (280, 300), (10, 43)):
+            out = torch.empty(end - begin, width)
+            part = apply_linear(library, linear, x[begin:end], out, action)
+            assert torch.equal(part[:, :inner], whole[begin:end])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_embedding_reads_the_rows_that_the_layer_computes_with(kind: str) -> None:
+    weight = make_weight(kind, 77, 200)
+    ids = torch.tensor([76, 0, 31, 32, 0])
+    for library in LIBRARIES:
+        assert torch.equal(weight.pack(library).row(ids), weight.exact[ids])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_rows_are_no_rows(kind: str) -> None:
+    linear = make_weight(kind, 40, 60).pack(LIBRARIES[0])
+    assert linear(torch.empty(0, 60)).shape == (0, 40)
+    assert linear.row(torch.empty(0, dtype=torch.int64)).shape == (0, 60)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_is_not_a_number_says_so_and_harms_no_other(kind: str, bad: float) -> None:
+    weight, x = make_weight(kind, 40, 150), inputs(33, 150)
+    broken = x.clone()
+    broken[20, 149] = bad
+    rest = [row for row in range(33) if row != 20]
+    for library in LIBRARIES:
+        linear = weight.pack(library)
+        found = linear(broken)
+        assert not found[20].isfinite().any()
+        assert torch.equal(found[rest], linear(x)[rest])
+        assert torch.equal(linear(broken[20:21]).isfinite(), found[20:21].isfinite())
+
+
+def test_the_smallest_and_the_largest_inputs_stay_finite() -> None:
+    weight = make_weight("int8/32", 40, 64)
+    x = torch.stack([torch.full((64,), size) for size in (0.0, 1e-45, 1e-39, 1e-30, 1e30)])
+    exact = weight.dense_result(x)
+    found = weight.pack(LIBRARIES[0])(x).double()
+    torch.testing.assert_close(found, exact, rtol=1e-2, atol=1e-30)
+
+
+def test_calls_from_two_threads_do_not_meet() -> None:
+    library = LIBRARIES[0]
+    layers = [make_weight(kind, 576, 320).pack(library) for kind in ("bfloat16", "int4/32")]
+    x = inputs(65, 320)
+    alone = [layer(x) for layer in layers]
+    wrong: list[int] = []
+
+    def call(number: int) -> None:
+        for _ in range(50):
+            if not torch.equal(layers[number](x), alone[number]):
+                wrong.append(number)
+
+    with threads(library, 3):
+        callers = [threading.Thread(target=call, args=(number,)) for number in (0, 1, 0)]
+        for caller in callers:
+            caller.start()
+        with threads(library, 2):
+            for caller in callers:
+                caller.join()
+    assert not wrong
+
+
+def test_a_forked_child_can_compute() -> None:
+    library = LIBRARIES[0]
+    linear, x = make_weight("bfloat16", 576, 320).pack(library), inputs(40, 320)
+    with threads(library, 2), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
+        wanted = linear(x)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if compute_in_child(library, linear, x, wanted) else 1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert torch.equal(linear(x), wanted)
+
+
+def compute_in_child(library: Library, linear: NativeLinear, x: Tensor, wanted: Tensor) -> bool:
+    alone = torch.equal(linear(x), wanted)
+    with threads(library, 2):
+        return alone and torch.equal(linear(x), wanted)
