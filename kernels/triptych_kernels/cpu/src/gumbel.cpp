@@ -65,15 +65,17 @@ struct Bar {
 V complements(std::uint64_t key, VInt tokens) {
 #if defined(__AVX512DQ__)
     const auto ids = (__m512i)tokens;
-    const auto bits_of_half = [key](__m256i half) {
-        const auto mix_in = [](__m512i x, int shift) {
-            return _mm512_xor_si512(x, _mm512_srli_epi64(x, static_cast<unsigned>(shift)));
-        };
-        const __m512i golden = _mm512_set1_epi64(static_cast<long long>(kGolden));
-        __m512i x = _mm512_mullo_epi64(_mm512_cvtepi32_epi64(half), golden);
-        x = _mm512_add_epi64(x, _mm512_set1_epi64(static_cast<long long>(key + kGolden)));
-        x = _mm512_mullo_epi64(mix_in(x, 30), _mm512_set1_epi64(static_cast<long long>(kMixFirst)));
-        x = _mm512_mullo_epi64(mix_in(x, 27), _mm512_set1_epi64(static_cast<long long>(kMixSecond)));
+    const auto every = [](std::uint64_t x) {
+        return _mm512_set1_epi64(static_cast<long long>(x));
+    };
+    const auto mix_in = [](__m512i x, unsigned shift) {
+        return _mm512_xor_si512(x, _mm512_srli_epi64(x, shift));
+    };
+    const auto bits_of_half = [&](__m256i half) {
+        __m512i x = _mm512_mullo_epi64(_mm512_cvtepi32_epi64(half), every(kGolden));
+        x = _mm512_add_epi64(x, every(key + kGolden));
+        x = _mm512_mullo_epi64(mix_in(x, 30), every(kMixFirst));
+        x = _mm512_mullo_epi64(mix_in(x, 27), every(kMixSecond));
         return _mm512_cvtepi64_epi32(_mm512_srli_epi64(mix_in(x, 31), 40));
     };
     const __m256i low = bits_of_half(_mm512_castsi512_si256(ids));
@@ -88,8 +90,9 @@ V complements(std::uint64_t key, VInt tokens) {
     return from_int((1 << 24) - bits) * set1(0x1p-24f) - set1(0x1p-25f);
 }
 
-// At least e^min(gap, 0) · 0.9999 and at most 6 % more, for gaps not below −60: a float's bits, read
-// as a number, are its logarithm with straight lines between powers of two.
+// At least e^min(gap, 0) · 0.9999 and at most 6 % more, down to gaps of −80: a float's bits, read as
+// a number, are its logarithm with straight lines between powers of two. Farther down it is near 0,
+// negative, or no number.
 V exp_bound(V gap) {
     constexpr float kOne = 0x1p23f;
     const V bits = min(gap, set1(0.0f)) * set1(0x1.715476p+0f * kOne) + set1(127 * kOne);
@@ -106,8 +109,8 @@ class Search {
 
     const Winner& winner() const { return winner_; }
 
-    // At most kChunk places of the field. First those are picked whose logit is not too low whatever their noise
-    // is; it takes a hash to tell more, which costs ten times as much.
+    // At most kChunk places of the field. First those are picked whose logit is not too low whatever
+    // their noise is; it takes a hash to tell more, and that costs ten times as much.
     void through(const Field& field, int from, int to) {
         int count = 0;
         for (int i = from; i < to; i += kLanes) {
