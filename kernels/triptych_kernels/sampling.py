@@ -23,6 +23,16 @@ NO_TOKEN = -1  # drawn from a row without any logit above −∞
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _WEIGHT_BITS = 40
+_LOG2_E = float.fromhex("0x1.715476p+0")
+_ROUND = 1.5 * 2.0**23  # a small float32 that is added to it becomes whole
+# 2^f on [−½, ½], the highest power first; float32, relative error 1e-7.
+_EXP2 = tuple(
+    float.fromhex(digits)
+    for digits in (
+        *("0x1.5bba14p-10", "0x1.3cea88p-7", "0x1.c6b752p-5"),
+        *("0x1.ebf9bcp-3", "0x1.62e42ap-1", "0x1p+0"),
+    )
+)
 
 
 class Draw(NamedTuple):
@@ -148,18 +158,18 @@ def _count_likely(ranked: Tensor, top_p: float) -> int:
 def token_weights(logits: Tensor, greatest: Tensor) -> Tensor:
     """2⁴⁰ · e^(logit − greatest) as whole numbers [V] int64: sums of them depend on no order.
 
-    e^x is 2^n · e^r with Taylor's series for r, each step one float32 operation, right to 1 ulp or
-    so. Tokens e^27.7 times less likely than the first one weigh nothing.
+    Relative error below 4e-6, each step one float32 operation. Tokens e^27.7 times less likely than
+    the first one weigh nothing.
     """
-    gap = torch.where(logits == greatest, 0.0, logits - greatest).clamp(-30.0, 0.0)
-    n = gap * float.fromhex("0x1.715476p+0") + 1.5 * 2.0**23 - 1.5 * 2.0**23
-    # ln 2 in two parts; n times the first is exact.
-    r = gap - n * float.fromhex("0x1.62e4p-1") - n * float.fromhex("0x1.7f7d1cp-20")
-    p = torch.full_like(r, 1 / 5040)
-    for term in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
-        p = p * r + term
-    power = ((n.int() + _WEIGHT_BITS + 127) << 23).view(torch.float32)
-    return (p * power).long()
+    gap = torch.where(logits == greatest, 0.0, logits - greatest).clamp(min=-30.0)
+    power = gap * _LOG2_E
+    n = power + _ROUND - _ROUND
+    f = power - n
+    p = torch.full_like(f, _EXP2[0])
+    for term in _EXP2[1:]:
+        p = p * f + term
+    scale = ((n.int() + _WEIGHT_BITS + 127) << 23).view(torch.float32)
+    return (p * scale).long()
 
 
 def _mix(x: int) -> int:

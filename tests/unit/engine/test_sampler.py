@@ -1,8 +1,11 @@
-"""Penalties, bias and log-probabilities."""
+"""Penalties, bias, log-probabilities, and rows that share a call and nothing else."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence as Seq
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ import torch
 from triptych.engine.sampler import Sampler, shape_logits
 from triptych.engine.sequence import Sequence
 from triptych.request import SamplingParams
+from triptych_kernels.sampling import Draw, draw_tokens
 
 PARAMS = SamplingParams(seed=3, max_tokens=10, temperature=0.0)
 
@@ -73,3 +77,71 @@ def test_a_draw_depends_on_seed_and_position_not_on_batch_mates() -> None:
     assert tokens[0] == tokens[2] != tokens[1]
     other = sequence_of([0] * 4, [], replace(params, seed=4))
     assert Sampler([]).draw(raw[:1], [other])[0].token_id != tokens[0]
+
+
+def mixed_batch(vocab_size: int = 1000) -> tuple[torch.Tensor, list[Sequence]]:
+    wishes: tuple[dict[str, Any], ...] = (
+        {"temperature": 0.0},
+        {"temperature": 0.7, "top_k": 50, "top_p": 0.9},
+        {"temperature": 1.0, "min_p": 0.05, "logit_bias": {3: 2.0}},
+        {"temperature": 1.3, "top_p": 0.95, "repetition_penalty": 1.2},
+        {"temperature": 0.0, "min_tokens": 5},
+    )
+    params = [replace(PARAMS, **wish) for wish in wishes]
+    raw = torch.randn(len(params), vocab_size, generator=torch.Generator().manual_seed(1))
+    return raw, [sequence_of([0, 1], [2, 2], each) for each in params]
+
+
+def test_rows_with_different_wishes_draw_what_each_draws_alone() -> None:
+    raw, sequences = mixed_batch()
+    sampler = Sampler([5])
+    together = [drawn.token_id for drawn in sampler.draw(raw, sequences)]
+    alone = [sampler.draw(raw[i : i + 1], [seq])[0].token_id for i, seq in enumerate(sequences)]
+    assert together == alone
+    transposed = raw.T.contiguous().T
+    assert [drawn.token_id for drawn in sampler.draw(transposed, sequences)] == together
+
+
+def test_a_machine_without_native_kernels_draws_the_same_tokens() -> None:
+    raw, sequences = mixed_batch()
+    plain = Sampler([5], draw_tokens)
+    assert Sampler([5]).draw(raw, sequences) == plain.draw(raw, sequences)
+
+
+def test_a_step_is_one_call_and_copies_only_the_rows_that_change() -> None:
+    calls: list[Seq[Draw]] = []
+
+    def record(draws: Seq[Draw]) -> list[int]:
+        calls.append(draws)
+        return [0] * len(draws)
+
+    raw, sequences = mixed_batch()
+    Sampler([5], record).draw(raw, sequences)
+    (draws,) = calls
+    shared = [
+        draw.logits.data_ptr() == row.data_ptr() for draw, row in zip(draws, raw, strict=True)
+    ]
+    assert shared == [True, True, False, False, False]
+    assert [draw.position for draw in draws] == [4] * 5
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_a_broken_row_is_told_by_its_own_result(
+    temperature: float, value: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    params = replace(PARAMS, temperature=temperature, logprobs=2)
+    raw = torch.randn(3, 100)
+    sequences = [sequence_of([0], [], params) for _ in raw]
+    expected = Sampler([]).draw(raw, sequences)
+    raw[1] = value
+    with caplog.at_level(logging.ERROR):
+        drawn = Sampler([]).draw(raw, sequences)
+    assert [each.broken for each in drawn] == [False, True, False]
+    assert (drawn[0], drawn[2]) == (expected[0], expected[2])
+    assert (drawn[1].token_id, drawn[1].logprobs) == (0, None)
+    assert "position 1" in caplog.text
+
+
+def test_without_rows_nothing_is_drawn() -> None:
+    assert Sampler([]).draw(torch.empty(0, 10), []) == []

@@ -10,6 +10,8 @@
 namespace triptych {
 namespace {
 
+constexpr int kChunk = 1024;  // tokens
+
 constexpr std::uint64_t kGolden = 0x9E3779B97F4A7C15;
 constexpr std::uint64_t kMixFirst = 0xBF58476D1CE4E5B9;
 constexpr std::uint64_t kMixSecond = 0x94D049BB133111EB;
@@ -63,15 +65,17 @@ struct Bar {
 V complements(std::uint64_t key, VInt tokens) {
 #if defined(__AVX512DQ__)
     const auto ids = (__m512i)tokens;
-    const auto bits_of_half = [key](__m256i half) {
-        const auto mix_in = [](__m512i x, int shift) {
-            return _mm512_xor_si512(x, _mm512_srli_epi64(x, static_cast<unsigned>(shift)));
-        };
-        const __m512i golden = _mm512_set1_epi64(static_cast<long long>(kGolden));
-        __m512i x = _mm512_mullo_epi64(_mm512_cvtepi32_epi64(half), golden);
-        x = _mm512_add_epi64(x, _mm512_set1_epi64(static_cast<long long>(key + kGolden)));
-        x = _mm512_mullo_epi64(mix_in(x, 30), _mm512_set1_epi64(static_cast<long long>(kMixFirst)));
-        x = _mm512_mullo_epi64(mix_in(x, 27), _mm512_set1_epi64(static_cast<long long>(kMixSecond)));
+    const auto every = [](std::uint64_t x) {
+        return _mm512_set1_epi64(static_cast<long long>(x));
+    };
+    const auto mix_in = [](__m512i x, unsigned shift) {
+        return _mm512_xor_si512(x, _mm512_srli_epi64(x, shift));
+    };
+    const auto bits_of_half = [&](__m256i half) {
+        __m512i x = _mm512_mullo_epi64(_mm512_cvtepi32_epi64(half), every(kGolden));
+        x = _mm512_add_epi64(x, every(key + kGolden));
+        x = _mm512_mullo_epi64(mix_in(x, 30), every(kMixFirst));
+        x = _mm512_mullo_epi64(mix_in(x, 27), every(kMixSecond));
         return _mm512_cvtepi64_epi32(_mm512_srli_epi64(mix_in(x, 31), 40));
     };
     const __m256i low = bits_of_half(_mm512_castsi512_si256(ids));
@@ -86,13 +90,69 @@ V complements(std::uint64_t key, VInt tokens) {
     return from_int((1 << 24) - bits) * set1(0x1p-24f) - set1(0x1p-25f);
 }
 
-// Tokens that may beat the bar; few of those that cannot. From −log u ≥ 1 − u follows
-// noise ≤ −log(1 − u), so a token below the bar by d must have 1 − u ≤ e^−d: one exponential instead
-// of two logs.
-Mask may_win(V logits, std::uint64_t key, VInt tokens, const Bar& bar) {
-    const V enough = scaled_exp(logits - bar.lowered, 0);
-    return at_least(enough, complements(key, tokens));
+// At least e^min(gap, 0) · 0.9999 and at most 6 % more, down to gaps of −80: a float's bits, read as
+// a number, are its logarithm with straight lines between powers of two. Farther down it is near 0,
+// negative, or no number.
+V exp_bound(V gap) {
+    constexpr float kOne = 0x1p23f;
+    const V bits = min(gap, set1(0.0f)) * set1(0x1.715476p+0f * kOne) + set1(127 * kOne);
+    return (V)to_int(bits);
 }
+
+VInt tokens_at(const Field& field, int i) {
+    return field.tokens == nullptr ? count_from(field.first_token + i) : load(field.tokens + i);
+}
+
+class Search {
+  public:
+    Search(std::uint64_t key, float floor) : key_(key), floor_(set1(std::max(floor, -FLT_MAX))) {}
+
+    const Winner& winner() const { return winner_; }
+
+    // At most kChunk places of the field. First those are picked whose logit is not too low whatever
+    // their noise is; it takes a hash to tell more, and that costs ten times as much.
+    void through(const Field& field, int from, int to) {
+        int count = 0;
+        for (int i = from; i < to; i += kLanes) {
+            const V raw = load_some(field.logits + i, to - i, -INFINITY);
+            const V logits = raw * set1(field.scale);
+            const Mask near = at_least(logits, bar_.out_of_reach) & at_least(logits, floor_);
+            if (near == 0) continue;
+            count += pick(logits, tokens_at(field, i), near, logits_ + count, tokens_ + count);
+        }
+        for (int i = 0; i < count; i += kLanes) meet(i, first_lanes(count - i));
+    }
+
+  private:
+    void meet(int i, Mask lanes) {
+        const V logits = load(logits_ + i);
+        const VInt tokens = load(tokens_ + i);
+        Mask rest = lanes & may_win(logits, tokens);
+        if (rest == 0) return;
+        for (; rest != 0; rest &= rest - 1) {
+            const int at = i + __builtin_ctz(rest);
+            const int token = tokens_[at];
+            const std::uint32_t bits = noise_bits(key_, static_cast<std::uint32_t>(token));
+            winner_.meet({logits_[at] + noise_of_bits(bits), token});
+        }
+        bar_ = Bar(winner_.score);
+    }
+
+    // Lanes that may beat the bar; few of those that cannot. From −log u ≥ 1 − u follows
+    // noise ≤ −log(1 − u), so a token below the bar by d must have 1 − u ≤ e^−d: one exponential
+    // instead of two logs.
+    Mask may_win(V logits, VInt tokens) const {
+        return at_least(exp_bound(logits - bar_.lowered), complements(key_, tokens));
+    }
+
+    std::uint64_t key_;
+    V floor_;
+    Bar bar_{-FLT_MAX};
+    Winner winner_{-INFINITY};
+    // What was picked.
+    alignas(64) float logits_[kChunk + kLanes];
+    alignas(64) int tokens_[kChunk + kLanes];
+};
 
 }  // namespace
 
@@ -110,27 +170,11 @@ float noise_of_bits(std::uint32_t bits) {
 }
 
 Winner find_winner(const Field& field, std::uint64_t key) {
-    Winner winner{-INFINITY};
-    Bar bar(-FLT_MAX);
-    const V scale = set1(field.scale);
-    const V floor = set1(std::max(field.floor, -FLT_MAX));
-    for (int i = 0; i < field.count; i += kLanes) {
-        const int here = std::min(kLanes, field.count - i);
-        const V logits = load_some(field.logits + i, here, -INFINITY) * scale;
-        const Mask near = at_least(logits, bar.out_of_reach) & at_least(logits, floor);
-        if (near == 0) continue;
-        const VInt tokens = field.tokens == nullptr ? count_from(field.first_token + i)
-                                                    : load(field.tokens + i);
-        Mask rest = near & may_win(logits, key, tokens, bar);
-        if (rest == 0) continue;
-        for (; rest != 0; rest &= rest - 1) {
-            const int l = __builtin_ctz(rest);
-            const auto token = static_cast<std::uint32_t>(tokens[l]);
-            winner.meet({logits[l] + noise_of_bits(noise_bits(key, token)), tokens[l]});
-        }
-        bar = Bar(winner.score);
+    Search search(key, field.floor);
+    for (int i = 0; i < field.count; i += kChunk) {
+        search.through(field, i, std::min(field.count, i + kChunk));
     }
-    return winner;
+    return search.winner();
 }
 
 }  // namespace triptych

@@ -25,7 +25,7 @@ float noise_of_bits(std::uint32_t bits);
 // Where tokens are looked for. Logits that are no number or −∞ never win; +∞ must not occur.
 struct Field {
     const float* logits;   // [count]
-    const int* tokens;     // their ids, readable up to a multiple of 16; null: first_token, …
+    const int* tokens;     // their ids, readable up to a multiple of 16; null: first_token …
     int first_token;
     int count;
     float scale;  // what counts is the product, rounded to float32

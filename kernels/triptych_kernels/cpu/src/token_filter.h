@@ -35,7 +35,9 @@ inline int slices_of(int count) {
 template <class Body>
 void for_slices(int count, Body body) {
     const int last = slices_of(count) - 1;
-    parallel_for(last + 1, [&](int s) { body(s, s * kSlice, s == last ? count : (s + 1) * kSlice); });
+    parallel_for(last + 1, [&](int s) {
+        body(s, s * kSlice, s == last ? count : (s + 1) * kSlice);
+    });
 }
 
 // Greatest logit, unscaled; −∞ if there is none.

@@ -15,6 +15,7 @@ class TokenList {
   public:
     const float* logits() const { return logits_.data(); }
     const int* tokens() const { return tokens_.data(); }
+    int* tokens() { return tokens_.data(); }
 
     // Makes room for `count` tokens; what was in the list is lost.
     void reserve(int count) {
@@ -22,25 +23,10 @@ class TokenList {
         tokens_.take(count + kLanes);
     }
 
-    // Writes the lanes in `chosen` to place `at` and behind it; returns how many. Up to sixteen
-    // places from `at` on hold anything afterwards.
+    // Puts the lanes in `chosen` at place `at` and behind it; returns how many. Up to sixteen places
+    // from `at` on hold anything afterwards.
     int put(int at, V logits, VInt tokens, Mask chosen) {
-        float* const logit = logits_.data() + at;
-        int* const token = tokens_.data() + at;
-#if defined(__AVX512F__)
-        const auto mask = static_cast<__mmask16>(chosen);
-        _mm512_storeu_ps(logit, _mm512_maskz_compress_ps(mask, (__m512)logits));
-        _mm512_storeu_si512(token, _mm512_maskz_compress_epi32(mask, (__m512i)tokens));
-        return __builtin_popcount(chosen);
-#else
-        int count = 0;
-        for (Mask rest = chosen; rest != 0; rest &= rest - 1, ++count) {
-            const int l = __builtin_ctz(rest);
-            logit[count] = logits[l];
-            token[count] = tokens[l];
-        }
-        return count;
-#endif
+        return pick(logits, tokens, chosen, logits_.data() + at, tokens_.data() + at);
     }
 
     void put(int at, float logit, int token) {
@@ -53,8 +39,6 @@ class TokenList {
         std::copy(other.logits(), other.logits() + count, logits_.data() + at);
         std::copy(other.tokens(), other.tokens() + count, tokens_.data() + at);
     }
-
-    int* tokens() { return tokens_.data(); }
 
   private:
     Buffer<float> logits_;

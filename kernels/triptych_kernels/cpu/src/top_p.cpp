@@ -147,7 +147,9 @@ class Crossing {
             weights.add(logits, greatest_);
             std::int64_t weight[kLanes];
             weights.store(weight);
-            const VInt bin = bins.of(logits);
+            const VInt bins_here = bins.of(logits);
+            int bin[kLanes];
+            std::memcpy(bin, &bins_here, sizeof bin);
             for (int l = 0; l < kLanes; ++l) mass[bin[l]] += weight[l];
         }
         int crossing = 0;
