@@ -28,6 +28,8 @@ FLAGS = (
     # A bit depends on whether a product is rounded before it is added: never leave that to -O3.
     "-ffp-contract=off",
     *("-Wall", "-Wextra"),
+    # False alarms, by the thousand, in GCC's own vector headers.
+    *("-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi"),
 )
 COMPILE_TIMEOUT_S = 300
 

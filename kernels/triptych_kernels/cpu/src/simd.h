@@ -45,9 +45,24 @@ inline V set1(float value) {
              value, value, value, value, value, value, value, value};
 }
 
-inline V max(V a, V b) { return a > b ? a : b; }
+// The compiler makes sixteen scalar steps of a > b ? a : b.
+inline V max(V a, V b) {
+    __m256 x[2], y[2];
+    std::memcpy(x, &a, 64);
+    std::memcpy(y, &b, 64);
+    for (int i = 0; i < 2; ++i) x[i] = _mm256_max_ps(x[i], y[i]);
+    std::memcpy(&a, x, 64);
+    return a;
+}
 
-inline V min(V a, V b) { return a < b ? a : b; }
+inline V min(V a, V b) {
+    __m256 x[2], y[2];
+    std::memcpy(x, &a, 64);
+    std::memcpy(y, &b, 64);
+    for (int i = 0; i < 2; ++i) x[i] = _mm256_min_ps(x[i], y[i]);
+    std::memcpy(&a, x, 64);
+    return a;
+}
 
 #endif
 
@@ -82,14 +97,12 @@ inline float sum_lanes(V x) {
     return lanes[0];
 }
 
-inline VInt max(VInt a, VInt b) { return a > b ? a : b; }
-
-inline std::int32_t max_lanes(VInt x) {
+inline float max_lanes(V x) {
 #if defined(__AVX512F__)
-    return _mm512_reduce_max_epi32((__m512i)x);
+    return _mm512_reduce_max_ps((__m512)x);
 #else
-    std::int32_t lanes[kLanes];
-    std::memcpy(lanes, &x, sizeof lanes);
+    float lanes[kLanes];
+    store(lanes, x);
     for (int width = kLanes / 2; width > 0; width /= 2) {
         for (int i = 0; i < width; ++i) {
             lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
@@ -104,7 +117,7 @@ inline bool any_above(V a, V b) {
 #if defined(__AVX512F__)
     return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
 #else
-    return max_lanes(-(a > b)) > 0;
+    return max_lanes(a > b ? set1(1.0f) : V{}) > 0;
 #endif
 }
 
