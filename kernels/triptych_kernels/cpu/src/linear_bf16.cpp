@@ -174,17 +174,16 @@ void apply_bf16(const Linear& linear, const Operand& x, const Part& part, const 
     Pending pending{linear, to};
     const int rows = part.end - part.begin;
     amx::configure(rows < kRowTile ? rows : kRowTile);
-    const bool few = rows <= 2 * kRowTile;
+    const bool on_the_fly = linear.kind != Kind::kBf16 && rows <= 2 * kRowTile;
     int turn = 0;
     for (int panel = part.first; panel < part.last; ++panel) {
-        const Bf16* whole = few ? nullptr : whole_panel(linear, panel);
+        const Bf16* whole = on_the_fly ? nullptr : whole_panel(linear, panel);
         for (int row = part.begin; row < part.end; row += 2 * kRowTile, turn ^= 1) {
             const int count = part.end - row < 2 * kRowTile ? part.end - row : 2 * kRowTile;
-            if (few && linear.kind != Kind::kBf16) {
+            if (on_the_fly) {
                 few_tiles(x, row, count, Unpacked(linear, panel, ring), sums[turn], pending);
             } else if (linear.kind == Kind::kBf16 && row == 0) {
-                const auto* weights = reinterpret_cast<const Bf16*>(linear.panel(panel));
-                few_tiles(x, row, count, Streamed{weights}, sums[turn], pending);
+                few_tiles(x, row, count, Streamed{whole}, sums[turn], pending);
             } else {
                 few_tiles(x, row, count, Resident{whole}, sums[turn], pending);
             }
