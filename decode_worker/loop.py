@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,15 +20,32 @@ from triptych.engine.sampler import Drawn, Sampler
 from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import Sequence
 from triptych.obs.metrics import WorkerMetrics
-from triptych.request import TokenDelta
+from triptych.request import FinishReason, TokenDelta
 
 
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """One new token of one sequence."""
+class StepOutput(NamedTuple):
+    """One new token of one sequence. A tuple: there is one for every token."""
 
-    sequence: Sequence
-    delta: TokenDelta
+    sequence: Sequence  # goes on meanwhile: only what never changes may be read from it
+    drawn: Drawn
+    finish_reason: FinishReason | None  # with this token
+
+    @property
+    def is_plain(self) -> bool:
+        """There is nothing to tell but the token."""
+        return self.finish_reason is None and self.drawn.logprobs is None
+
+    @property
+    def delta(self) -> TokenDelta:
+        sequence, drawn, finish_reason = self
+        return TokenDelta(
+            sequence.request_id,
+            sequence.choice,
+            (drawn.token_id,),
+            () if drawn.logprobs is None else (drawn.logprobs,),
+            finish_reason,
+            None if finish_reason is None else sequence.stop_reason,
+        )
 
 
 Emit = Callable[[list[StepOutput]], None]
@@ -114,15 +131,7 @@ class DecodeLoop:
         check_finish(sequence, drawn.token_id, self._eos, self._max_model_len)
         if sequence.finish_reason is not None:
             self.scheduler.remove(sequence)
-        delta = TokenDelta(
-            sequence.request_id,
-            sequence.choice,
-            (drawn.token_id,),
-            () if drawn.logprobs is None else (drawn.logprobs,),
-            sequence.finish_reason,
-            sequence.stop_reason,
-        )
-        return StepOutput(sequence, delta)
+        return StepOutput(sequence, drawn, sequence.finish_reason)
 
     def _note_start(self, sequence: Sequence, now: float) -> None:
         if sequence.first_step_at is None:

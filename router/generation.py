@@ -59,19 +59,21 @@ class Generation:
             for choice in range(job.num_choices)
         ]
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """What each delta adds to its choice. Every choice ends with a finish reason.
+    async def pieces(self) -> AsyncGenerator[Sequence[Piece], None]:
+        """What each delta adds to its choice, as many at a time as there are; never none.
+
+        Every choice ends with a finish reason.
 
         Raises what `Relay.generate` raises, and WorkerError when a home leaves a choice unfinished.
         """
         streams = [
             self._relay.generate(self._call(index)) for index in range(len(self.job.prompts))
         ]
-        async with contextlib.aclosing(merged(streams)) as events:
-            async for prompt, event in events:
-                piece = self._take(prompt, event)
-                if piece is not None:
-                    yield piece
+        async with contextlib.aclosing(merged(streams)) as batches:
+            async for prompt, events in batches:
+                pieces = self._take(prompt, events)
+                if pieces:
+                    yield pieces
         self._check_complete()
         self._count_usage()
 
@@ -84,20 +86,21 @@ class Generation:
         )
         return f"decode={','.join(homes)}; prefill={','.join(prefills) or 'none'}"
 
-    @property
-    def running_usage(self) -> Usage:
+    def running_usage(self, completion_tokens: int) -> Usage:
+        """While the request goes on: as of so many tokens."""
         prompt_tokens = sum(len(prompt.ids) for prompt in self.job.prompts)
         return Usage(
             prompt_tokens=prompt_tokens,
-            completion_tokens=self._completion_tokens,
-            total_tokens=prompt_tokens + self._completion_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
         )
 
     @property
     def usage(self) -> Usage:
         cached = sum(stats.cached_tokens for stats in self._stats.values())
         details = PromptDetails(cached_tokens=cached)
-        return self.running_usage.model_copy(update={"prompt_tokens_details": details})
+        running = self.running_usage(self._completion_tokens)
+        return running.model_copy(update={"prompt_tokens_details": details})
 
     @property
     def timings(self) -> Timings:
@@ -114,15 +117,16 @@ class Generation:
             cache_salt=self.job.cache_salt,
         )
 
-    def _take(self, prompt: int, event: Event) -> Piece | None:
-        match event:
-            case Placement():
+    def _take(self, prompt: int, events: Sequence[Event]) -> list[Piece]:
+        pieces = []
+        for event in events:
+            if isinstance(event, TokenDelta):
+                pieces.append(self._grow(prompt * self.job.n + event.choice, event))
+            elif isinstance(event, Placement):
                 self._placements[prompt] = event
-            case pb.RequestStats():
+            else:
                 self._stats[prompt] = event
-            case TokenDelta():
-                return self._grow(prompt * self.job.n + event.choice, event)
-        return None
+        return pieces
 
     def _grow(self, index: int, delta: TokenDelta) -> Piece:
         if delta.choice >= self.job.n or self._choices[index].finished:

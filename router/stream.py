@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from typing import TypeVar
 
 from starlette.datastructures import Headers
@@ -17,7 +17,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from router.errors import ClientGone, DeadlineError, problem_of, stopping
-from router.reply import Reply
 from triptych.errors import TriptychError
 
 _T = TypeVar("_T")
@@ -61,7 +60,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        chunks: AsyncGenerator[Reply, None],
+        chunks: AsyncGenerator[Sequence[bytes], None],  # JSON; as many at a time as there are
         *,
         headers: Callable[[], Mapping[str, str]],  # asked when the first chunk is there
         deadline_s: float,
@@ -110,8 +109,8 @@ class EventStream(Response):
     async def _frames(self) -> AsyncGenerator[bytes, None]:
         try:
             async with contextlib.aclosing(self._chunks) as chunks:
-                async for chunk in chunks:
-                    yield _frame(chunk.json_bytes())
+                async for batch in chunks:
+                    yield b"".join(map(_frame, batch))
             yield _frame(b"[DONE]")
         except TriptychError as error:
             if not self._started:
@@ -122,7 +121,7 @@ class EventStream(Response):
 
 
 def _frame(data: bytes) -> bytes:
-    return b"data: " + data + b"\n\n"
+    return b"data: %b\n\n" % data
 
 
 async def _disconnect(receive: Receive) -> None:
