@@ -11,7 +11,7 @@ from router.merge import merged
 from router.metrics import RouterMetrics
 from router.place import Placement
 from router.prompt import Prompt
-from router.relay import Call, Event, Relay
+from router.relay import Call, Relay
 from router.reply import PromptDetails, Timings, Usage, timings
 from router.text import ChoiceText, Piece
 from transport.protos import worker_pb2 as pb
@@ -64,16 +64,12 @@ class Generation:
 
         Every choice ends with a finish reason.
 
-        Raises what `Relay.generate` raises, and WorkerError when a home leaves a choice unfinished.
+        Raises what `Relay.open` raises, and WorkerError when a home leaves a choice unfinished.
         """
-        streams = [
-            self._relay.generate(self._call(index)) for index in range(len(self.job.prompts))
-        ]
-        async with contextlib.aclosing(merged(streams)) as batches:
-            async for prompt, events in batches:
-                pieces = self._take(prompt, events)
-                if pieces:
-                    yield pieces
+        prompts = range(len(self.job.prompts))
+        async with contextlib.aclosing(merged([self._answer(p) for p in prompts])) as batches:
+            async for _, pieces in batches:
+                yield pieces
         self._check_complete()
         self._count_usage()
 
@@ -117,16 +113,19 @@ class Generation:
             cache_salt=self.job.cache_salt,
         )
 
-    def _take(self, prompt: int, events: Sequence[Event]) -> list[Piece]:
-        pieces = []
-        for event in events:
-            if isinstance(event, TokenDelta):
-                pieces.append(self._grow(prompt * self.job.n + event.choice, event))
-            elif isinstance(event, Placement):
-                self._placements[prompt] = event
-            else:
-                self._stats[prompt] = event
-        return pieces
+    async def _answer(self, prompt: int) -> AsyncGenerator[Sequence[Piece], None]:
+        first = prompt * self.job.n
+        async with self._relay.open(self._call(prompt)) as answer:
+            self._placements[prompt] = answer.placement
+            while prompt not in self._stats:
+                pieces = []
+                for told in await answer.inbox.take():
+                    if isinstance(told, TokenDelta):
+                        pieces.append(self._grow(first + told.choice, told))
+                    else:
+                        self._stats[prompt] = told
+                if pieces:
+                    yield pieces
 
     def _grow(self, index: int, delta: TokenDelta) -> Piece:
         if delta.choice >= self.job.n or self._choices[index].finished:
@@ -157,18 +156,17 @@ class _Clock:
 
     def __init__(self, job: Job, metrics: RouterMetrics) -> None:
         self._first = metrics.time_to_first_token.labels(job.route)
-        self._next = metrics.inter_token_latency.labels(job.route)
-        self._tokens = metrics.completion_tokens
+        self._next = metrics.tokens.of(job.route)
         self._seen_at = job.arrived
         self._started = False
 
     def tick(self, num_tokens: int) -> None:
-        now = time.monotonic()
         if not num_tokens:
             return
-        self._tokens.inc(num_tokens)
+        now = time.monotonic()
         if self._started:
-            self._next.observe((now - self._seen_at) / num_tokens)
+            self._next.observe(num_tokens, now - self._seen_at)
         else:
             self._first.observe(now - self._seen_at)
+            self._next.num_tokens += num_tokens
         self._started, self._seen_at = True, now

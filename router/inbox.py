@@ -56,13 +56,17 @@ class Inbox:
             self._error = error
             self._wake_reader()
 
-    async def take(self) -> list[Told]:
-        """All that is here; waits for something. Bare tokens come as one delta."""
+    async def wait(self) -> None:
+        """Until there is something to take. Raises what the request failed with."""
         while not self._token_ids and not self._told:
             if self._error is not None:
                 raise self._error
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
+
+    async def take(self) -> list[Told]:
+        """All that is here; waits for something. Bare tokens come as one delta."""
+        await self.wait()
         self._flush_tokens()
         told, self._told = self._told, []
         self._num_tokens = 0

@@ -11,22 +11,20 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from router.errors import DeadlineError
 from router.homes import Homes
-from router.inbox import Inbox, Told
+from router.inbox import Inbox
 from router.link import HomeLost
 from router.metrics import RouterMetrics
 from router.place import Placement, PlacementPolicy, PlacementRequest
 from transport.protos import worker_pb2 as pb
 from transport.registry import WorkerView
-from triptych.errors import CapacityError
+from triptych.errors import CapacityError, TriptychError
 from triptych.request import SamplingParams
 from triptych.wire import generate_request
-
-Event = Placement | Told
 
 _LEAST_S = 0.001  # 0 would say that there is no deadline
 
@@ -44,8 +42,16 @@ class Call:
     cache_salt: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A home that has begun to answer a call."""
+
+    placement: Placement
+    inbox: Inbox
+
+
 class Relay:
-    """Places calls and relays their streams. Lives on one event loop; `close` ends what is open."""
+    """Places calls and opens them at their homes. Lives on one event loop; `close` ends what is open."""
 
     def __init__(
         self,
@@ -64,32 +70,34 @@ class Relay:
         self._homes = Homes()
         self._turns = itertools.count()
 
-    async def generate(self, call: Call) -> AsyncGenerator[Sequence[Event], None]:
-        """The placement that answered (once, first), deltas, the request's stats (once, last).
+    @contextlib.asynccontextmanager
+    async def open(self, call: Call) -> AsyncIterator[Answer]:
+        """Asks a home and waits for its first word. A home that was lost, or that had no room,
+        before that is replaced once.
 
-        Each time all that has come meanwhile: usually one delta. A home that was lost, or that had no room, before its first reply is replaced once. Closing
-        the generator, or cancelling the task that awaits it, cancels the call at once. Raises
+        Leaving the block early cancels the request. This and what is taken from the inbox raise
         CapacityError, DeadlineError, WorkerError, or what the home raised.
         """
         ends = time.monotonic() + self._deadline_s
         lost: str | None = None
         while True:
             placement = await self._place(call, lost)
-            answered = False
-            try:
-                async with contextlib.aclosing(self._relay(call, placement, ends)) as batches:
-                    async for told in batches:
-                        yield told if answered else [placement, *told]
-                        answered = True
+            with self._ask(call, placement, ends) as inbox:
+                try:
+                    with self._homes.prefill(placement, len(call.prompt_ids)):
+                        await inbox.wait()
+                except (HomeLost, CapacityError) as error:
+                    if lost is not None:
+                        raise _reason(error) from None
+                    lost = placement.decode.worker_id
+                    fields = {"id": call.request_id, "home": lost, "reason": str(error)}
+                    _log.warning("home gave no answer, trying another", extra={"fields": fields})
+                    continue
+                try:
+                    yield Answer(placement, inbox)
+                except HomeLost as error:
+                    raise error.reason from None
                 return
-            except (HomeLost, CapacityError) as error:
-                if answered or lost is not None:
-                    raise (error.reason if isinstance(error, HomeLost) else error) from None
-                lost = placement.decode.worker_id
-                _log.warning(
-                    "home gave no answer, trying another",
-                    extra={"fields": {"id": call.request_id, "home": lost, "reason": str(error)}},
-                )
 
     async def close(self) -> None:
         await self._homes.close()
@@ -114,9 +122,8 @@ class Relay:
         _log.info("placed", extra={"fields": {**fields, "reason": reason}})
         return placement
 
-    async def _relay(
-        self, call: Call, placement: Placement, ends: float
-    ) -> AsyncGenerator[Sequence[Told], None]:
+    @contextlib.contextmanager
+    def _ask(self, call: Call, placement: Placement, ends: float) -> Iterator[Inbox]:
         message = generate_request(
             call.request_id,
             call.prompt_ids,
@@ -133,12 +140,11 @@ class Relay:
             home.open(message) as inbox,
             _deadline(inbox, ends),
         ):
-            with self._homes.prefill(placement, len(call.prompt_ids)):
-                told = await inbox.take()
-            yield told
-            while not isinstance(told[-1], pb.RequestStats):
-                told = await inbox.take()
-                yield told
+            yield inbox
+
+
+def _reason(error: HomeLost | CapacityError) -> TriptychError:
+    return error.reason if isinstance(error, HomeLost) else error
 
 
 @contextlib.contextmanager

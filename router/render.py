@@ -6,12 +6,13 @@ import contextlib
 import json
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from router.generation import Generation
 from router.reply import Reply
 from router.schema import GenerationBody
+from router.stream import event
 from router.text import Piece
 
 
@@ -69,28 +70,28 @@ def with_token_ids(reply: Any, pieces: Sequence[Sequence[Piece]]) -> Reply:
 
 async def chunked_answer(
     shape: Shape, generation: Generation, extras: Extras
-) -> AsyncGenerator[Sequence[bytes], None]:
-    """Chunks of one choice each, as JSON, as many at a time as there are.
+) -> AsyncGenerator[bytes, None]:
+    """Events with chunks of one choice each, as many at a time as there are.
 
     At last one without a choice, if usage or timings are wanted.
     """
     writer = ChunkWriter(shape, generation, extras)
     async with contextlib.aclosing(generation.pieces()) as batches:
         async for pieces in batches:
-            chunks = [chunk for piece in pieces for chunk in writer.chunks(piece)]
-            if chunks:
-                yield chunks
+            events = writer.events(pieces)
+            if events:
+                yield events.encode()
     final: dict[str, Any] = {}
     if extras.usage:
         final["usage"] = generation.usage
     if extras.timings:
         final["triptych"] = generation.timings
     if final:
-        yield [shape.chunk([], final).json_bytes()]
+        yield event(shape.chunk([], final).json_text()).encode()
 
 
 class ChunkWriter:
-    """Pieces of one answer to JSON chunks.
+    """Pieces of one answer to events with JSON chunks.
 
     Most chunks of a stream differ in their text only, so the API's own rendering of one is kept as
     a template, by choice.
@@ -105,11 +106,18 @@ class ChunkWriter:
         self._num_tokens = 0
         self._unsent: defaultdict[int, list[int]] = defaultdict(list)  # token ids by choice
 
-    def chunks(self, piece: Piece) -> list[bytes]:
-        """May be none: a piece without text has nothing to show."""
-        template = self._templates.get(piece.choice)
-        if template is not None and piece.is_plain:
-            return [f"{template[0]}{json_string(piece.text)}{template[1]}".encode()]
+    def events(self, pieces: Sequence[Piece]) -> str:
+        """May be empty: a piece without text has nothing to show."""
+        found = []
+        for piece in pieces:
+            template = self._templates.get(piece.choice)
+            if template is not None and piece.is_plain:
+                found += (template[0], json_string(piece.text), template[1])
+            else:
+                found += map(event, self._chunks(piece))
+        return "".join(found)
+
+    def _chunks(self, piece: Piece) -> list[str]:
         self._num_tokens += len(piece.token_ids)
         choices = list(self._shape.chunk_choices(piece))
         if self._has_templates and piece.is_plain:
@@ -121,17 +129,17 @@ class ChunkWriter:
                 choices[-1] = choices[-1].model_copy(update=ids)
         return [self._chunk(choice) for choice in choices]
 
-    def _chunk(self, choice: Any) -> bytes:
+    def _chunk(self, choice: Any) -> str:
         extra: dict[str, Any] = {}
         if self._extras.usage:
             running = self._extras.running_usage
             extra["usage"] = self._generation.running_usage(self._num_tokens) if running else None
-        return self._shape.chunk([choice], extra).json_bytes()
+        return self._shape.chunk([choice], extra).json_text()
 
     def _template(self, piece: Piece) -> tuple[str, str]:
         """For a choice whose first piece has been shown: from now on a piece is one chunk."""
-        (choice,) = self._shape.chunk_choices(replace(piece, text=_MARK))
-        head, _, tail = self._chunk(choice).decode().rpartition(f'"{_MARK}"')
+        (choice,) = self._shape.chunk_choices(piece._replace(text=_MARK))
+        head, _, tail = event(self._chunk(choice)).rpartition(f'"{_MARK}"')
         return head, tail
 
 

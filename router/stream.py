@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import TypeVar
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from router.errors import ClientGone, DeadlineError, problem_of, stopping
+from router.errors import ClientGone, DeadlineError, Problem, problem_of, stopping
 from triptych.errors import TriptychError
 
 _T = TypeVar("_T")
@@ -49,7 +49,7 @@ async def while_connected(receive: Receive, work: Coroutine[None, None, _T]) -> 
 
 
 class EventStream(Response):
-    """Chunks as `data: …` events, closed by `data: [DONE]`.
+    """A stream of `data: …` events, closed by `data: [DONE]`.
 
     The head goes out with the first event: an error before it is an ordinary error answer. A later
     one becomes an error event, and the stream ends without [DONE].
@@ -60,14 +60,14 @@ class EventStream(Response):
 
     def __init__(
         self,
-        chunks: AsyncGenerator[Sequence[bytes], None],  # JSON; as many at a time as there are
+        events: AsyncGenerator[bytes, None],  # whole ones, one or more at a time
         *,
-        headers: Callable[[], Mapping[str, str]],  # asked when the first chunk is there
+        headers: Callable[[], Mapping[str, str]],  # asked when the first event is there
         deadline_s: float,
         interrupted: Callable[[str], None],  # told why, when there is no proper end
     ) -> None:
         super().__init__()
-        self._chunks = chunks
+        self._events = events
         self._more_headers = headers
         self._deadline_s = deadline_s
         self._interrupted = interrupted
@@ -90,38 +90,42 @@ class EventStream(Response):
         except asyncio.CancelledError:  # the server gives up what outlived its drain
             self._interrupted("stopping")
             if self._started:
-                await self._send_last(send, _frame(stopping().body()))
+                await self._send_last(send, _problem_event(stopping()))
             raise
 
     async def _pump(self, send: Send) -> None:
-        async with contextlib.aclosing(self._frames()) as frames:
-            async for frame in frames:
-                if not self._started:
-                    self._started = True
-                    head = Headers({**_HEADERS, **self._more_headers()})
-                    await send({"type": "http.response.start", "status": 200, "headers": head.raw})
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
-        await self._send_last(send, b"")
-
-    async def _send_last(self, send: Send, frame: bytes) -> None:
-        await send({"type": "http.response.body", "body": frame, "more_body": False})
-
-    async def _frames(self) -> AsyncGenerator[bytes, None]:
         try:
-            async with contextlib.aclosing(self._chunks) as chunks:
-                async for batch in chunks:
-                    yield b"".join(map(_frame, batch))
-            yield _frame(b"[DONE]")
+            async with contextlib.aclosing(self._events) as events:
+                async for some in events:
+                    if not self._started:
+                        await self._start(send)
+                    await send({"type": "http.response.body", "body": some, "more_body": True})
+            if not self._started:
+                await self._start(send)
+            await self._send_last(send, b"data: [DONE]\n\n")
         except TriptychError as error:
             if not self._started:
                 raise
             _log.warning("stream broke: %s", error)
             self._interrupted("error")
-            yield _frame(problem_of(error).body())
+            await self._send_last(send, _problem_event(problem_of(error)))
+
+    async def _start(self, send: Send) -> None:
+        self._started = True
+        head = Headers({**_HEADERS, **self._more_headers()})
+        await send({"type": "http.response.start", "status": 200, "headers": head.raw})
+
+    async def _send_last(self, send: Send, frame: bytes) -> None:
+        await send({"type": "http.response.body", "body": frame, "more_body": False})
 
 
-def _frame(data: bytes) -> bytes:
-    return b"data: %b\n\n" % data
+def event(data: str) -> str:
+    """Of text without line breaks, as JSON is."""
+    return f"data: {data}\n\n"
+
+
+def _problem_event(problem: Problem) -> bytes:
+    return event(problem.body().decode()).encode()
 
 
 async def _disconnect(receive: Receive) -> None:
