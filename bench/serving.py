@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import statistics
@@ -146,7 +147,7 @@ def row(streams: int, sides: Sequence[tuple[Side, Side]]) -> dict[str, Any]:
     served, bare = [side for side, _ in sides], [side for _, side in sides]
     cpu = {name: median(side.cpu_us[name] for side in served) for name in served[0].cpu_us}
     engine = median(side.cpu_us["engine"] for side in bare)
-    gaps = [b - a for s in served for h in s.heard for a, b in zip(h.reads, h.reads[1:])]
+    gaps = [b - a for s in served for h in s.heard for a, b in itertools.pairwise(h.reads)]
     first = [h.reads[0] - h.asked_at for s in served for h in s.heard]
     overhead = sum(cpu.values()) - engine
     return {

@@ -51,7 +51,7 @@ class Answer:
 
 
 class Relay:
-    """Places calls and opens them at their homes. Lives on one event loop; `close` ends what is open."""
+    """Places calls and opens them at their homes. Lives on one event loop; `close` ends them all."""
 
     def __init__(
         self,

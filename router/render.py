@@ -108,7 +108,7 @@ class ChunkWriter:
 
     def events(self, pieces: Sequence[Piece]) -> str:
         """May be empty: a piece without text has nothing to show."""
-        found = []
+        found: list[str] = []
         for piece in pieces:
             template = self._templates.get(piece.choice)
             if template is not None and piece.is_plain:
