@@ -76,7 +76,7 @@ class DecodeService(DecodeWorkerServicer):
             async for batch in replies:
                 yield batch
 
-    async def _answer(self, request: pb.GenerateRequest, lane: Lane) -> None:
+    async def _answer(self, request: pb.GenerateRequest, lane: Lane) -> pb.RequestStats:
         """One request, from its arrival until all its choices have ended."""
         outcome = "rejected"
         with bind_request(request.request_id):
@@ -84,8 +84,8 @@ class DecodeService(DecodeWorkerServicer):
                 home = self._open(request, lane)
                 outcome = "cancelled"
                 await self._run(home)
-                lane.stats(home.stats())
                 outcome = "finished"
+                return home.stats()
             except Exception:
                 outcome = "rejected" if outcome == "rejected" else "failed"
                 raise

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from functools import partial
+from typing import Any
 
 import grpc
 
@@ -44,12 +45,10 @@ class Lane:
     def delta(self, message: pb.TokenDelta) -> None:
         self._say(pb.GenerateReply(lane=self.number, delta=message))
 
-    def stats(self, message: pb.RequestStats) -> None:
-        """The end of a request that went well."""
-        self._say(pb.GenerateReply(lane=self.number, stats=message))
+    def end(self, stats: pb.RequestStats) -> None:
+        self._say(pb.GenerateReply(lane=self.number, stats=stats))
 
     def fail(self, code: grpc.StatusCode, details: str) -> None:
-        """The end of a request that did not."""
         error = pb.RequestError(code=code.value[0], details=details)
         self._say(pb.GenerateReply(lane=self.number, error=error))
 
@@ -75,14 +74,14 @@ class Lane:
             self._kept.append(item)
 
 
-Answer = Callable[[pb.GenerateRequest, Lane], Coroutine[None, None, None]]
+Answer = Callable[[pb.GenerateRequest, Lane], Coroutine[None, None, pb.RequestStats]]
 
 
 class LaneServer:
     """Answers the calls of all routers. `answer` is a request's whole life.
 
-    It says all that is to be said on its lane and ends, is cancelled when nobody listens any more,
-    or raises: then the error ends the request at its router, as `to_status` puts it.
+    It says its deltas on the lane and returns the stats, which end the request; is cancelled when
+    nobody listens any more; or raises, and the router is told what `to_status` makes of that.
     """
 
     def __init__(self, answer: Answer, to_status: ToStatus) -> None:
@@ -153,7 +152,7 @@ class _RouterCall:
         self._to_status = to_status
         self._outbox = _Outbox()
         self._lanes: dict[int, Lane] = {}  # the router listens, and there may be more to tell
-        self._answers: dict[Lane, asyncio.Task[None]] = {}
+        self._answers: dict[Lane, asyncio.Task[pb.RequestStats]] = {}
         self._leaving = False
 
     def leave(self) -> None:
@@ -204,13 +203,15 @@ class _RouterCall:
             lane.hold(wanted)
             self._forget_if_done(lane)
 
-    def _ended(self, lane: Lane, answer: asyncio.Task[None]) -> None:
+    def _ended(self, lane: Lane, answer: asyncio.Task[pb.RequestStats]) -> None:
         del self._answers[lane]
         if answer.cancelled():
             if lane.number in self._lanes:  # the router did not ask for that
                 lane.fail(grpc.StatusCode.CANCELLED, "the request was cut short")
         elif error := answer.exception():
             lane.fail(*explain_error(error, self._to_status, "Generate"))
+        else:
+            lane.end(answer.result())
         self._forget_if_done(lane)
 
     def _forget_if_done(self, lane: Lane) -> None:
@@ -221,7 +222,7 @@ class _RouterCall:
     async def _close(self, reading: asyncio.Task[None]) -> None:
         """The one clean-up of a router's requests: nobody listens to them any more."""
         self._lanes.clear()
-        tasks = [reading, *self._answers.values()]
+        tasks: list[asyncio.Task[Any]] = [reading, *self._answers.values()]
         for task in tasks:
             if not task.cancelling():  # else it cleans up already
                 task.cancel()

@@ -24,6 +24,7 @@ from transport.lanes import Lane, LaneServer
 from transport.protos import worker_pb2 as pb
 from transport.protos import worker_pb2_grpc
 from transport.registry import stay_attached
+from triptych.errors import WorkerError
 from triptych.request import FinishReason, TokenDelta, TokenLogprobs
 from triptych.wire import delta_message, to_status
 
@@ -114,15 +115,16 @@ class FakeWorker(worker_pb2_grpc.DecodeWorkerServicer):
         calls: AsyncIterator[pb.GenerateCall],
         context: grpc.aio.ServicerContext[pb.GenerateCall, pb.GenerateReplies],
     ) -> AsyncIterator[pb.GenerateReplies]:
-        lanes = LaneServer(self._play, to_status)
+        lanes = LaneServer(self._play, _to_status)
         async with contextlib.aclosing(lanes.serve(calls)) as replies:
             async for batch in replies:
                 yield batch
 
-    async def _play(self, request: pb.GenerateRequest, lane: Lane) -> None:
+    async def _play(self, request: pb.GenerateRequest, lane: Lane) -> pb.RequestStats:
         call = HeardCall(request)
         self.calls.append(call)
         self._heard.put_nowait(call)
+        told: pb.RequestStats | None = None
         try:
             for step in self.script(request):
                 match step:
@@ -131,19 +133,35 @@ class FakeWorker(worker_pb2_grpc.DecodeWorkerServicer):
                     case BaseException():
                         raise step
                     case grpc.StatusCode():
-                        lane.fail(step, "as the script says")
-                        return
+                        raise _ScriptedStatus(step)
                     case TokenDelta():
                         _tell(lane, step)
                     case pb.RequestStats():
-                        lane.stats(step)
+                        told = step
                 await lane.taken()
                 call.sent += 1
+            if told is None:
+                raise WorkerError("the script says nothing more, and it gave no stats")
+            return told
         except asyncio.CancelledError:
             call.cancelled.set()
             raise
         finally:
             call.ended.set()
+
+
+class _ScriptedStatus(Exception):
+    """A step of the script that ends its call like this."""
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def _to_status(error: BaseException) -> tuple[grpc.StatusCode, str] | None:
+    if isinstance(error, _ScriptedStatus):
+        return error.code, "as the script says"
+    return to_status(error)
 
 
 def _tell(lane: Lane, delta: TokenDelta) -> None:
