@@ -24,7 +24,7 @@ from triptych.request import FinishReason, TokenDelta
 
 
 class StepOutput(NamedTuple):
-    """One new token of one sequence. A tuple: there is one for every token."""
+    """One new token of one sequence, or none if the draw was broken. A tuple, for speed."""
 
     sequence: Sequence  # goes on meanwhile: only what never changes may be read from it
     drawn: Drawn
@@ -32,8 +32,14 @@ class StepOutput(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """There is nothing to tell but the token."""
-        return self.finish_reason is None and self.drawn.logprobs is None
+        """There is nothing to tell but a token of choice 0."""
+        drawn = self.drawn
+        return (
+            self.finish_reason is None
+            and drawn.logprobs is None
+            and not drawn.broken
+            and self.sequence.choice == 0
+        )
 
     @property
     def delta(self) -> TokenDelta:
@@ -110,12 +116,13 @@ class DecodeLoop:
         drawing = [job.sequence for job in jobs if job.reaches_end]
         hidden = [self._runner.forward(jobs)] if jobs else []
         for job in jobs:
-            self._note_start(job.sequence, began)
+            if job.sequence.first_step_at is None:
+                self._note_start(job.sequence, began)
             self.scheduler.advance(job)
         drawing += [sequence for sequence, _ in arrived]
         hidden += [row[None] for _, row in arrived]
         if drawing:
-            logits = self._runner.logits(torch.cat(hidden))
+            logits = self._runner.logits(torch.cat(hidden) if arrived else hidden[0])
             tokens = self._sampler.draw(logits, drawing)
             self._emit(
                 [self._commit(seq, token) for seq, token in zip(drawing, tokens, strict=True)]
@@ -124,9 +131,12 @@ class DecodeLoop:
         return True
 
     def _commit(self, sequence: Sequence, drawn: Drawn) -> StepOutput:
-        """Appends the token; a finished sequence leaves at once."""
+        """Appends the token; a finished sequence leaves at once, and so does a broken one."""
         if sequence.prompt_done_at is None:
             sequence.prompt_done_at = time.monotonic()
+        if drawn.broken:
+            self.scheduler.remove(sequence)
+            return StepOutput(sequence, drawn, None)
         sequence.append(drawn.token_id)
         check_finish(sequence, drawn.token_id, self._eos, self._max_model_len)
         if sequence.finish_reason is not None:
@@ -134,10 +144,9 @@ class DecodeLoop:
         return StepOutput(sequence, drawn, sequence.finish_reason)
 
     def _note_start(self, sequence: Sequence, now: float) -> None:
-        if sequence.first_step_at is None:
-            sequence.first_step_at = now
-            self._metrics.prefix_query_tokens.inc(sequence.num_prompt)
-            self._metrics.prefix_hit_tokens.inc(sequence.num_cached)
+        sequence.first_step_at = now
+        self._metrics.prefix_query_tokens.inc(sequence.num_prompt)
+        self._metrics.prefix_hit_tokens.inc(sequence.num_cached)
 
     def _count(self, began: float, rows: int) -> None:
         preemptions = self.scheduler.num_preemptions

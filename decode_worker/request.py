@@ -11,6 +11,7 @@ from decode_worker.stop_watch import TextStop
 from transport.lanes import Lane
 from transport.protos import worker_pb2 as pb
 from triptych.engine.sequence import Sequence
+from triptych.errors import WorkerError
 from triptych.request import choice_seed
 from triptych.tokenizer import Tokenizer
 from triptych.wire import delta_message, sampling_params
@@ -46,8 +47,9 @@ class HomeRequest:
     lane: Lane
     ends_at: float  # monotonic seconds; the router's deadline
     arrived_at: float = field(default_factory=time.monotonic)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)  # every choice has its last token
-    num_ended: int = 0  # choices
+    num_ended: int = 0  # choices that have their last token
+    ended: asyncio.Event = field(default_factory=asyncio.Event)  # all have, or:
+    failure: WorkerError | None = None
     first_token_at: float | None = None
     num_tokens: int = 0
     remote: RemoteStats | None = None
@@ -67,17 +69,29 @@ class HomeRequest:
     def time_left_s(self) -> float:
         return self.ends_at - time.monotonic()
 
+    async def run_out(self) -> None:
+        """Until every choice has ended. Raises WorkerError when one cannot."""
+        try:
+            await asyncio.wait_for(self.ended.wait(), self.time_left_s)
+        except TimeoutError:  # the router gives up by itself, unless it hangs
+            raise WorkerError("the request's deadline has passed") from None
+        if self.failure is not None:
+            raise self.failure
+
     def tell(self, output: StepOutput) -> None:
         """Passes a token on."""
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
-        self.num_tokens += 1
-        if output.is_plain and output.sequence.choice == 0:
+        if output.is_plain:
+            self.num_tokens += 1
             self.lane.token(output.drawn.token_id)
-            return
-        self.lane.delta(delta_message(output.delta))
-        if output.finish_reason is not None:
-            self.num_ended += 1
+        elif output.drawn.broken:
+            self.failure = WorkerError("the model's output has no number in it")
+            self.ended.set()
+        else:
+            self.num_tokens += 1
+            self.lane.delta(delta_message(output.delta))
+            self.num_ended += output.finish_reason is not None
             if self.num_ended == len(self.sequences):
                 self.ended.set()
 

@@ -113,10 +113,7 @@ class DecodeService(DecodeWorkerServicer):
         try:
             await asyncio.wait({admission})
             _check_admitted(admission)
-            try:
-                await asyncio.wait_for(home.ended.wait(), home.time_left_s)
-            except TimeoutError:  # the router gives up by itself, unless it hangs
-                raise WorkerError("the request's deadline has passed") from None
+            await home.run_out()
         finally:
             log.info("request ended", extra={"fields": home.summary()})
             # A task of its own: a second cancellation must not cut the clean-up short.
