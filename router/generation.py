@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from router.merge import merged
 from router.metrics import RouterMetrics
@@ -59,19 +60,31 @@ class Generation:
             for choice in range(job.num_choices)
         ]
 
-    async def pieces(self) -> AsyncGenerator[Sequence[Piece], None]:
+    async def pieces(
+        self, shortcut: Callable[[int, int], bool] | None = None
+    ) -> AsyncGenerator[Sequence[Piece], None]:
         """What each delta adds to its choice, as many at a time as there are; never none.
 
-        Every choice ends with a finish reason.
+        Every choice ends with a finish reason. `shortcut(choice, token_id)` may show a token at
+        once, with `add_token`, and say True; it then is in no piece.
 
         Raises what `Relay.open` raises, and WorkerError when a home leaves a choice unfinished.
         """
         prompts = range(len(self.job.prompts))
-        async with contextlib.aclosing(merged([self._answer(p) for p in prompts])) as batches:
+        answers = [self._answer(prompt, shortcut) for prompt in prompts]
+        async with contextlib.aclosing(merged(answers)) as batches:
             async for _, pieces in batches:
                 yield pieces
         self._check_complete()
         self._count_usage()
+
+    def add_token(self, choice: int, token_id: int) -> str:
+        """The text of a token that does not end its choice and came without logprobs."""
+        if self._choices[choice].finished:
+            raise WorkerError(f"{self.job.id}: a token for choice {choice}, which has ended")
+        self._completion_tokens += 1
+        self._clocks[choice].tick(1)
+        return self._choices[choice].push_token(token_id)
 
     @property
     def decision(self) -> str:
@@ -113,10 +126,13 @@ class Generation:
             cache_salt=self.job.cache_salt,
         )
 
-    async def _answer(self, prompt: int) -> AsyncGenerator[Sequence[Piece], None]:
+    async def _answer(
+        self, prompt: int, shortcut: Callable[[int, int], bool] | None
+    ) -> AsyncGenerator[Sequence[Piece], None]:
         first = prompt * self.job.n
         async with self._relay.open(self._call(prompt)) as answer:
             self._placements[prompt] = answer.placement
+            answer.inbox.shortcut = shortcut and partial(shortcut, first)
             while prompt not in self._stats:
                 pieces = []
                 for told in await answer.inbox.take():

@@ -51,7 +51,7 @@ class Answer:
 
 
 class Relay:
-    """Places calls and opens them at their homes. Lives on one event loop; `close` ends them all."""
+    """Places calls and opens them at their homes. Lives on one event loop; `close` ends all."""
 
     def __init__(
         self,

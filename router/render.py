@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from router.generation import Generation
+from router.protocol import DirectBody
 from router.reply import Reply
 from router.schema import GenerationBody
 from router.stream import event
@@ -69,14 +70,15 @@ def with_token_ids(reply: Any, pieces: Sequence[Sequence[Piece]]) -> Reply:
 
 
 async def chunked_answer(
-    shape: Shape, generation: Generation, extras: Extras
+    shape: Shape, generation: Generation, extras: Extras, body: DirectBody | None
 ) -> AsyncGenerator[bytes, None]:
     """Events with chunks of one choice each, as many at a time as there are.
 
-    At last one without a choice, if usage or timings are wanted.
+    At last one without a choice, if usage or timings are wanted. Most go into `body` at once, if
+    there is one, and are not yielded.
     """
-    writer = ChunkWriter(shape, generation, extras)
-    async with contextlib.aclosing(generation.pieces()) as batches:
+    writer = ChunkWriter(shape, generation, extras, body)
+    async with contextlib.aclosing(generation.pieces(writer.show_token)) as batches:
         async for pieces in batches:
             events = writer.events(pieces)
             if events:
@@ -97,10 +99,17 @@ class ChunkWriter:
     a template, by choice.
     """
 
-    def __init__(self, shape: Shape, generation: Generation, extras: Extras) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        generation: Generation,
+        extras: Extras,
+        body: DirectBody | None,
+    ) -> None:
         self._shape = shape
         self._generation = generation
         self._extras = extras
+        self._body = body
         self._templates: dict[int, tuple[str, str]] = {}  # what stands around the text's JSON
         self._has_templates = not (extras.running_usage or extras.token_ids)
         self._num_tokens = 0
@@ -116,6 +125,16 @@ class ChunkWriter:
             else:
                 found += map(event, self._chunks(piece))
         return "".join(found)
+
+    def show_token(self, choice: int, token_id: int) -> bool:
+        """The short way of a bare token; False: it is not open now."""
+        template = self._templates.get(choice)
+        if template is None or self._body is None or not self._body.ready:
+            return False
+        text = self._generation.add_token(choice, token_id)
+        if text:
+            self._body.write(f"{template[0]}{json_string(text)}{template[1]}".encode())
+        return True
 
     def _chunks(self, piece: Piece) -> list[str]:
         self._num_tokens += len(piece.token_ids)

@@ -48,9 +48,7 @@ class ChoiceText:
         text, offsets = "", []
         for token_id in token_ids[:-1] if hidden else token_ids:
             offsets.append(self._num_chars)
-            new = self._detokenizer.push(token_id)
-            self._num_chars += len(new)
-            text += self._trimmer.push(new)
+            text += self.push_token(token_id)
         offsets += [self._num_chars] * hidden
         if finish_reason is not None:
             self.finished = True
@@ -59,6 +57,12 @@ class ChoiceText:
         return Piece(
             self.index, text, token_ids, logprobs, tuple(offsets), finish_reason, stop_reason
         )
+
+    def push_token(self, token_id: int) -> str:
+        """The text of a token that is to be shown and does not end the choice."""
+        new = self._detokenizer.push(token_id)
+        self._num_chars += len(new)
+        return self._trimmer.push(new)
 
     def _ends_with_terminator(self, delta: TokenDelta) -> bool:
         return (

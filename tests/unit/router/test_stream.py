@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from router.errors import ClientGone, DeadlineError
+from router.protocol import DirectBody
 from router.reply import StatusReply
 from router.stream import EventStream, event, while_connected
 from triptych.errors import CapacityError, WorkerError
@@ -49,7 +50,7 @@ class Numbers:
         self.asked = 0
         self.closed = False
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
+    async def events(self, body: DirectBody | None) -> AsyncGenerator[bytes, None]:
         try:
             for step in self.steps:
                 self.asked += 1
@@ -66,7 +67,7 @@ class Numbers:
 
 def stream(numbers: Numbers, reasons: list[str], deadline_s: float = 10.0) -> EventStream:
     return EventStream(
-        numbers.events(),
+        numbers.events,
         headers=lambda: {"X-Seen": str(numbers.asked)},
         deadline_s=deadline_s,
         interrupted=reasons.append,
