@@ -54,6 +54,7 @@ def build_role(
         load=lambda: worker_load(parts, service),
         tend=peers.sweep,
         close=peers.close,
+        leave=service.leave,
     )
 
 

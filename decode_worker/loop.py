@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,15 +20,38 @@ from triptych.engine.sampler import Drawn, Sampler
 from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import Sequence
 from triptych.obs.metrics import WorkerMetrics
-from triptych.request import TokenDelta
+from triptych.request import FinishReason, TokenDelta
 
 
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """One new token of one sequence."""
+class StepOutput(NamedTuple):
+    """One new token of one sequence, or none if the draw was broken. A tuple, for speed."""
 
-    sequence: Sequence
-    delta: TokenDelta
+    sequence: Sequence  # goes on meanwhile: only what never changes may be read from it
+    drawn: Drawn
+    finish_reason: FinishReason | None  # with this token
+
+    @property
+    def is_plain(self) -> bool:
+        """There is nothing to tell but a token of choice 0."""
+        drawn = self.drawn
+        return (
+            self.finish_reason is None
+            and drawn.logprobs is None
+            and not drawn.broken
+            and self.sequence.choice == 0
+        )
+
+    @property
+    def delta(self) -> TokenDelta:
+        sequence, drawn, finish_reason = self
+        return TokenDelta(
+            sequence.request_id,
+            sequence.choice,
+            (drawn.token_id,),
+            () if drawn.logprobs is None else (drawn.logprobs,),
+            finish_reason,
+            None if finish_reason is None else sequence.stop_reason,
+        )
 
 
 Emit = Callable[[list[StepOutput]], None]
@@ -93,12 +116,13 @@ class DecodeLoop:
         drawing = [job.sequence for job in jobs if job.reaches_end]
         hidden = [self._runner.forward(jobs)] if jobs else []
         for job in jobs:
-            self._note_start(job.sequence, began)
+            if job.sequence.first_step_at is None:
+                self._note_start(job.sequence, began)
             self.scheduler.advance(job)
         drawing += [sequence for sequence, _ in arrived]
         hidden += [row[None] for _, row in arrived]
         if drawing:
-            logits = self._runner.logits(torch.cat(hidden))
+            logits = self._runner.logits(torch.cat(hidden) if arrived else hidden[0])
             tokens = self._sampler.draw(logits, drawing)
             self._emit(
                 [self._commit(seq, token) for seq, token in zip(drawing, tokens, strict=True)]
@@ -107,28 +131,22 @@ class DecodeLoop:
         return True
 
     def _commit(self, sequence: Sequence, drawn: Drawn) -> StepOutput:
-        """Appends the token; a finished sequence leaves at once."""
+        """Appends the token; a finished sequence leaves at once, and so does a broken one."""
         if sequence.prompt_done_at is None:
             sequence.prompt_done_at = time.monotonic()
+        if drawn.broken:
+            self.scheduler.remove(sequence)
+            return StepOutput(sequence, drawn, None)
         sequence.append(drawn.token_id)
         check_finish(sequence, drawn.token_id, self._eos, self._max_model_len)
         if sequence.finish_reason is not None:
             self.scheduler.remove(sequence)
-        delta = TokenDelta(
-            sequence.request_id,
-            sequence.choice,
-            (drawn.token_id,),
-            () if drawn.logprobs is None else (drawn.logprobs,),
-            sequence.finish_reason,
-            sequence.stop_reason,
-        )
-        return StepOutput(sequence, delta)
+        return StepOutput(sequence, drawn, sequence.finish_reason)
 
     def _note_start(self, sequence: Sequence, now: float) -> None:
-        if sequence.first_step_at is None:
-            sequence.first_step_at = now
-            self._metrics.prefix_query_tokens.inc(sequence.num_prompt)
-            self._metrics.prefix_hit_tokens.inc(sequence.num_cached)
+        sequence.first_step_at = now
+        self._metrics.prefix_query_tokens.inc(sequence.num_prompt)
+        self._metrics.prefix_hit_tokens.inc(sequence.num_cached)
 
     def _count(self, began: float, rows: int) -> None:
         preemptions = self.scheduler.num_preemptions

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from dataclasses import dataclass, field, replace
 
 from decode_worker.loop import StepOutput
 from decode_worker.stop_watch import TextStop
+from transport.lanes import Lane
 from transport.protos import worker_pb2 as pb
 from triptych.engine.sequence import Sequence
+from triptych.errors import WorkerError
 from triptych.request import choice_seed
 from triptych.tokenizer import Tokenizer
-from triptych.wire import sampling_params
+from triptych.wire import delta_message, sampling_params
+
+_LONGEST_S = 7 * 24 * 3600.0  # for a router that names no deadline
 
 
 @dataclass(slots=True)
@@ -35,15 +38,18 @@ class RemoteStats:
 class HomeRequest:
     """Choice 0 computes (or fetches) the prompt; its siblings then find it in the prefix cache.
 
-    `outputs` holds at most what the choices may still generate: max_tokens each, so a client that
+    The lane keeps at most what the choices may still generate: max_tokens each, so a client that
     never reads costs a bounded amount of memory.
     """
 
     request: pb.GenerateRequest
     sequences: list[Sequence]
-    ends_at: float = math.inf  # monotonic seconds; the caller's deadline
+    lane: Lane
+    ends_at: float  # monotonic seconds; the router's deadline
     arrived_at: float = field(default_factory=time.monotonic)
-    outputs: asyncio.Queue[StepOutput] = field(default_factory=asyncio.Queue)
+    num_ended: int = 0  # choices that have their last token
+    ended: asyncio.Event = field(default_factory=asyncio.Event)  # all have, or:
+    failure: WorkerError | None = None
     first_token_at: float | None = None
     num_tokens: int = 0
     remote: RemoteStats | None = None
@@ -63,10 +69,31 @@ class HomeRequest:
     def time_left_s(self) -> float:
         return self.ends_at - time.monotonic()
 
-    def note_output(self, output: StepOutput) -> None:
+    async def run_out(self) -> None:
+        """Until every choice has ended. Raises WorkerError when one cannot."""
+        try:
+            await asyncio.wait_for(self.ended.wait(), self.time_left_s)
+        except TimeoutError:  # the router gives up by itself, unless it hangs
+            raise WorkerError("the request's deadline has passed") from None
+        if self.failure is not None:
+            raise self.failure
+
+    def tell(self, output: StepOutput) -> None:
+        """Passes a token on."""
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
-        self.num_tokens += len(output.delta.token_ids)
+        if output.is_plain:
+            self.num_tokens += 1
+            self.lane.token(output.drawn.token_id)
+        elif output.drawn.broken:
+            self.failure = WorkerError("the model's output has no number in it")
+            self.ended.set()
+        else:
+            self.num_tokens += 1
+            self.lane.delta(delta_message(output.delta))
+            self.num_ended += output.finish_reason is not None
+            if self.num_ended == len(self.sequences):
+                self.ended.set()
 
     def summary(self) -> dict[str, object]:
         """The line that a request leaves in the log."""
@@ -109,13 +136,13 @@ class HomeRequest:
 
 def open_request(
     request: pb.GenerateRequest,
+    lane: Lane,
     *,
     root: bytes,
     block_tokens: int,
     tokenizer: Tokenizer,
-    time_left_s: float | None,
 ) -> HomeRequest:
-    """A request's sequences, one per choice. `time_left_s` None: no deadline."""
+    """A request's sequences, one per choice."""
     params = sampling_params(request.sampling)
     prompt = list(request.prompt_ids)
     sequences: list[Sequence] = []
@@ -133,5 +160,5 @@ def open_request(
                 stop_watch=stop,
             )
         )
-    left = math.inf if time_left_s is None else time_left_s
-    return HomeRequest(request, sequences, ends_at=time.monotonic() + left)
+    ends_at = time.monotonic() + (request.time_left_s or _LONGEST_S)
+    return HomeRequest(request, sequences, lane, ends_at)

@@ -1,5 +1,5 @@
-"""The decode worker's gRPC face: one call per request. Cancelling the call ends the request
-everywhere.
+"""The decode worker's gRPC face: one call per router, one task per request. Whatever ends the call
+ends its requests, everywhere.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from functools import partial
 
 import grpc
@@ -15,6 +15,7 @@ import grpc
 from decode_worker.intake import Intake
 from decode_worker.loop import StepOutput
 from decode_worker.request import HomeRequest, open_request
+from transport.lanes import Lane, LaneServer
 from transport.protos import worker_pb2 as pb
 from transport.protos.worker_pb2_grpc import DecodeWorkerServicer
 from triptych.engine.sequence import Sequence
@@ -22,13 +23,13 @@ from triptych.errors import WorkerError
 from triptych.obs.log import bind_request
 from triptych.obs.metrics import WorkerMetrics
 from triptych.tokenizer import Tokenizer
-from triptych.wire import delta_message
+from triptych.wire import to_status
 from triptych.worker.boot import EngineParts
 from triptych.worker.check import check_prompt, check_sampling
 
 log = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateReply]
+Context = grpc.aio.ServicerContext[pb.GenerateCall, pb.GenerateReplies]
 
 
 class DecodeService(DecodeWorkerServicer):
@@ -37,6 +38,7 @@ class DecodeService(DecodeWorkerServicer):
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._event_loop = asyncio.get_running_loop()
+        self._lanes = LaneServer(self._answer, to_status)
         self._homes: dict[Sequence, HomeRequest] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._intake: Intake | None = None
@@ -44,6 +46,10 @@ class DecodeService(DecodeWorkerServicer):
     def connect(self, intake: Intake) -> None:
         """Once, before the server starts."""
         self._intake = intake
+
+    def leave(self) -> None:
+        """Refuses new requests from now on; the routers' calls end with their last open ones."""
+        self._lanes.leave()
 
     @property
     def num_open(self) -> int:
@@ -57,31 +63,36 @@ class DecodeService(DecodeWorkerServicer):
     def _deliver(self, outputs: list[StepOutput]) -> None:
         for output in outputs:
             home = self._homes.get(output.sequence)
-            if home is None:  # the call ended meanwhile
+            if home is None:  # nobody listens any more
                 continue
-            home.outputs.put_nowait(output)
-            if output.delta.finish_reason is not None:
+            home.tell(output)
+            if output.finish_reason is not None:
                 del self._homes[output.sequence]
 
     async def Generate(
-        self, request: pb.GenerateRequest, context: Context
-    ) -> AsyncIterator[pb.GenerateReply]:
+        self, calls: AsyncIterator[pb.GenerateCall], context: Context
+    ) -> AsyncIterator[pb.GenerateReplies]:
+        async with contextlib.aclosing(self._lanes.serve(calls)) as replies:
+            async for batch in replies:
+                yield batch
+
+    async def _answer(self, request: pb.GenerateRequest, lane: Lane) -> pb.RequestStats:
+        """One request, from its arrival until all its choices have ended."""
         outcome = "rejected"
         with bind_request(request.request_id):
             try:
-                home = self._open(request, context.time_remaining())
+                home = self._open(request, lane)
                 outcome = "cancelled"
-                async with contextlib.aclosing(self._replies(home)) as replies:
-                    async for reply in replies:
-                        yield reply
+                await self._run(home)
                 outcome = "finished"
+                return home.stats()
             except Exception:
                 outcome = "rejected" if outcome == "rejected" else "failed"
                 raise
             finally:
                 self._metrics.requests.labels(outcome).inc()
 
-    def _open(self, request: pb.GenerateRequest, time_left_s: float | None) -> HomeRequest:
+    def _open(self, request: pb.GenerateRequest, lane: Lane) -> HomeRequest:
         """Raises RequestError for what this worker can never serve."""
         parts = self._parts
         vocab_size = parts.model.config.vocab_size
@@ -89,21 +100,20 @@ class DecodeService(DecodeWorkerServicer):
         check_sampling(request.sampling, vocab_size)
         return open_request(
             request,
+            lane,
             root=parts.root(request.cache_salt),
             block_tokens=parts.layout.block_tokens,
             tokenizer=self._tokenizer,
-            time_left_s=time_left_s,
         )
 
-    async def _replies(self, home: HomeRequest) -> AsyncGenerator[pb.GenerateReply, None]:
+    async def _run(self, home: HomeRequest) -> None:
         assert self._intake is not None, "connect() comes first"
         self._homes.update(dict.fromkeys(home.sequences, home))
         admission = asyncio.create_task(self._intake.admit(home))
         try:
-            async with contextlib.aclosing(_follow(home, admission)) as outputs:
-                async for output in outputs:
-                    yield pb.GenerateReply(delta=delta_message(output.delta))
-            yield pb.GenerateReply(stats=home.stats())
+            await asyncio.wait({admission})
+            _check_admitted(admission)
+            await home.run_out()
         finally:
             log.info("request ended", extra={"fields": home.summary()})
             # A task of its own: a second cancellation must not cut the clean-up short.
@@ -123,28 +133,8 @@ class DecodeService(DecodeWorkerServicer):
                 thread.post(partial(loop.cancel, sequence))
 
 
-async def _follow(
-    home: HomeRequest, admission: asyncio.Task[None]
-) -> AsyncGenerator[StepOutput, None]:
-    """Outputs of all choices until the last one finished. Raises what the admission raised."""
-    open_choices = len(home.sequences)
-    while open_choices:
-        getting = asyncio.ensure_future(home.outputs.get())
-        try:
-            if not admission.done():
-                await asyncio.wait({getting, admission}, return_when=asyncio.FIRST_COMPLETED)
-                if admission.done():
-                    _check_admitted(admission)
-            output = await getting
-        finally:
-            getting.cancel()
-        home.note_output(output)
-        open_choices -= output.delta.finish_reason is not None
-        yield output
-
-
 def _check_admitted(admission: asyncio.Task[None]) -> None:
-    """Raises what the admission raised. gRPC must see no cancellation that nobody asked for."""
+    """Raises what the admission raised. Nobody asked for a cancellation of this request."""
     if admission.cancelled():
         raise WorkerError("the request's admission was cut short")
     admission.result()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from router.merge import merged
 from router.metrics import RouterMetrics
 from router.place import Placement
 from router.prompt import Prompt
-from router.relay import Call, Event, Relay
+from router.relay import Call, Relay
 from router.reply import PromptDetails, Timings, Usage, timings
 from router.text import ChoiceText, Piece
 from transport.protos import worker_pb2 as pb
@@ -59,21 +60,31 @@ class Generation:
             for choice in range(job.num_choices)
         ]
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """What each delta adds to its choice. Every choice ends with a finish reason.
+    async def pieces(
+        self, shortcut: Callable[[int, int], bool] | None = None
+    ) -> AsyncGenerator[Sequence[Piece], None]:
+        """What each delta adds to its choice, as many at a time as there are; never none.
 
-        Raises what `Relay.generate` raises, and WorkerError when a home leaves a choice unfinished.
+        Every choice ends with a finish reason. `shortcut(choice, token_id)` may show a token at
+        once, with `add_token`, and say True; it then is in no piece.
+
+        Raises what `Relay.open` raises, and WorkerError when a home leaves a choice unfinished.
         """
-        streams = [
-            self._relay.generate(self._call(index)) for index in range(len(self.job.prompts))
-        ]
-        async with contextlib.aclosing(merged(streams)) as events:
-            async for prompt, event in events:
-                piece = self._take(prompt, event)
-                if piece is not None:
-                    yield piece
+        prompts = range(len(self.job.prompts))
+        answers = [self._answer(prompt, shortcut) for prompt in prompts]
+        async with contextlib.aclosing(merged(answers)) as batches:
+            async for _, pieces in batches:
+                yield pieces
         self._check_complete()
         self._count_usage()
+
+    def add_token(self, choice: int, token_id: int) -> str:
+        """The text of a token that does not end its choice and came without logprobs."""
+        if self._choices[choice].finished:
+            raise WorkerError(f"{self.job.id}: a token for choice {choice}, which has ended")
+        self._completion_tokens += 1
+        self._clocks[choice].tick(1)
+        return self._choices[choice].push_token(token_id)
 
     @property
     def decision(self) -> str:
@@ -84,20 +95,21 @@ class Generation:
         )
         return f"decode={','.join(homes)}; prefill={','.join(prefills) or 'none'}"
 
-    @property
-    def running_usage(self) -> Usage:
+    def running_usage(self, completion_tokens: int) -> Usage:
+        """While the request goes on: as of so many tokens."""
         prompt_tokens = sum(len(prompt.ids) for prompt in self.job.prompts)
         return Usage(
             prompt_tokens=prompt_tokens,
-            completion_tokens=self._completion_tokens,
-            total_tokens=prompt_tokens + self._completion_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
         )
 
     @property
     def usage(self) -> Usage:
         cached = sum(stats.cached_tokens for stats in self._stats.values())
         details = PromptDetails(cached_tokens=cached)
-        return self.running_usage.model_copy(update={"prompt_tokens_details": details})
+        running = self.running_usage(self._completion_tokens)
+        return running.model_copy(update={"prompt_tokens_details": details})
 
     @property
     def timings(self) -> Timings:
@@ -114,15 +126,22 @@ class Generation:
             cache_salt=self.job.cache_salt,
         )
 
-    def _take(self, prompt: int, event: Event) -> Piece | None:
-        match event:
-            case Placement():
-                self._placements[prompt] = event
-            case pb.RequestStats():
-                self._stats[prompt] = event
-            case TokenDelta():
-                return self._grow(prompt * self.job.n + event.choice, event)
-        return None
+    async def _answer(
+        self, prompt: int, shortcut: Callable[[int, int], bool] | None
+    ) -> AsyncGenerator[Sequence[Piece], None]:
+        first = prompt * self.job.n
+        async with self._relay.open(self._call(prompt)) as answer:
+            self._placements[prompt] = answer.placement
+            answer.inbox.shortcut = shortcut and partial(shortcut, first)
+            while prompt not in self._stats:
+                pieces = []
+                for told in await answer.inbox.take():
+                    if isinstance(told, TokenDelta):
+                        pieces.append(self._grow(first + told.choice, told))
+                    else:
+                        self._stats[prompt] = told
+                if pieces:
+                    yield pieces
 
     def _grow(self, index: int, delta: TokenDelta) -> Piece:
         if delta.choice >= self.job.n or self._choices[index].finished:
@@ -153,18 +172,17 @@ class _Clock:
 
     def __init__(self, job: Job, metrics: RouterMetrics) -> None:
         self._first = metrics.time_to_first_token.labels(job.route)
-        self._next = metrics.inter_token_latency.labels(job.route)
-        self._tokens = metrics.completion_tokens
+        self._next = metrics.tokens.of(job.route)
         self._seen_at = job.arrived
         self._started = False
 
     def tick(self, num_tokens: int) -> None:
-        now = time.monotonic()
         if not num_tokens:
             return
-        self._tokens.inc(num_tokens)
+        now = time.monotonic()
         if self._started:
-            self._next.observe((now - self._seen_at) / num_tokens)
+            self._next.observe(num_tokens, now - self._seen_at)
         else:
             self._first.observe(now - self._seen_at)
+            self._next.num_tokens += num_tokens
         self._started, self._seen_at = True, now

@@ -1,7 +1,7 @@
-"""Open channels to workers, and what this router has under way on each. Lives on one event loop.
+"""Open links to workers, and what this router has under way on each. Lives on one event loop.
 
 A channel belongs to one (worker id, epoch): a restarted worker gets a new one, without the old
-one's back-off.
+one's back-off. On it there is one link at a time; one that broke is replaced by the next request.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 
+from router.link import HomeLink
 from router.place import Placement
 from transport.channel import connect
-from transport.protos import worker_pb2 as pb
-from transport.protos import worker_pb2_grpc
 from transport.registry import WorkerView
 
-Generate = grpc.aio.UnaryStreamMultiCallable[pb.GenerateRequest, pb.GenerateReply]
 _Key = tuple[str, int]
 _K = TypeVar("_K", bound=Hashable)
 
@@ -27,7 +25,8 @@ _K = TypeVar("_K", bound=Hashable)
 class Homes:
     def __init__(self) -> None:
         self._channels: dict[_Key, grpc.aio.Channel] = {}
-        self._open: Counter[_Key] = Counter()  # calls
+        self._links: dict[_Key, HomeLink] = {}
+        self._open: Counter[_Key] = Counter()  # requests
         self._choices: Counter[str] = Counter()  # by home's worker id
         self._prefilling: Counter[str] = Counter()  # prompt tokens by prefill worker's id
 
@@ -40,14 +39,12 @@ class Homes:
         return self._prefilling
 
     @contextlib.contextmanager
-    def visit(self, placement: Placement, choices: int) -> Iterator[Generate]:
-        """The Generate call of the placement's home; counts as open until the block ends."""
+    def visit(self, placement: Placement, choices: int) -> Iterator[HomeLink]:
+        """The way to the placement's home; counts as a request there until the block ends."""
         view = placement.decode
         key = (view.worker_id, view.epoch)
-        if key not in self._channels:
-            self._channels[key] = connect(view.address)
         with _counted(self._open, key, 1), _counted(self._choices, view.worker_id, choices):
-            yield _generate(self._channels[key])
+            yield self._link(key, view.address)
 
     @contextlib.contextmanager
     def prefill(self, placement: Placement, prompt_tokens: int) -> Iterator[None]:
@@ -62,19 +59,26 @@ class Homes:
         """Closes the channels of workers that left, unless a call is still open on them."""
         known = {(view.worker_id, view.epoch) for view in attached}
         for key in [k for k in self._channels if k not in known and not self._open[k]]:
-            await self._channels.pop(key).close(None)
+            await self._close(key)
 
     async def close(self) -> None:
-        """Cancels every open call."""
-        while self._channels:
-            _, channel = self._channels.popitem()
-            await channel.close(None)
+        """Ends every open request."""
+        for key in list(self._channels):
+            await self._close(key)
 
+    def _link(self, key: _Key, address: str) -> HomeLink:
+        if key not in self._channels:
+            self._channels[key] = connect(address)
+        link = self._links.get(key)
+        if link is None or link.broken:
+            link = self._links[key] = HomeLink(self._channels[key])
+        return link
 
-def _generate(channel: grpc.aio.Channel) -> Generate:
-    stub: Any = worker_pb2_grpc.DecodeWorkerStub(channel)
-    call: Generate = stub.Generate
-    return call
+    async def _close(self, key: _Key) -> None:
+        channel, link = self._channels.pop(key), self._links.pop(key, None)
+        if link is not None:
+            await link.close()
+        await channel.close(None)
 
 
 @contextlib.contextmanager

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
 _TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _ITL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -42,13 +45,8 @@ class RouterMetrics:
             buckets=_TTFT_S,
             registry=registry,
         )
-        self.inter_token_latency = Histogram(
-            "triptych_inter_token_latency_seconds",
-            "Time between two deltas of a choice over the tokens that the second one brought",
-            ["route"],
-            buckets=_ITL_S,
-            registry=registry,
-        )
+        self.tokens = TokenMetrics()
+        registry.register(self.tokens)
         self.prompt_tokens = Counter(
             "triptych_prompt_tokens_total", "Prompt tokens of finished requests", registry=registry
         )
@@ -56,9 +54,6 @@ class RouterMetrics:
             "triptych_cached_prompt_tokens_total",
             "Prompt tokens of finished requests that nobody had to compute",
             registry=registry,
-        )
-        self.completion_tokens = Counter(
-            "triptych_completion_tokens_total", "Tokens relayed from homes", registry=registry
         )
         self.live_streams = Gauge(
             "triptych_live_streams", "Generate calls that are open", registry=registry
@@ -81,3 +76,50 @@ class RouterMetrics:
         """Reports `count(role)` at every scrape."""
         for role in ("prefill", "decode"):
             self._workers.labels(role).set_function(partial(count, role))
+
+
+class RouteTokens:
+    """Tokens relayed on one route. For the event loop only, and without locks: this is counted for
+    every token, and prometheus_client would take as long as all that is done to the token's text.
+    """
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self.total_s = 0.0
+        self.counts = [0] * (len(_ITL_S) + 1)  # deltas by time per token, the last without bound
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """A delta, so long after the one before it."""
+        self.num_tokens += num_tokens
+        each_s = seconds / num_tokens
+        self.total_s += each_s
+        self.counts[bisect_left(_ITL_S, each_s)] += 1
+
+
+class TokenMetrics:
+    """What is counted token by token, put into metrics when somebody asks."""
+
+    def __init__(self) -> None:
+        self._routes: dict[str, RouteTokens] = {}
+
+    def of(self, route: str) -> RouteTokens:
+        return self._routes.setdefault(route, RouteTokens())
+
+    def collect(self) -> Iterable[Metric]:
+        """For the registry."""
+        tokens = CounterMetricFamily("triptych_completion_tokens", "Tokens relayed from homes")
+        tokens.add_metric([], sum(found.num_tokens for found in self._routes.values()))
+        yield tokens
+        latency = HistogramMetricFamily(
+            "triptych_inter_token_latency_seconds",
+            "Time between two deltas of a choice over the tokens that the second one brought",
+            labels=["route"],
+        )
+        bounds = [*map(str, _ITL_S), "+Inf"]
+        for route, found in self._routes.items():
+            latency.add_metric(
+                [route],
+                buckets=list(zip(bounds, itertools.accumulate(found.counts), strict=True)),
+                sum_value=found.total_s,
+            )
+        yield latency

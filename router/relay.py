@@ -1,8 +1,7 @@
-"""One call to a request's home, relayed delta by delta.
+"""One request at its home, relayed as it goes on.
 
-What bounds the memory of a stream: a reply is read from gRPC only when the consumer asks for the
-next event, so at most one reply per call is in this process; HTTP/2 flow control holds the rest
-back at the home.
+What bounds the memory of a stream: a request whose consumer asks for nothing is held at its home as
+soon as some hundred tokens lie here.
 """
 
 from __future__ import annotations
@@ -12,22 +11,22 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import grpc
-
 from router.errors import DeadlineError
-from router.homes import Generate, Homes
+from router.homes import Homes
+from router.inbox import Inbox
+from router.link import HomeLost
 from router.metrics import RouterMetrics
 from router.place import Placement, PlacementPolicy, PlacementRequest
 from transport.protos import worker_pb2 as pb
 from transport.registry import WorkerView
-from triptych.errors import CapacityError, TriptychError, WorkerError
-from triptych.request import SamplingParams, TokenDelta
-from triptych.wire import from_rpc_error, generate_request, token_delta
+from triptych.errors import CapacityError, TriptychError
+from triptych.request import SamplingParams
+from triptych.wire import generate_request
 
-Event = Placement | TokenDelta | pb.RequestStats
+_LEAST_S = 0.001  # 0 would say that there is no deadline
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +42,16 @@ class Call:
     cache_salt: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A home that has begun to answer a call."""
+
+    placement: Placement
+    inbox: Inbox
+
+
 class Relay:
-    """Places calls and relays their streams. Lives on one event loop; `close` ends what is open."""
+    """Places calls and opens them at their homes. Lives on one event loop; `close` ends all."""
 
     def __init__(
         self,
@@ -63,34 +70,34 @@ class Relay:
         self._homes = Homes()
         self._turns = itertools.count()
 
-    async def generate(self, call: Call) -> AsyncGenerator[Event, None]:
-        """The placement that answered (once, first), deltas, the request's stats (once, last).
+    @contextlib.asynccontextmanager
+    async def open(self, call: Call) -> AsyncIterator[Answer]:
+        """Asks a home and waits for its first word. A home that was lost, or that had no room,
+        before that is replaced once.
 
-        A home that was lost, or that had no room, before its first reply is replaced once. Closing
-        the generator, or cancelling the task that awaits it, cancels the call at once. Raises
+        Leaving the block early cancels the request. This and what is taken from the inbox raise
         CapacityError, DeadlineError, WorkerError, or what the home raised.
         """
         ends = time.monotonic() + self._deadline_s
         lost: str | None = None
         while True:
             placement = await self._place(call, lost)
-            answered = False
-            try:
-                async with contextlib.aclosing(self._relay(call, placement, ends)) as events:
-                    async for event in events:
-                        if not answered:
-                            answered = True
-                            yield placement
-                        yield event
+            with self._ask(call, placement, ends) as inbox:
+                try:
+                    with self._homes.prefill(placement, len(call.prompt_ids)):
+                        await inbox.wait()
+                except (HomeLost, CapacityError) as error:
+                    if lost is not None:
+                        raise _reason(error) from None
+                    lost = placement.decode.worker_id
+                    fields = {"id": call.request_id, "home": lost, "reason": str(error)}
+                    _log.warning("home gave no answer, trying another", extra={"fields": fields})
+                    continue
+                try:
+                    yield Answer(placement, inbox)
+                except HomeLost as error:
+                    raise error.reason from None
                 return
-            except (_HomeLost, CapacityError) as error:
-                if answered or lost is not None:
-                    raise (error.reason if isinstance(error, _HomeLost) else error) from None
-                lost = placement.decode.worker_id
-                _log.warning(
-                    "home gave no answer, trying another",
-                    extra={"fields": {"id": call.request_id, "home": lost, "reason": str(error)}},
-                )
 
     async def close(self) -> None:
         await self._homes.close()
@@ -115,68 +122,41 @@ class Relay:
         _log.info("placed", extra={"fields": {**fields, "reason": reason}})
         return placement
 
-    async def _relay(
-        self, call: Call, placement: Placement, ends: float
-    ) -> AsyncGenerator[TokenDelta | pb.RequestStats, None]:
+    @contextlib.contextmanager
+    def _ask(self, call: Call, placement: Placement, ends: float) -> Iterator[Inbox]:
         message = generate_request(
             call.request_id,
             call.prompt_ids,
             call.params,
             n=call.n,
             prefill=_target(placement.prefill) if placement.prefill else None,
+            spare_prefill=[_target(view) for view in placement.spares],
             cache_salt=call.cache_salt,
+            time_left_s=max(_LEAST_S, ends - time.monotonic()),
         )
-        message.spare_prefill.extend(_target(view) for view in placement.spares)
         with (
-            self._homes.visit(placement, call.n) as generate,
+            self._homes.visit(placement, call.n) as home,
             self._metrics.live_streams.track_inprogress(),
-            contextlib.ExitStack() as until_first_reply,
+            home.open(message) as inbox,
+            _deadline(inbox, ends),
         ):
-            until_first_reply.enter_context(self._homes.prefill(placement, len(call.prompt_ids)))
-            async with contextlib.aclosing(_replies(generate, message, ends)) as replies:
-                async for reply in replies:
-                    until_first_reply.close()
-                    if reply.HasField("delta"):
-                        yield token_delta(call.request_id, reply.delta)
-                    else:
-                        yield reply.stats
+            yield inbox
 
 
-_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # gone, or going
+def _reason(error: HomeLost | CapacityError) -> TriptychError:
+    return error.reason if isinstance(error, HomeLost) else error
 
 
-class _HomeLost(Exception):
-    """The home went away. Whether it had begun with the request is unknown."""
-
-    def __init__(self, reason: TriptychError) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
-
-
-async def _replies(
-    generate: Generate, message: pb.GenerateRequest, ends: float
-) -> AsyncGenerator[pb.GenerateReply, None]:
-    rpc = generate(message, timeout=max(0.0, ends - time.monotonic()))
+@contextlib.contextmanager
+def _deadline(inbox: Inbox, ends: float) -> Iterator[None]:
+    """`ends`: time.monotonic()."""
+    error = DeadlineError("the request did not finish before its deadline")
+    left = max(0.0, ends - time.monotonic())
+    timer = asyncio.get_running_loop().call_later(left, inbox.give_up, error)
     try:
-        while True:
-            reply = await rpc.read()
-            if not isinstance(reply, pb.GenerateReply):  # gRPC's end-of-file object
-                return
-            yield reply
-    except grpc.aio.AioRpcError as error:
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise DeadlineError("the request did not finish before its deadline") from error
-        if error.code() in _LOST:
-            raise _HomeLost(from_rpc_error(error)) from error
-        raise from_rpc_error(error) from error
-    except asyncio.CancelledError:
-        # gRPC raises this too when the channel is closed under a call: nobody cancelled our task.
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise WorkerError("the router closed its connection to the worker") from None
+        yield
     finally:
-        rpc.cancel()
+        timer.cancel()
 
 
 def _target(view: WorkerView) -> pb.PrefillTarget:

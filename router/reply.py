@@ -16,8 +16,11 @@ from transport.protos import worker_pb2 as pb
 class Reply(BaseModel):
     model_config = ConfigDict(frozen=True)
 
+    def json_text(self) -> str:
+        return self.model_dump_json(exclude_unset=True)
+
     def json_bytes(self) -> bytes:
-        return self.model_dump_json(exclude_unset=True).encode()
+        return self.json_text().encode()
 
 
 class PromptDetails(Reply):

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from fastapi import Request
 from starlette.responses import Response
@@ -115,7 +116,7 @@ class Services:
 
         if body.stream:
             return EventStream(
-                chunked_answer(shape, generation, extras),
+                partial(chunked_answer, shape, generation, extras),
                 headers=headers,
                 deadline_s=self.config.router.request_deadline_s + _STALL_S,
                 interrupted=interrupted,

@@ -16,8 +16,8 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from router.errors import ClientGone, DeadlineError, problem_of, stopping
-from router.reply import Reply
+from router.errors import ClientGone, DeadlineError, Problem, problem_of, stopping
+from router.protocol import BODY_EXTENSION, DirectBody
 from triptych.errors import TriptychError
 
 _T = TypeVar("_T")
@@ -50,10 +50,13 @@ async def while_connected(receive: Receive, work: Coroutine[None, None, _T]) -> 
 
 
 class EventStream(Response):
-    """Chunks as `data: …` events, closed by `data: [DONE]`.
+    """A stream of `data: …` events, closed by `data: [DONE]`.
 
     The head goes out with the first event: an error before it is an ordinary error answer. A later
     one becomes an error event, and the stream ends without [DONE].
+
+    `events(body)` yields whole events, one or more at a time. After its first ones it may write
+    events into `body`, if there is one: a shorter way to the same socket.
 
     A client that does not read stops the generator: an event is asked for only after the server's
     socket took the last one (uvicorn lets 64 KiB wait), and `deadline_s` ends the wait.
@@ -61,14 +64,14 @@ class EventStream(Response):
 
     def __init__(
         self,
-        chunks: AsyncGenerator[Reply, None],
+        events: Callable[[DirectBody | None], AsyncGenerator[bytes, None]],
         *,
-        headers: Callable[[], Mapping[str, str]],  # asked when the first chunk is there
+        headers: Callable[[], Mapping[str, str]],  # asked when the first event is there
         deadline_s: float,
         interrupted: Callable[[str], None],  # told why, when there is no proper end
     ) -> None:
         super().__init__()
-        self._chunks = chunks
+        self._events = events
         self._more_headers = headers
         self._deadline_s = deadline_s
         self._interrupted = interrupted
@@ -77,7 +80,8 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with asyncio.timeout(self._deadline_s):
-                await while_connected(receive, self._pump(send))
+                body = scope.get("extensions", {}).get(BODY_EXTENSION)
+                await while_connected(receive, self._pump(send, body))
         except ClientGone:
             self._interrupted("client")
             if not self._started:
@@ -91,38 +95,42 @@ class EventStream(Response):
         except asyncio.CancelledError:  # the server gives up what outlived its drain
             self._interrupted("stopping")
             if self._started:
-                await self._send_last(send, _frame(stopping().body()))
+                await self._send_last(send, _problem_event(stopping()))
             raise
 
-    async def _pump(self, send: Send) -> None:
-        async with contextlib.aclosing(self._frames()) as frames:
-            async for frame in frames:
-                if not self._started:
-                    self._started = True
-                    head = Headers({**_HEADERS, **self._more_headers()})
-                    await send({"type": "http.response.start", "status": 200, "headers": head.raw})
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
-        await self._send_last(send, b"")
-
-    async def _send_last(self, send: Send, frame: bytes) -> None:
-        await send({"type": "http.response.body", "body": frame, "more_body": False})
-
-    async def _frames(self) -> AsyncGenerator[bytes, None]:
+    async def _pump(self, send: Send, body: DirectBody | None) -> None:
         try:
-            async with contextlib.aclosing(self._chunks) as chunks:
-                async for chunk in chunks:
-                    yield _frame(chunk.json_bytes())
-            yield _frame(b"[DONE]")
+            async with contextlib.aclosing(self._events(body)) as events:
+                async for some in events:
+                    if not self._started:
+                        await self._start(send)
+                    await send({"type": "http.response.body", "body": some, "more_body": True})
+            if not self._started:
+                await self._start(send)
+            await self._send_last(send, b"data: [DONE]\n\n")
         except TriptychError as error:
             if not self._started:
                 raise
             _log.warning("stream broke: %s", error)
             self._interrupted("error")
-            yield _frame(problem_of(error).body())
+            await self._send_last(send, _problem_event(problem_of(error)))
+
+    async def _start(self, send: Send) -> None:
+        self._started = True
+        head = Headers({**_HEADERS, **self._more_headers()})
+        await send({"type": "http.response.start", "status": 200, "headers": head.raw})
+
+    async def _send_last(self, send: Send, frame: bytes) -> None:
+        await send({"type": "http.response.body", "body": frame, "more_body": False})
 
 
-def _frame(data: bytes) -> bytes:
-    return b"data: " + data + b"\n\n"
+def event(data: str) -> str:
+    """Of text without line breaks, as JSON is."""
+    return f"data: {data}\n\n"
+
+
+def _problem_event(problem: Problem) -> bytes:
+    return event(problem.body().decode()).encode()
 
 
 async def _disconnect(receive: Receive) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from triptych.errors import WorkerError
 from triptych.request import FinishReason, SamplingParams, TokenDelta, TokenLogprobs
@@ -11,8 +11,7 @@ from triptych.stop import StopMatcher
 from triptych.tokenizer import Detokenizer, Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """What one delta adds to one choice. `text` may be empty: held back, or nothing to show."""
 
     choice: int  # index in the HTTP answer
@@ -22,6 +21,11 @@ class Piece:
     offsets: tuple[int, ...]  # of each token: characters of the choice before it, nothing trimmed
     finish_reason: FinishReason | None
     stop_reason: str | int | None
+
+    @property
+    def is_plain(self) -> bool:
+        """Text and nothing else."""
+        return bool(self.text) and self.finish_reason is None and not self.logprobs
 
 
 class ChoiceText:
@@ -37,29 +41,28 @@ class ChoiceText:
 
     def push(self, delta: TokenDelta) -> Piece:
         """Raises WorkerError when the logprobs do not go with the tokens."""
-        if delta.logprobs and len(delta.logprobs) != len(delta.token_ids):
+        _, _, token_ids, logprobs, finish_reason, stop_reason = delta
+        if logprobs and len(logprobs) != len(token_ids):
             raise WorkerError(f"{delta.request_id}: logprobs of other tokens than those that came")
-        hidden = 1 if self._ends_with_terminator(delta) else 0
+        hidden = 1 if finish_reason is not None and self._ends_with_terminator(delta) else 0
         text, offsets = "", []
-        for token_id in delta.token_ids[: len(delta.token_ids) - hidden]:
+        for token_id in token_ids[:-1] if hidden else token_ids:
             offsets.append(self._num_chars)
-            new = self._detokenizer.push(token_id)
-            self._num_chars += len(new)
-            text += self._trimmer.push(new)
+            text += self.push_token(token_id)
         offsets += [self._num_chars] * hidden
-        if delta.finish_reason is not None:
+        if finish_reason is not None:
             self.finished = True
-            stopped = isinstance(delta.stop_reason, str)
+            stopped = isinstance(stop_reason, str)
             text += self._trimmer.finish(self._detokenizer.flush(), stopped=stopped)
         return Piece(
-            choice=self.index,
-            text=text,
-            token_ids=delta.token_ids,
-            logprobs=delta.logprobs,
-            offsets=tuple(offsets),
-            finish_reason=delta.finish_reason,
-            stop_reason=delta.stop_reason,
+            self.index, text, token_ids, logprobs, tuple(offsets), finish_reason, stop_reason
         )
+
+    def push_token(self, token_id: int) -> str:
+        """The text of a token that is to be shown and does not end the choice."""
+        new = self._detokenizer.push(token_id)
+        self._num_chars += len(new)
+        return self._trimmer.push(new)
 
     def _ends_with_terminator(self, delta: TokenDelta) -> bool:
         return (
@@ -85,6 +88,8 @@ class StopTrimmer:
 
     def push(self, text: str) -> str:
         """Text that is final now."""
+        if not self._stops:
+            return text
         passed_over = ""
         if self._matched:
             passed_over, self._held = self._held, ""

@@ -84,19 +84,23 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             except grpc.aio.BaseError:
                 raise  # gRPC's own: the servicer aborted, the peer is gone, the server stopped
             except Exception as error:  # the edge of the process: everything ends as a status
-                code, details = self._explain(error, method)
+                code, details = explain_error(error, self._to_status, method)
                 if self._stopped:
                     raise asyncio.CancelledError from error
                 await context.abort(code, details)
 
         return guarded
 
-    def _explain(self, error: Exception, method: str) -> tuple[grpc.StatusCode, str]:
-        status = self._to_status(error)
-        if status is None:
-            _log.error("%s failed", method, exc_info=error)
-            status = grpc.StatusCode.INTERNAL, type(error).__name__
-        return status
+
+def explain_error(
+    error: BaseException, to_status: ToStatus, method: str
+) -> tuple[grpc.StatusCode, str]:
+    """What the peer is told. The traceback of what `to_status` does not know goes to the log."""
+    status = to_status(error)
+    if status is None:
+        _log.error("%s failed", method, exc_info=error)
+        status = grpc.StatusCode.INTERNAL, type(error).__name__
+    return status
 
 
 class _Requests:

@@ -10,10 +10,10 @@ A prompt and its answer, streamed:
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 from collections.abc import Mapping, Sequence
+from encodings.utf_8 import IncrementalDecoder
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Tokenizer:
             name: ChatTemplate(source) for name, source in vocab.chat_templates.items()
         }
         self._known_bytes: dict[int, bytes] = {}
+        self._known_text: dict[int, str | None] = {}
         self.vocab_size = vocab.size
         self.bos_token_id = vocab.bos_token_id
         self.eos_token_ids = vocab.eos_token_ids
@@ -134,6 +135,17 @@ class Tokenizer:
             self._known_bytes[token_id] = known
         return known
 
+    def whole_text(self, token_id: int) -> str | None:
+        """The text of an ordinary token of whole characters; None for any other.
+
+        Raises RequestError for an id that is not in the vocabulary.
+        """
+        try:
+            return self._known_text[token_id]
+        except KeyError:
+            text = None if self.is_special(token_id) else _as_text(self.token_bytes(token_id))
+            return self._known_text.setdefault(token_id, text)
+
     def is_special(self, token_id: int) -> bool:
         """Whether `skip_special_tokens` leaves it out."""
         return token_id in self._special_ids
@@ -169,11 +181,15 @@ class Detokenizer:
         """
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        # `buffer` holds the bytes of a character that is not complete yet.
+        self._utf8 = IncrementalDecoder(errors="replace")
         self._spaces_to_drop = 0 if continues else tokenizer.leading_spaces
 
     def push(self, token_id: int) -> str:
         """Raises RequestError for an id that is not in the vocabulary."""
+        text = self._tokenizer.whole_text(token_id)
+        if text is not None and not self._utf8.buffer:
+            return self._drop_spaces(text) if self._spaces_to_drop else text
         piece = self._tokenizer.token_bytes(token_id)
         if self._skip_special_tokens and self._tokenizer.is_special(token_id):
             return ""
@@ -191,6 +207,13 @@ class Detokenizer:
             text = text[1:]
             self._spaces_to_drop -= 1
         return text
+
+
+def _as_text(raw: bytes) -> str | None:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _decoder_settings(vocab: Vocab) -> dict[str, Any] | None:

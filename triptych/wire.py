@@ -52,10 +52,12 @@ def generate_request(
     prefill: pb.PrefillTarget | None = None,
     spare_prefill: Sequence[pb.PrefillTarget] = (),
     cache_salt: str = "",
+    time_left_s: float = 0.0,
 ) -> pb.GenerateRequest:
     """One request for its home.
 
     `prefill` None: the home prefills by itself. `spare_prefill` are asked in turn when it fails.
+    `time_left_s` 0: nothing is said about a deadline.
     """
     return pb.GenerateRequest(
         request_id=request_id,
@@ -65,6 +67,7 @@ def generate_request(
         prefill=prefill,
         spare_prefill=spare_prefill,
         cache_salt=cache_salt,
+        time_left_s=time_left_s,
     )
 
 
@@ -110,7 +113,7 @@ def sampling_params(message: pb.Sampling) -> SamplingParams:
 
 
 def delta_message(delta: TokenDelta) -> pb.TokenDelta:
-    """The request id stays behind: the call it travels on is the request."""
+    """The request id stays behind: the lane that it travels on is the request."""
     message = pb.TokenDelta(
         choice=delta.choice,
         token_ids=delta.token_ids,
@@ -165,7 +168,11 @@ def to_status(error: BaseException) -> tuple[grpc.StatusCode, str] | None:
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> TriptychError:
     """The error that the peer raised, or the one that describes why it could not answer."""
-    code, details = error.code(), error.details() or ""
+    return from_status(error.code(), error.details() or "")
+
+
+def from_status(code: grpc.StatusCode, details: str) -> TriptychError:
+    """`from_rpc_error` for a status that came inside a message."""
     known = _raised_by_peer(details)
     if known is not None:
         return known

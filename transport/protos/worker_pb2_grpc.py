@@ -28,7 +28,7 @@ if _version_not_supported:
 class DecodeWorkerStub:
     """---- router -> decode worker -------------------------------------------------------------------
 
-    A request's home. One call per request; cancelling the call ends the request everywhere.
+    A request's home.
     """
 
     def __init__(self, channel):
@@ -37,21 +37,23 @@ class DecodeWorkerStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Generate = channel.unary_stream(
+        self.Generate = channel.stream_stream(
                 '/triptych.DecodeWorker/Generate',
-                request_serializer=transport_dot_protos_dot_worker__pb2.GenerateRequest.SerializeToString,
-                response_deserializer=transport_dot_protos_dot_worker__pb2.GenerateReply.FromString,
+                request_serializer=transport_dot_protos_dot_worker__pb2.GenerateCall.SerializeToString,
+                response_deserializer=transport_dot_protos_dot_worker__pb2.GenerateReplies.FromString,
                 _registered_method=True)
 
 
 class DecodeWorkerServicer:
     """---- router -> decode worker -------------------------------------------------------------------
 
-    A request's home. One call per request; cancelling the call ends the request everywhere.
+    A request's home.
     """
 
-    def Generate(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+    def Generate(self, request_iterator, context):
+        """One call per router, for all its requests: what one engine step has to tell them is one message.
+        A request ends with its `stats`, its `error`, a `cancel`, or this call.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -59,10 +61,10 @@ class DecodeWorkerServicer:
 
 def add_DecodeWorkerServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Generate': grpc.unary_stream_rpc_method_handler(
+            'Generate': grpc.stream_stream_rpc_method_handler(
                     servicer.Generate,
-                    request_deserializer=transport_dot_protos_dot_worker__pb2.GenerateRequest.FromString,
-                    response_serializer=transport_dot_protos_dot_worker__pb2.GenerateReply.SerializeToString,
+                    request_deserializer=transport_dot_protos_dot_worker__pb2.GenerateCall.FromString,
+                    response_serializer=transport_dot_protos_dot_worker__pb2.GenerateReplies.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -75,11 +77,11 @@ def add_DecodeWorkerServicer_to_server(servicer, server):
 class DecodeWorker:
     """---- router -> decode worker -------------------------------------------------------------------
 
-    A request's home. One call per request; cancelling the call ends the request everywhere.
+    A request's home.
     """
 
     @staticmethod
-    def Generate(request,
+    def Generate(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -89,12 +91,12 @@ class DecodeWorker:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/triptych.DecodeWorker/Generate',
-            transport_dot_protos_dot_worker__pb2.GenerateRequest.SerializeToString,
-            transport_dot_protos_dot_worker__pb2.GenerateReply.FromString,
+            transport_dot_protos_dot_worker__pb2.GenerateCall.SerializeToString,
+            transport_dot_protos_dot_worker__pb2.GenerateReplies.FromString,
             options,
             channel_credentials,
             insecure,

@@ -16,8 +16,9 @@ def check_finish(
     """
     params = sequence.params
     assert params is not None
+    num_output = sequence.num_output
     matched = sequence.stop_watch.push(token) if sequence.stop_watch else None
-    if sequence.num_output >= params.min_tokens:
+    if num_output >= params.min_tokens:
         if token in eos_token_ids and not params.ignore_eos:
             sequence.finish_reason = FinishReason.STOP
         elif token in params.stop_token_ids:
@@ -25,6 +26,6 @@ def check_finish(
         elif matched is not None:
             sequence.finish_reason, sequence.stop_reason = FinishReason.STOP, matched
     if sequence.finish_reason is None and (
-        sequence.num_output >= params.max_tokens or len(sequence.tokens) >= max_model_len
+        num_output >= params.max_tokens or len(sequence.tokens) >= max_model_len
     ):
         sequence.finish_reason = FinishReason.LENGTH

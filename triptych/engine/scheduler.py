@@ -46,10 +46,13 @@ class Scheduler:
         for sequence in list(self._running):
             if budget == 0:
                 break
-            rows = min(len(sequence.tokens) - sequence.num_computed, budget)
-            if rows and sequence in self._running and self._grow(sequence, rows):
-                jobs.append(RowJob(sequence, sequence.num_computed, sequence.num_computed + rows))
-                budget -= rows
+            start = sequence.num_computed
+            end = min(len(sequence.tokens), start + budget)
+            if end == start or (self.num_preemptions > preempted and sequence not in self._running):
+                continue
+            if self._grow(sequence, end):
+                jobs.append(RowJob(sequence, start, end))
+                budget -= end - start
         if self.num_preemptions == preempted:
             jobs.extend(self._admit(budget))
         return jobs
@@ -58,7 +61,8 @@ class Scheduler:
         """The job's rows are computed: commits the blocks that became full."""
         sequence = job.sequence
         sequence.num_computed = job.end
-        self.commit_blocks(sequence)
+        if job.end >= (sequence.num_committed + 1) * self._block_tokens:
+            self.commit_blocks(sequence)
 
     def commit_blocks(self, sequence: Sequence) -> None:
         full = sequence.num_computed // self._block_tokens
@@ -98,9 +102,11 @@ class Scheduler:
 
     # ---- helpers -------------------------------------------------------------------------------
 
-    def _grow(self, sequence: Sequence, rows: int) -> bool:
-        """Blocks for `rows` more rows; False if the sequence itself had to give way."""
-        wanted = -(-(sequence.num_computed + rows) // self._block_tokens)
+    def _grow(self, sequence: Sequence, end: int) -> bool:
+        """Blocks for the rows before `end`; False if the sequence itself had to give way."""
+        if end <= len(sequence.blocks) * self._block_tokens:
+            return True
+        wanted = -(-end // self._block_tokens)
         while (missing := wanted - len(sequence.blocks)) > 0:
             fresh = self._pool.allocate(missing)
             if fresh is not None:

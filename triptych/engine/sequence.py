@@ -49,6 +49,7 @@ class Sequence:
     prompt_done_at: float | None = None
     _hashes: list[bytes] = field(default_factory=list)
     _output_counts: Counter[int] = field(default_factory=Counter)
+    _num_counted: int = 0  # output tokens that the counts know of
 
     def __post_init__(self) -> None:
         assert self.tokens, "an empty prompt has no row to compute"
@@ -65,6 +66,9 @@ class Sequence:
 
     @property
     def output_counts(self) -> Counter[int]:
+        """How often each token was drawn. Kept for those who ask: few requests have penalties."""
+        self._output_counts.update(self.tokens[self.num_prompt + self._num_counted :])
+        self._num_counted = self.num_output
         return self._output_counts
 
     def hashes(self) -> list[bytes]:
@@ -78,7 +82,6 @@ class Sequence:
 
     def append(self, token_id: int) -> None:
         self.tokens.append(token_id)
-        self._output_counts[token_id] += 1
 
     def restart(self) -> None:
         """After its blocks were taken away: everything is to be computed again."""

@@ -20,9 +20,11 @@ from dataclasses import dataclass, field
 import grpc
 
 from transport.channel import RunningServer, start_server
+from transport.lanes import Lane, LaneServer
 from transport.protos import worker_pb2 as pb
 from transport.protos import worker_pb2_grpc
 from transport.registry import stay_attached
+from triptych.errors import WorkerError
 from triptych.request import FinishReason, TokenDelta, TokenLogprobs
 from triptych.wire import delta_message, to_status
 
@@ -33,13 +35,17 @@ Script = Callable[[pb.GenerateRequest], Iterable[Step]]
 
 @dataclass(slots=True)
 class HeardCall:
-    """One Generate call as the worker saw it."""
+    """One request as the worker saw it."""
 
     request: pb.GenerateRequest
-    deadline_s: float | None  # what was left of it when the call came
-    sent: int = 0  # replies that gRPC took; flow control may still hold the last of them
+    sent: int = 0  # steps of the script that gRPC took; flow control may still hold the last
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)  # however it did
+
+    @property
+    def deadline_s(self) -> float:
+        """What was left of it when the call came."""
+        return self.request.time_left_s
 
 
 class FakeWorker(worker_pb2_grpc.DecodeWorkerServicer):
@@ -106,12 +112,19 @@ class FakeWorker(worker_pb2_grpc.DecodeWorkerServicer):
 
     async def Generate(
         self,
-        request: pb.GenerateRequest,
-        context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateReply],
-    ) -> AsyncIterator[pb.GenerateReply]:
-        call = HeardCall(request, context.time_remaining())
+        calls: AsyncIterator[pb.GenerateCall],
+        context: grpc.aio.ServicerContext[pb.GenerateCall, pb.GenerateReplies],
+    ) -> AsyncIterator[pb.GenerateReplies]:
+        lanes = LaneServer(self._play, _to_status)
+        async with contextlib.aclosing(lanes.serve(calls)) as replies:
+            async for batch in replies:
+                yield batch
+
+    async def _play(self, request: pb.GenerateRequest, lane: Lane) -> pb.RequestStats:
+        call = HeardCall(request)
         self.calls.append(call)
         self._heard.put_nowait(call)
+        told: pb.RequestStats | None = None
         try:
             for step in self.script(request):
                 match step:
@@ -120,18 +133,44 @@ class FakeWorker(worker_pb2_grpc.DecodeWorkerServicer):
                     case BaseException():
                         raise step
                     case grpc.StatusCode():
-                        await context.abort(step, "as the script says")
+                        raise _ScriptedStatus(step)
                     case TokenDelta():
-                        yield pb.GenerateReply(delta=delta_message(step))
-                        call.sent += 1
+                        _tell(lane, step)
                     case pb.RequestStats():
-                        yield pb.GenerateReply(stats=step)
-                        call.sent += 1
-        except (asyncio.CancelledError, GeneratorExit):
+                        told = step
+                await lane.taken()
+                call.sent += 1
+            if told is None:
+                raise WorkerError("the script says nothing more, and it gave no stats")
+            return told
+        except asyncio.CancelledError:
             call.cancelled.set()
             raise
         finally:
             call.ended.set()
+
+
+class _ScriptedStatus(Exception):
+    """A step of the script that ends its call like this."""
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def _to_status(error: BaseException) -> tuple[grpc.StatusCode, str] | None:
+    if isinstance(error, _ScriptedStatus):
+        return error.code, "as the script says"
+    return to_status(error)
+
+
+def _tell(lane: Lane, delta: TokenDelta) -> None:
+    """As a real home does: bare tokens where there is nothing else to tell."""
+    if delta.choice or delta.logprobs or delta.finish_reason is not None:
+        lane.delta(delta_message(delta))
+        return
+    for token_id in delta.token_ids:
+        lane.token(token_id)
 
 
 def says(

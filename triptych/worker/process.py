@@ -45,6 +45,7 @@ class RoleParts:
     load: Callable[[], pb.WorkerLoad]  # without `draining`
     tend: Callable[[], Awaitable[None]]  # called every second
     close: Callable[[], Awaitable[None]]  # after the last call ended
+    leave: Callable[[], None] = lambda: None  # called when no new request may come any more
 
 
 BuildRole = Callable[
@@ -111,6 +112,7 @@ async def _serve(role: Role, args: WorkerArgs, parts: EngineParts, build_role: B
     if not failures:
         log.info("draining", extra={"fields": {"limit_s": args.config.drain_s}})
         await asyncio.sleep(_NOTICE_S)
+        role_parts.leave()
     await server.stop(0 if failures else args.config.drain_s)
     for task in (attachment, tending):
         task.cancel()

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from router.errors import ClientGone, DeadlineError
+from router.protocol import DirectBody
 from router.reply import StatusReply
-from router.stream import EventStream, while_connected
+from router.stream import EventStream, event, while_connected
 from triptych.errors import CapacityError, WorkerError
 
 
@@ -49,7 +50,7 @@ class Numbers:
         self.asked = 0
         self.closed = False
 
-    async def chunks(self) -> AsyncGenerator[StatusReply, None]:
+    async def events(self, body: DirectBody | None) -> AsyncGenerator[bytes, None]:
         try:
             for step in self.steps:
                 self.asked += 1
@@ -59,14 +60,14 @@ class Numbers:
                     case BaseException():
                         raise step
                     case _:
-                        yield StatusReply(status=str(step))
+                        yield event(StatusReply(status=str(step)).json_text()).encode()
         finally:
             self.closed = True
 
 
 def stream(numbers: Numbers, reasons: list[str], deadline_s: float = 10.0) -> EventStream:
     return EventStream(
-        numbers.chunks(),
+        numbers.events,
         headers=lambda: {"X-Seen": str(numbers.asked)},
         deadline_s=deadline_s,
         interrupted=reasons.append,
