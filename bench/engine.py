@@ -122,7 +122,9 @@ class Bench:
 
     def rows(self) -> list[Row]:
         limits = typical(self.limits)
-        return [self._row(engine, cell, limits) for cell in self._plan.cells for engine in self.ours]
+        return [
+            self._row(engine, cell, limits) for cell in self._plan.cells for engine in self.ours
+        ]
 
     def _row(self, engine: OurEngine, cell: Cell, limits: Limits) -> Row:
         tokens_s = self.samples.typical(engine.dtype, cell)

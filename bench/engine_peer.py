@@ -41,7 +41,7 @@ class Peer:
         python = PEERS / name / "bin" / "python"
         if not python.exists():
             raise PeerError(f"{name} is not installed: run `make peers`")
-        self._log = tempfile.TemporaryFile("w+")
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
             [str(python), "-m", MODULES[name]],
             stdin=subprocess.PIPE,
@@ -50,9 +50,7 @@ class Peer:
             text=True,
             cwd=ROOT,
         )
-        about = self._ask(
-            "load", model=str(model), threads=threads, batch=batch, tokens=tokens
-        )
+        about = self._ask("load", model=str(model), threads=threads, batch=batch, tokens=tokens)
         self.engine: str = about["engine"]
         self.settings: dict[str, Any] = about["settings"]
 

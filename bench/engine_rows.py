@@ -75,9 +75,9 @@ def table_of(rows: Iterable[Row], peers: Sequence[str]) -> tuple[list[str], list
         ]
         for name in peers:
             theirs = row.peers.get(name)
-            line += ["", ""] if theirs is None else [
-                f"{theirs:,.1f}", f"{row.tokens_s / theirs:.2f}×"
-            ]
+            line += (
+                ["", ""] if theirs is None else [f"{theirs:,.1f}", f"{row.tokens_s / theirs:.2f}×"]
+            )
         if "time of one row" in columns:
             line.append("" if row.ratio is None else f"× {row.ratio:.2f}")
         lines.append(line)

@@ -83,7 +83,7 @@ class LlamaCpp:
     def _step(self, prompts: list[list[int]], drawn: list[list[int]]) -> None:
         rows = [
             (done[-1], len(prompt) + len(done) - 1, number)
-            for number, (prompt, done) in enumerate(zip(prompts, drawn))
+            for number, (prompt, done) in enumerate(zip(prompts, drawn, strict=True))
         ]
         self._run(rows, wanted=set(range(len(rows))))
         for number, done in enumerate(drawn):
