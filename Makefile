@@ -60,23 +60,26 @@ bench: setup ## the benchmarks; for numbers to quote the machine must be idle
 	$(BIN)/python -m bench.one_answer
 	$(BIN)/python -m bench.handoff
 
-peers: .peers/vllm/.ready-$(VLLM) .peers/llama_cpp/.ready-$(LLAMA_CPP) ## install vLLM and llama.cpp for `bench.engine --peers`; some minutes
+PEERS := .peers/vllm/.ready-$(VLLM) $(foreach kind,llama_cpp llama_cpp_amx,.peers/$(kind)/.ready-$(LLAMA_CPP))
+peers: $(PEERS) ## install vLLM and llama.cpp for `bench.engine --peers`; ten minutes
 
 .peers/vllm/.ready-%:
 	@echo "== peers: $* in .peers/vllm; 2 GB of disk; it needs the CPU build of torch, see PIP_FLAGS"
 	test -x .peers/vllm/bin/python || $(PYTHON) -m venv .peers/vllm
 	.peers/vllm/bin/python -m pip install -q $(PIP_FLAGS) "$*"
-	@# The package index has these for CUDA only; text needs none of them, and import fails with them.
+	@# What the package index has of these is for CUDA, and import fails with it. Text needs none.
 	.peers/vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
 	@touch $@
 
-# Compiled for this CPU. See the header about the include.
-LLAMA_FLAGS = -include\ $(CURDIR)/bench/peers/tiles.h
-.peers/llama_cpp/.ready-%:
-	@echo "== peers: $* in .peers/llama_cpp; compiles llama.cpp, some minutes"
-	test -x .peers/llama_cpp/bin/python || $(PYTHON) -m venv .peers/llama_cpp
-	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS=$(LLAMA_FLAGS) -DCMAKE_CXX_FLAGS=$(LLAMA_FLAGS)" \
-	  .peers/llama_cpp/bin/python -m pip install -q --no-cache-dir $(PIP_FLAGS) "$*"
+# llama.cpp is compiled for this CPU, without AMX and with (there, around a bug of GCC 12: see the header).
+KIND = $(patsubst .peers/%/,%,$(dir $@))
+FLAGS_llama_cpp     := -mno-amx-tile\ -mno-amx-int8\ -mno-amx-bf16
+FLAGS_llama_cpp_amx := -include\ $(CURDIR)/bench/peers/tiles.h
+.peers/llama_cpp/.ready-$(LLAMA_CPP) .peers/llama_cpp_amx/.ready-$(LLAMA_CPP):
+	@echo "== peers: $(LLAMA_CPP) in .peers/$(KIND); compiles llama.cpp, some minutes"
+	test -x .peers/$(KIND)/bin/python || $(PYTHON) -m venv .peers/$(KIND)
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS=$(FLAGS_$(KIND)) -DCMAKE_CXX_FLAGS=$(FLAGS_$(KIND))" \
+	  .peers/$(KIND)/bin/python -m pip install -q --no-cache-dir $(PIP_FLAGS) "$(LLAMA_CPP)"
 	@touch $@
 
 clean: ## remove what tools left behind; keeps the environment and the models

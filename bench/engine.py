@@ -23,7 +23,7 @@ import torch
 
 from bench.engine_checkpoint import bfloat16_folder
 from bench.engine_ours import OurEngine
-from bench.engine_peer import MODULES, Peer
+from bench.engine_peer import KINDS, Peer, PeerError, peer_command
 from bench.engine_roofline import Rates, decode_seconds, prefill_seconds
 from bench.engine_rows import Cell, Row, Samples, table_of
 from bench.probe import Limits, measure_limits, typical
@@ -31,9 +31,6 @@ from bench.report import commit, finish, machine, print_table
 from triptych.hub import pull_model
 
 RESULTS = Path(__file__).parent / "results"
-# What a peer's figures stand beside: the dtype it computes in, and the cells it is asked for.
-PEER_DTYPES = {"vllm": "bfloat16", "llama_cpp": "int4"}
-PEER_CELLS = {"vllm": None, "llama_cpp": (Cell("decode", 1), Cell("prefill", 512))}  # None: all
 VERIFY_CONTEXT = 512
 VERIFY_REPEATS = 8
 
@@ -79,9 +76,18 @@ class Bench:
         self.peers = []
         for name in plan.peers:
             tell(f"starting {name}")
-            weights = bfloat16_folder(model) if name == "vllm" else model
+            kind = KINDS[name]
+            weights = bfloat16_folder(model) if kind.dtype == "bfloat16" else model
             tokens = max(plan.batch * (plan.context + plan.steps + 8), plan.longest + 8)
-            peer = Peer(name, weights, threads=plan.threads, batch=plan.batch, tokens=tokens)
+            peer = Peer(
+                name,
+                peer_command(kind),
+                weights,
+                threads=plan.threads,
+                batch=plan.batch,
+                tokens=tokens,
+                **kind.options,
+            )
             self.peers.append(stack.enter_context(peer))
 
     def run(self) -> None:
@@ -104,7 +110,7 @@ class Bench:
                     tokens_s = cell.size / engine.verify(prompt, cell.size, VERIFY_REPEATS)
             self._note(engine.dtype, cell, tokens_s)
         for peer in self.peers:
-            if cell.phase == "verify" or cell not in (PEER_CELLS[peer.name] or plan.cells):
+            if cell.phase == "verify":
                 continue
             if cell.phase == "decode":
                 tokens_s = peer.decode(self._prompts[: cell.size], plan.steps).tokens_s
@@ -144,7 +150,7 @@ class Bench:
         peers = {}
         for peer in self.peers:
             theirs = self.samples.typical(peer.name, cell)
-            if theirs is not None and PEER_DTYPES[peer.name] == engine.dtype:
+            if theirs is not None and KINDS[peer.name].dtype == engine.dtype:
                 peers[peer.name] = theirs
         return Row(cell, engine.dtype, tokens_s, least * tokens_s / cell.size, peers, ratio)
 
@@ -181,17 +187,17 @@ def read_plan(arguments: Sequence[str] | None) -> tuple[Plan, argparse.Namespace
     parser.add_argument("--steps", type=int, default=32, help="timed decode steps")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--peers", default="", help=f"of {', '.join(MODULES)}")
+    parser.add_argument("--peers", default="", help=f"of {', '.join(KINDS)}")
     parser.add_argument("--save", metavar="NAME", help="keep the result as bench/results/NAME.json")
     parser.add_argument("--json", action="store_true", help="no table, only the last line")
     options = parser.parse_args(arguments)
     peers = tuple(filter(None, options.peers.split(",")))
     dtypes = tuple(options.dtypes.split(","))
     for peer in peers:
-        if peer not in MODULES:
-            parser.error(f"--peers: no peer {peer!r}; there are {', '.join(MODULES)}")
-        if PEER_DTYPES[peer] not in dtypes:
-            parser.error(f"--peers: {peer} is compared with {PEER_DTYPES[peer]}, see --dtypes")
+        if peer not in KINDS:
+            parser.error(f"--peers: no peer {peer!r}; there are {', '.join(KINDS)}")
+        if KINDS[peer].dtype not in dtypes:
+            parser.error(f"--peers: {peer} is compared with {KINDS[peer].dtype}, see --dtypes")
     sizes = {"decode": options.batches, "prefill": options.prefill, "verify": options.verify}
     cells = [
         Cell(phase, int(size)) for phase, text in sizes.items() for size in text.split(",") if size
@@ -206,8 +212,11 @@ def main() -> None:
     plan, options = read_plan(None)
     torch.set_num_threads(plan.threads)
     with contextlib.ExitStack() as stack:
-        bench = Bench(plan, stack)
-        bench.run()
+        try:
+            bench = Bench(plan, stack)
+            bench.run()
+        except PeerError as error:
+            raise SystemExit(f"bench.engine: {error}") from error
         result = summary(bench, plan)
     if not options.json:
         columns, lines = table_of(bench.rows(), plan.peers)

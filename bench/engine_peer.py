@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,24 @@ from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers"  # filled by `make peers`
-MODULES = {"vllm": "bench.peers.vllm_peer", "llama_cpp": "bench.peers.llama_cpp_peer"}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A peer we know: its environment under PEERS, its program, the dtype it computes in."""
+
+    folder: str
+    module: str
+    dtype: str
+    options: dict[str, bool] = field(default_factory=dict)
+
+
+KINDS = {
+    "vllm": Kind("vllm", "bench.peers.vllm_peer", "bfloat16", {"eager": False}),
+    "vllm_eager": Kind("vllm", "bench.peers.vllm_peer", "bfloat16", {"eager": True}),
+    "llama_cpp": Kind("llama_cpp", "bench.peers.llama_cpp_peer", "int4"),  # without AMX
+    "llama_cpp_amx": Kind("llama_cpp_amx", "bench.peers.llama_cpp_peer", "int4"),
+}
 
 
 class PeerError(Exception):
@@ -32,25 +50,42 @@ class Timed:
         return self.tokens / self.seconds
 
 
+def peer_command(kind: Kind) -> list[str]:
+    """Raises PeerError when `make peers` has not run."""
+    python = PEERS / kind.folder / "bin" / "python"
+    if not python.exists():
+        raise PeerError(f"{kind.folder} is not installed: run `make peers`")
+    return [str(python), "-m", kind.module]
+
+
 class Peer:
     """One engine in a process of its own environment. It sleeps while it is not asked."""
 
-    def __init__(self, name: str, model: Path, *, threads: int, batch: int, tokens: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        model: Path,
+        *,
+        threads: int,
+        batch: int,
+        tokens: int,
+        **options: bool,
+    ) -> None:
         """Starts it and loads the model, with room for `batch` sequences of together `tokens`."""
         self.name = name
-        python = PEERS / name / "bin" / "python"
-        if not python.exists():
-            raise PeerError(f"{name} is not installed: run `make peers`")
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
-            [str(python), "-m", MODULES[name]],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
             cwd=ROOT,
         )
-        about = self._ask("load", model=str(model), threads=threads, batch=batch, tokens=tokens)
+        about = self._ask(
+            "load", model=str(model), threads=threads, batch=batch, tokens=tokens, **options
+        )
         self.engine: str = about["engine"]
         self.settings: dict[str, Any] = about["settings"]
 

@@ -2,8 +2,9 @@
 
 Standard library only: it runs in the peers' own environments. Requests and answers:
 
-    {"do": "load", "model": PATH, "threads": 2, "batch": 32, "tokens": 2560}
-        → {"engine": "name version", "settings": {…}}; room for `batch` sequences, together `tokens`
+    {"do": "load", "model": PATH, "threads": 2, "batch": 32, "tokens": 2560, …}
+        → {"engine": "name version", "settings": {…}}; room for `batch` sequences of together
+          `tokens` tokens; further keys are the peer's own options
     {"do": "decode", "prompts": [[id, …], …], "steps": 32}
         → {"tokens": 1024, "seconds": 2.2, "drawn": [[id, …], …]}; the time is of decode steps only
     {"do": "prefill", "prompt": [id, …]}
@@ -18,13 +19,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, Protocol
 
 
 class Peer(Protocol):
     """A foreign engine. Tokens are drawn greedily, end-of-sequence stops nothing."""
 
-    def load(self, model: str, threads: int, batch: int, tokens: int) -> dict[str, Any]: ...
+    # def load(self, model: str, threads: int, batch: int, tokens: int, **options): …
+    load: Callable[..., dict[str, Any]]
 
     def decode(self, prompts: list[list[int]], steps: int) -> dict[str, Any]: ...
 
