@@ -12,20 +12,20 @@ from torch import Tensor
 
 from bench.engine_peer import Timed
 from bench.engine_roofline import Sizes, model_sizes
+from triptych.engine.backend import choose_backend
 from triptych.engine.rows import RowJob
-from triptych.engine.runner import Runner
+from triptych.engine.runner import make_runner
 from triptych.engine.sampler import Sampler
 from triptych.engine.sequence import Sequence
 from triptych.engine.storage import plain_storage
-from triptych.kv.layout import KvLayout
+from triptych.kv.layout import ITEM_BYTES
 from triptych.models.load import load_model
-from triptych.models.model import Model
 from triptych.request import SamplingParams
+from triptych.worker.boot import kv_layout
 
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # that we can load
-BLOCK_TOKENS = 16
+BLOCK_TOKENS = 32
 CHUNK_TOKENS = 512  # rows of one step while prompts are read, as workers do by default
-GROUP = 32  # weights that share a scale
+BITS = {"float32": 32.0, "bfloat16": 16.0}
 
 _WARM_STEPS = 2
 _GREEDY = SamplingParams(seed=0, max_tokens=1 << 30, temperature=0.0, ignore_eos=True)
@@ -42,19 +42,16 @@ class OurEngine:
         """
         began = time.perf_counter()
         self.dtype = dtype
-        self._model = load_dtype(path, dtype)
+        backend = choose_backend(dtype, "auto")
+        self._model = load_model(
+            path, dtype=backend.weights, group=backend.group, packer=backend.packer
+        )
         self.load_s = time.perf_counter() - began
         config = self._model.config
-        self._layout = KvLayout(
-            num_layers=config.num_layers,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            block_tokens=BLOCK_TOKENS,
-            dtype="float32" if dtype == "float32" else "bfloat16",
-        )
+        self._layout = kv_layout(config, BLOCK_TOKENS, backend.kv)
         lengths = [len(prompt) + steps + _WARM_STEPS for prompt in prompts]
         counts = [self._layout.blocks_for(length) for length in [*lengths, longest]]
-        self._runner = Runner(self._model, plain_storage(self._layout, sum(counts)))
+        self._runner = make_runner(self._model, plain_storage(self._layout, sum(counts)))
         self._sampler = Sampler(config.eos_token_ids)
         self._passing = [*range(sum(counts[:-1]), sum(counts))]  # blocks of the prompt that goes
         self._sequences = []
@@ -65,7 +62,9 @@ class OurEngine:
             self._sequences.append(sequence)
 
     def sizes(self) -> Sizes:
-        return model_sizes(self._model.config, self.dtype, GROUP, self._layout.item_bytes)
+        kept = self._model.quantisation
+        bits = BITS[self.dtype] if kept is None else kept.bits_per_weight
+        return model_sizes(self._model.config, bits, ITEM_BYTES[self._layout.dtype])
 
     def decode(self, batch: int, steps: int) -> Timed:
         """Times steps that each give the first `batch` sequences one more token."""
@@ -98,9 +97,7 @@ class OurEngine:
         found = []
         for _ in range(repeats):
             began = time.perf_counter()
-            # Only the last row's hidden state comes back: the head's rows compute on copies of it.
-            hidden = self._runner.forward([job]).expand(rows, -1).contiguous()
-            self._draw(hidden, [sequence] * rows)
+            self._draw(self._runner.forward_all([job]), [sequence] * rows)
             found.append(time.perf_counter() - began)
         return median(found)
 
@@ -126,10 +123,3 @@ def _sequence(prompt: list[int], blocks: list[int]) -> Sequence:
     sequence = Sequence("bench", [*prompt], b"", BLOCK_TOKENS, params=_GREEDY)
     sequence.blocks = blocks
     return sequence
-
-
-def load_dtype(path: Path, dtype: str) -> Model:
-    """Weights held and computed with as `dtype`: float32, bfloat16, int8 or int4."""
-    if dtype not in TORCH_DTYPES:
-        raise NotImplementedError(f"{dtype} weights cannot be loaded yet")
-    return load_model(path, dtype=TORCH_DTYPES[dtype])

@@ -9,10 +9,11 @@ A step's least time is the larger of two:
 * FLOPs / matmul rate. FLOPs are 2 per weight and row, and
   `layers × 4 × heads × head_dim` per row and position that it sees (scores, then values).
 
-A stored weight takes `bits / 8` bytes; int8 and int4 add a float16 scale and a float16 low per
-group. A decode step has one row per sequence, each with a row of logits. A prompt counts FLOPs only
-(its bytes are negligible): all rows through the layers, one row through the head. Norms, rotary
-embedding and sampling are not counted: they are what a good engine hides.
+int8 and int4 weights count with their scales and lows (two float16 per group), and with a head that
+stays at 8 bits: `bits_per_weight` of the loaded model. A decode step has one row per sequence, each
+with a row of logits. A prompt counts FLOPs only (its bytes are negligible): all rows through the
+layers, one row through the head. Norms, rotary embedding and sampling are not counted: they are
+what a good engine hides.
 """
 
 from __future__ import annotations
@@ -20,10 +21,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from triptych.models.config import ModelConfig
-
-BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
-_GROUPED = ("int8", "int4")
-_GROUP_BYTES = 4  # float16 scale and low
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +31,7 @@ class Sizes:
     head_weights: int
     kv_bytes: int  # of one position, all layers
     attention_flops: int  # of one row and one position that it sees, all layers
-    weight_bytes: float  # stored form of one weight
+    weight_bytes: float  # stored form of one weight, scales included, on average
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +45,7 @@ class Rates:
         return max(num_bytes / (self.read_gb_s * 1e9), flops / (self.tflop_s * 1e12))
 
 
-def model_sizes(model: ModelConfig, dtype: str, group: int, kv_item_bytes: int) -> Sizes:
-    """`group` matters for int8 and int4 only."""
+def model_sizes(model: ModelConfig, bits_per_weight: float, kv_item_bytes: int) -> Sizes:
     heads = model.num_heads + 2 * model.num_kv_heads
     attention = model.hidden_size * model.head_dim * (heads + model.num_heads)
     ffn = 3 * model.hidden_size * model.intermediate_size
@@ -58,7 +54,7 @@ def model_sizes(model: ModelConfig, dtype: str, group: int, kv_item_bytes: int) 
         head_weights=model.vocab_size * model.hidden_size,
         kv_bytes=model.num_layers * 2 * model.num_kv_heads * model.head_dim * kv_item_bytes,
         attention_flops=model.num_layers * 4 * model.num_heads * model.head_dim,
-        weight_bytes=BITS[dtype] / 8 + (_GROUP_BYTES / group if dtype in _GROUPED else 0.0),
+        weight_bytes=bits_per_weight / 8,
     )
 
 
@@ -70,6 +66,13 @@ def decode_seconds(
     num_bytes = weights * sizes.weight_bytes + batch * context * sizes.kv_bytes
     flops = batch * rows * (2 * weights + context * sizes.attention_flops)
     return rates.least_seconds(num_bytes, flops)
+
+
+def attention_seconds(rates: Rates, *, kv_bytes: int, flops: int, rows: int, context: int) -> float:
+    """Of the kernel alone, for rows at the end of one sequence; per position and row as in Sizes,
+    but of one layer.
+    """
+    return rates.least_seconds(context * kv_bytes, rows * context * flops)
 
 
 def prefill_seconds(sizes: Sizes, rates: Rates, tokens: int) -> float:

@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-SIZE_NAMES = {"decode": "batch", "prefill": "tokens", "verify": "rows"}
+SIZE_NAMES = {"decode": "batch", "prefill": "tokens", "verify": "rows", "attention": "rows"}
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One thing to measure."""
 
-    phase: str  # decode | prefill | verify
-    size: int  # sequences | tokens of the prompt | rows of the step
+    # decode: one row of each of `size` sequences; prefill: one prompt of `size` tokens; verify:
+    # `size` rows of one sequence; attention: the same, the kernel alone over a long context
+    phase: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +27,10 @@ class Row:
 
     cell: Cell
     dtype: str
-    tokens_s: float  # rows checked per second in a verify row
+    tokens_s: float  # of verify and attention: rows per second
     roofline: float  # 0–1: share of the least time that the machine allows
     peers: dict[str, float] = field(default_factory=dict)  # tokens/s by name
-    ratio: float | None = None  # verify: time of this step / time of a step with one row
+    ratio: float | None = None  # verify, attention: time of this step / time of a step with one row
 
     def to_json(self) -> dict[str, Any]:
         found = {
