@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from bench.report import finish, print_table
+from bench.workload import DTYPES
 from triptych.config import load_config
 from triptych.hub import pull_model
 from triptych.testing.cluster import Cluster, running_cluster
@@ -141,7 +142,7 @@ def main() -> None:
     parser.add_argument("--links", nargs="*", default=["shm", "tcp", "nixl"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
     parser.add_argument("--set", action="append", default=[], help="config override, e.g. a.b=1")
     parser.add_argument("--save", type=Path, help="keep the result with machine and commit")
     options = parser.parse_args()

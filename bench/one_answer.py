@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.report import finish, print_table
-from bench.workload import Ask, mixed_requests
+from bench.workload import DTYPES, Ask, mixed_requests
 from triptych.config import ClusterConfig, load_config
 from triptych.hub import pull_model
 from triptych.testing.cluster import Cluster, running_cluster
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=24)
     parser.add_argument("--long-tokens", type=int, default=3000)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prompts", type=Path, help="JSON lines; default: made-up prompts")
     parser.add_argument("--modes", nargs="*", help="names or parts of names; default: all")

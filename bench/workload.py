@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+DTYPES = ("float32", "bfloat16", "int8", "int4")  # of weights, for --dtype
+
 _TOPICS = (
     "the migration of arctic terns", "a bakery in Lisbon", "how tides work", "a chess endgame",
     "the invention of paper", "repairing a bicycle", "volcanoes on Io", "learning the cello",
