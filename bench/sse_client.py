@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-_TAIL_BYTES = 8192  # holds the last events of a stream
+_LAST_READS = 8  # they hold the last events of a stream, whole
 
 
 @dataclass(slots=True)
@@ -47,7 +48,7 @@ class _Stream(asyncio.Protocol):
     def __init__(self, done: asyncio.Future[Heard]) -> None:
         self._done = done
         self._heard = Heard()
-        self._tail = b""
+        self._last: deque[bytes] = deque(maxlen=_LAST_READS)
         self._transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -66,26 +67,29 @@ class _Stream(asyncio.Protocol):
         if events:
             heard.reads.append(time.perf_counter())
             heard.num_events += events
-        self._tail = (self._tail + data)[-_TAIL_BYTES:]
+        self._last.append(data)
         if b"[DONE]" in data or b"\r\n0\r\n\r\n" in data:
             self._finish()
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self._done.done():
-            self._done.set_exception(ConnectionError(self._tail.decode(errors="replace")))
+            self._done.set_exception(ConnectionError(self._heard_last()))
 
     def _finish(self) -> None:
         if self._done.done():
             return
-        text = self._tail.decode(errors="replace")
+        text = self._heard_last()
         found = [line[6:] for line in text.split("\n") if line.startswith("data: {")]
         last = json.loads(found[-1]) if found else {}
         if "usage" not in last:
-            self._done.set_exception(ConnectionError(text[-2000:]))
+            self._done.set_exception(ConnectionError(text))
             return
         self._heard.ended_at = time.perf_counter()
         self._heard.completion_tokens = last["usage"]["completion_tokens"]
         self._done.set_result(self._heard)
+
+    def _heard_last(self) -> str:
+        return b"".join(self._last).decode(errors="replace")
 
 
 def _posted(body: dict[str, Any]) -> bytes:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import sys
@@ -139,6 +140,7 @@ async def _serve_http(server: HttpServer, args: RouterArgs, registry: str) -> No
     await asyncio.wait({serving, heard}, return_when=asyncio.FIRST_COMPLETED)
     heard.cancel()
     with announced(args.run_dir / "router.json", url=url, registry=registry):
+        gc.freeze()  # what was loaded stays; looking through it again would stop every stream
         _log.info("listening", extra={"fields": {"url": url, "registry": registry}})
         await serving
     _log.info("stopped")

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from triptych.engine.sampler import Drawn, Sampler
+from triptych.engine.sequence import Sequence
 from triptych.request import FinishReason, SamplingParams
 
 PROMPT = list(range(3, 40))
@@ -93,3 +95,26 @@ def test_a_stop_string_ends_the_choice_but_not_before_min_tokens(
     lengths = [len(tokens) for tokens in home.run()]
     assert lengths == [3, 3, 10]
     assert [seq.stop_reason for seq in home.sequences] == ["END", "END", None]
+
+
+def test_a_draw_without_any_number_ends_the_sequence_without_a_token(
+    make_home: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Sampler, logits: Any, sequences: Any) -> list[Drawn]:
+        return [Drawn(0, broken=True) for _ in sequences]
+
+    monkeypatch.setattr(Sampler, "draw", broken)
+    home = make_home()
+    sequence = home.submit(PROMPT, GREEDY)
+    assert home.run() == [[]]
+    assert sequence.finished and home.outputs[0].drawn.broken
+    assert home.pool.counts()["request"] == 0
+
+
+def test_output_tokens_are_counted_whenever_somebody_asks() -> None:
+    sequence = Sequence("r", [5, 5], b"", 16)
+    sequence.append(5)
+    sequence.append(6)
+    assert sequence.output_counts == {5: 1, 6: 1}
+    sequence.append(6)
+    assert sequence.output_counts == {5: 1, 6: 2}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from transport.protos import worker_pb2 as pb
 from triptych.request import TokenDelta
+from triptych.testing.fake_worker import says
 
 CHAT = "/v1/chat/completions"
 INTERRUPTED = "triptych_interrupted_requests_total"
@@ -88,6 +90,55 @@ async def test_a_client_that_never_reads_holds_the_home_back(start_world: Any) -
         assert call.sent < total / 4
     await asyncio.wait_for(call.cancelled.wait(), 5)
     await world.counted(INTERRUPTED, route=CHAT, reason="client")
+
+
+async def test_a_client_that_never_reads_holds_up_nobody_else(start_world: Any) -> None:
+    """They share the call to the home."""
+    world = await start_world()
+    token = world.tokenizer.encode("a")[0]
+
+    def pours(request: pb.GenerateRequest) -> Iterable[TokenDelta | pb.RequestStats]:
+        if request.sampling.max_tokens == 3:
+            return says([token] * 3)(request)
+        return (TokenDelta("", 0, (token,) * 1024) for _ in range(100_000))
+
+    worker = await world.add_worker("decode-0", pours)
+    url = await world.serve()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(address(url))
+        client.sendall(posted(CHAT, {**QUESTION, "stream": True}))
+        call = await worker.next_call()
+        for _ in range(20):
+            reply = await world.client.post(CHAT, json={**QUESTION, "max_tokens": 3})
+            assert reply.json()["choices"][0]["message"]["content"] == "aaa"
+        assert not call.ended.is_set()
+    await asyncio.wait_for(call.cancelled.wait(), 5)
+
+
+async def test_a_client_that_reads_late_misses_nothing(start_world: Any) -> None:
+    world = await start_world()
+    letters = [world.tokenizer.encode(letter)[0] for letter in "abcdefghij"]
+    total, at_once = 40_000, 100
+    said = (letters * (total // len(letters)))[:total]
+    worker = await world.add_worker("decode-0", says(said, tokens_per_delta=at_once))
+    where = address(await world.serve())
+    loop = asyncio.get_running_loop()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await loop.sock_connect(client, where)
+        body = {**QUESTION, "stream": True}
+        await loop.sock_sendall(client, posted(CHAT, body))
+        call = await worker.next_call()
+        with pytest.raises(TimeoutError):  # the home is held
+            await asyncio.wait_for(call.ended.wait(), 1)
+        assert call.sent < total / at_once
+        heard = b""
+        while b"[DONE]" not in heard[-100:]:
+            heard += await asyncio.wait_for(loop.sock_recv(client, 1 << 16), 5)
+    text = "".join(re.findall(r'"content":"(\w*)"', heard.decode()))
+    assert text == "abcdefghij" * (total // len(letters))
 
 
 async def test_a_declared_size_over_the_limit_is_refused_unread(start_world: Any) -> None:
