@@ -114,13 +114,12 @@ class Bench:
                     tokens_s = cell.size / engine.verify(prompt, cell.size, VERIFY_REPEATS)
             self._note(engine.dtype, cell, tokens_s)
         for peer in self.peers:
-            match cell.phase:
-                case "decode":
-                    timed = peer.decode(self._prompts[: cell.size], steps)
-                case "prefill":
-                    timed = peer.prefill(prompt)
-                case _:
-                    continue  # others have no such step to be called
+            if not KINDS[peer.name].takes(cell.phase, cell.size):
+                continue
+            if cell.phase == "decode":
+                timed = peer.decode(self._prompts[: cell.size], steps)
+            else:
+                timed = peer.prefill(prompt)
             self._note(peer.name, cell, timed.tokens_s)
 
     def _measure_attention(self) -> None:

@@ -28,6 +28,7 @@ CHUNK_TOKENS = 512  # rows of one step while prompts are read, as workers do by 
 BITS = {"float32": 32.0, "bfloat16": 16.0}
 
 _WARM_STEPS = 2
+_HEAD_ROWS = 128  # of which logits are held at a time
 _GREEDY = SamplingParams(seed=0, max_tokens=1 << 30, temperature=0.0, ignore_eos=True)
 
 
@@ -35,14 +36,21 @@ class OurEngine:
     """One model in one dtype. Reads the prompts of all decode measurements once, on arrival."""
 
     def __init__(
-        self, path: Path, dtype: str, prompts: Seq[list[int]], *, steps: int, longest: int
+        self,
+        path: Path,
+        dtype: str,
+        prompts: Seq[list[int]],
+        *,
+        steps: int,
+        longest: int,
+        group: int = 32,
     ) -> None:
         """Room for `steps` tokens behind each of `prompts`, and for one more prompt of `longest`
         tokens that comes and goes.
         """
         began = time.perf_counter()
         self.dtype = dtype
-        backend = choose_backend(dtype, "auto")
+        backend = choose_backend(dtype, "auto", group)
         self._model = load_model(
             path, dtype=backend.weights, group=backend.group, packer=backend.packer
         )
@@ -86,6 +94,24 @@ class OurEngine:
         began = time.perf_counter()
         drawn = self._draw(self._compute(sequence), [sequence])
         return Timed(len(prompt), time.perf_counter() - began, [drawn])
+
+    def greedy(self, number: int, tokens: int) -> list[int]:
+        """The answer to one of the prompts; end-of-sequence does not stop it."""
+        sequence = self._sequences[number]
+        for _ in range(tokens):
+            self._step([sequence])
+        return sequence.tokens[sequence.num_prompt :]
+
+    def token_logprobs(self, ids: list[int]) -> Tensor:
+        """float32 [len(ids) - 1]: log p of every token but the first, given those before it."""
+        sequence, found = _sequence(ids, self._passing), []
+        for start in range(0, len(ids), _HEAD_ROWS):
+            end = min(start + _HEAD_ROWS, len(ids))
+            hidden = self._runner.forward_all([RowJob(sequence, start, end)])
+            logprobs = torch.log_softmax(self._runner.logits(hidden), dim=-1)
+            wanted = torch.tensor(ids[start + 1 : end + 1])
+            found.append(logprobs[: len(wanted)].gather(1, wanted[:, None])[:, 0])
+        return torch.cat(found)
 
     def verify(self, prompt: list[int], rows: int, repeats: int) -> float:
         """Seconds of a step that checks the last `rows` tokens of `prompt`: KV, logits and a draw

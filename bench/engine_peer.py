@@ -23,13 +23,23 @@ class Kind:
     module: str
     dtype: str
     options: dict[str, bool] = field(default_factory=dict)
+    # (phase, size) of what it is asked for; None: everything. More would only take time: llama.cpp
+    # gains nothing from a batch without AMX.
+    cells: tuple[tuple[str, int], ...] | None = None
 
+    def takes(self, phase: str, size: int) -> bool:
+        """Nobody else has a verification step that could be called."""
+        known = phase in ("decode", "prefill")
+        return known and (self.cells is None or (phase, size) in self.cells)
+
+
+_ALONE = (("decode", 1), ("prefill", 512))
 
 KINDS = {
     "vllm": Kind("vllm", "bench.peers.vllm_peer", "bfloat16", {"eager": False}),
     "vllm_eager": Kind("vllm", "bench.peers.vllm_peer", "bfloat16", {"eager": True}),
-    "llama_cpp": Kind("llama_cpp", "bench.peers.llama_cpp_peer", "int4"),  # without AMX
-    "llama_cpp_amx": Kind("llama_cpp_amx", "bench.peers.llama_cpp_peer", "int4"),
+    "llama_cpp": Kind("llama_cpp", "bench.peers.llama_cpp_peer", "int4", cells=_ALONE),
+    "llama_cpp_amx": Kind("llama_cpp_amx", "bench.peers.llama_cpp_peer", "int4", cells=_ALONE),
 }
 
 

@@ -67,3 +67,9 @@ def test_a_peer_that_is_not_installed_names_the_remedy(
     monkeypatch.setattr("bench.engine_peer.PEERS", tmp_path)
     with pytest.raises(PeerError, match="make peers"):
         peer_command(KINDS["vllm"])
+
+
+def test_peers_are_asked_only_for_what_they_are_compared_in() -> None:
+    assert KINDS["vllm"].takes("decode", 32) and KINDS["vllm"].takes("prefill", 2048)
+    assert KINDS["llama_cpp"].takes("decode", 1) and not KINDS["llama_cpp"].takes("decode", 32)
+    assert not any(kind.takes("verify", 5) for kind in KINDS.values())
