@@ -35,7 +35,8 @@ void put_group(Operand& operand, int row, int group, const float* values) {
     float scale;
     std::memcpy(&scale, &bits, sizeof scale);
     scale /= 127.0f;
-    const V inverse = set1(scale > 0 ? 1.0f / scale : 0.0f);
+    // Below 2^-126 the inverse would not be finite; whatever is that small is 0 here.
+    const V inverse = set1(scale >= 0x1p-126f ? 1.0f / scale : 0.0f);
 
     const std::size_t tile = row / kRowTile, in_tile = row % kRowTile;
     VInt total{};
@@ -49,12 +50,12 @@ void put_group(Operand& operand, int row, int group, const float* values) {
         const Bytes bytes = __builtin_convertvector(whole, Bytes);
         std::memcpy(to, &bytes, sizeof bytes);
     }
-    std::int32_t sum = 0;
-    for (int lane = 0; lane < kLanes; ++lane) sum += total[lane];
+    std::uint32_t sum = 0;  // of what is no number it is anything; the scale is NaN then
+    for (int lane = 0; lane < kLanes; ++lane) sum += static_cast<std::uint32_t>(total[lane]);
     float* scales =
         operand.scales + (tile * operand.groups() + group) * 2 * kRowTile + in_tile;
     scales[0] = scale;
-    scales[kRowTile] = scale * static_cast<float>(sum);
+    scales[kRowTile] = scale * static_cast<float>(static_cast<std::int32_t>(sum));
 }
 
 }  // namespace
