@@ -393,13 +393,14 @@ void run_split(const Call& call, const std::vector<Task>& tasks) {
     });
 }
 
-std::vector<Task> tasks_of(const Call& call, const Job* jobs, int num_jobs) {
+// Tasks of at most `most` groups each.
+std::vector<Task> tasks_of(const Call& call, const Job* jobs, int num_jobs, int most) {
     std::vector<Task> tasks;
     for (const Job* job = jobs; job < jobs + num_jobs; ++job) {
         const int groups = (job->rows * call.group() + kLanes - 1) / kLanes;
         // The last rows see most: whoever takes them last would be waited for.
-        for (int last = groups; last > 0; last -= kGroupsOfTask) {
-            const int first = std::max(0, last - kGroupsOfTask);
+        for (int last = groups; last > 0; last -= most) {
+            const int first = std::max(0, last - most);
             const int first_row = first * kLanes / call.group();
             const int last_row = std::min(job->rows, (last * kLanes - 1) / call.group() + 1);
             const bool tree = job->parents != nullptr;
@@ -417,12 +418,13 @@ std::vector<Task> tasks_of(const Call& call, const Job* jobs, int num_jobs) {
 
 template <class P>
 void run(const Call& call, const Job* jobs, int num_jobs) {
-    const std::vector<Task> tasks = tasks_of(call, jobs, num_jobs);
+    std::vector<Task> tasks = tasks_of(call, jobs, num_jobs, kGroupsOfTask);
     const bool few = tasks.size() < 8u * num_threads();
     const bool long_ones = std::any_of(tasks.begin(), tasks.end(), [](const Task& task) {
         return task.last_split() - task.first_split() > 1;
     });
     if (few && long_ones && num_threads() > 1) return run_split<P>(call, tasks);
+    if (few) tasks = tasks_of(call, jobs, num_jobs, 2);  // a pair still shares its loads
     parallel_for(static_cast<int>(tasks.size()), [&](int i) { run_whole<P>(call, tasks[i]); });
 }
 
