@@ -71,7 +71,7 @@ peers: $(PEERS) ## install vLLM and llama.cpp for `bench.engine --peers`; ten mi
 	.peers/vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
 	@touch $@
 
-# llama.cpp is compiled for this CPU, without AMX and with (there, around a bug of GCC 12: see the header).
+# llama.cpp is compiled for this CPU, without AMX and with (there, around a bug of GCC 12, see the header).
 KIND = $(patsubst .peers/%/,%,$(dir $@))
 FLAGS_llama_cpp     := -mno-amx-tile\ -mno-amx-int8\ -mno-amx-bf16
 FLAGS_llama_cpp_amx := -include\ $(CURDIR)/bench/peers/tiles.h

@@ -86,6 +86,25 @@ def svg_of(lines: Sequence[Line], title: str) -> str:
     )
 
 
+def markdown_of(result: Mapping[str, Any]) -> str:
+    """Decode and prefill: one row each, ours with the share of the limit, and the peers' ratios."""
+    peers = list(dict.fromkeys(name for row in result["rows"] for name in row["peers"]))
+    heads = ["", "weights", "tokens/s", "of the limit", *(f"against {name}" for name in peers)]
+    lines = [heads, ["---"] * len(heads)]
+    for row in result["rows"]:
+        if row["phase"] not in ("decode", "prefill"):
+            continue
+        size = row["batch"] if row["phase"] == "decode" else row["tokens"]
+        what = f"decode, batch {size}" if row["phase"] == "decode" else f"prompt of {size:,} tokens"
+        own = row["tokens_s"]
+        theirs = [
+            f"{own / row['peers'][name]:.1f}×" if name in row["peers"] else "" for name in peers
+        ]
+        share = f"{100 * row['roofline']:.0f} %"
+        lines.append([what, row["dtype"], f"{own:,.0f}", share, *theirs])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _axis(low: float, high: float, start: float, end: float) -> Any:
     """A function from values to pixels, logarithmic."""
     span = math.log(high / low) or 1.0  # a single value stands at the start
@@ -124,6 +143,7 @@ def main() -> None:
     machine = result["machine"]
     title = f"Decode tokens/s, SmolLM2-135M, {machine['cores']} cores"
     options.picture.write_text(svg_of(lines_of(result), title))
+    print(markdown_of(result))
 
 
 if __name__ == "__main__":

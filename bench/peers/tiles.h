@@ -1,4 +1,4 @@
-// Included in front of every file of llama.cpp. GCC before 13 declares that _tile_loadconfig reads
+// Included in front of every file of llama.cpp. GCC 12 declares that _tile_loadconfig reads
 // eight bytes, drops the stores of the other 56, and llama.cpp dies of an illegal instruction.
 #pragma once
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench.plot import lines_of, svg_of
+from bench.plot import lines_of, markdown_of, svg_of
 
 
 @pytest.fixture
@@ -26,7 +26,14 @@ def result() -> dict[str, Any]:
         row("bfloat16", 16, 900.0, vllm=300.0),
         row("bfloat16", 1, 70.0, vllm=20.0),
         row("int4", 1, 150.0, llama_cpp=80.0),
-        {"phase": "prefill", "dtype": "int4", "tokens": 512, "tokens_s": 9.0, "peers": {}},
+        {
+            "phase": "prefill",
+            "dtype": "int4",
+            "roofline": 0.6,
+            "tokens": 2048,
+            "tokens_s": 9e3,
+            "peers": {},
+        },
     ]
     return {"rows": rows, "machine": {"cores": 2}}
 
@@ -51,3 +58,12 @@ def test_the_picture_is_valid_svg_inside_its_frame(result: dict[str, Any]) -> No
         for point in line.attrib["points"].split():
             x, y = map(float, point.split(","))
             assert 0 <= x <= width and 0 <= y <= height
+
+
+def test_the_table_has_decode_and_prefill_with_their_ratios(result: dict[str, Any]) -> None:
+    lines = markdown_of(result).splitlines()
+    assert lines[0] == (
+        "|  | weights | tokens/s | of the limit | against vllm | against llama_cpp |"
+    )
+    assert lines[2] == "| decode, batch 16 | bfloat16 | 900 | 50 % | 3.0× |  |"
+    assert lines[-1] == "| prompt of 2,048 tokens | int4 | 9,000 | 60 % |  |  |"
