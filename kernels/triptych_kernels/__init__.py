@@ -1,7 +1,6 @@
 """Public ops. Each has a plain-torch twin in `reference`, which is the truth."""
 
 from triptych_kernels.reference import (
-    Embedding,
     Linear,
     append_kv,
     apply_rotary,
@@ -15,7 +14,6 @@ from triptych_kernels.reference import (
 from triptych_kernels.sampling import filter_logits, gumbel_noise
 
 __all__ = [
-    "Embedding",
     "Linear",
     "append_kv",
     "apply_rotary",

@@ -63,17 +63,6 @@ class Linear:
         return sum(chunk.nbytes for chunk in self._chunks)
 
 
-class Embedding:
-    """Rows of a table. weight [V, H]."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = weight
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        """ids [M] int64 → [M, H]."""
-        return self._weight[ids]
-
-
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, weight_offset: float = 0.0) -> Tensor:
     """x [..., H] × rsqrt(mean(x²) + eps) × (weight + weight_offset), in float32, back in x.dtype.
 
