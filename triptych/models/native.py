@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from triptych.errors import ModelError
 from triptych.models.layers import Layer, LocalExperts, Norm
 from triptych.models.model import Model
 from triptych.models.rope import Rope
@@ -18,15 +19,21 @@ from triptych_kernels.cpu.linear import NativeLinear
 from triptych_kernels.cpu.native import native
 from triptych_kernels.cpu.structs import JobStruct, KvCacheStruct
 
+_MAX_HEAD_DIM = 512
 _FIRST_POSITIONS = 4096  # of the tables; they double when a sequence grows beyond
 
 
 class NativeModel:
-    """One forward pass at a time: its buffers are reused."""
+    """One forward pass at a time: its buffers are reused. Raises ModelError for heads too large."""
 
     def __init__(self, model: Model) -> None:
         library = native()
         assert library is not None and model.is_native
+        if model.config.head_dim > _MAX_HEAD_DIM:
+            raise ModelError(
+                f"head_dim: the native kernels take up to {_MAX_HEAD_DIM}, "
+                f"the model has {model.config.head_dim}"
+            )
         self._model = model
         self._ropes = list(model.inv_freqs)
         self._tables = _Tables(model)
@@ -76,7 +83,7 @@ class NativeModel:
         size = hidden.shape[0] * self._head.out_features
         if self._logits.numel() < size:
             self._logits = torch.empty(size)
-        logits = self._logits[:size].view(hidden.shape[0], -1)
+        logits = self._logits[:size].view(hidden.shape[0], self._head.out_features)
         self._head.into(hidden, logits)
         cap = self._model.config.final_softcap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
@@ -136,7 +143,7 @@ class _Tables:
 
 
 def _weight(norm: Norm) -> Tensor:
-    """float32, with the family's offset; computed once per norm and kept with it."""
+    """float32 [size], with the family's offset."""
     return norm.scaled_weight
 
 

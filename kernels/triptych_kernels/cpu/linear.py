@@ -29,7 +29,8 @@ class NativeLinear:
         self.out_features, self.in_features = shape
         self.gated = gated
         self.nbytes = int(ops.num_bytes(handle))
-        weakref.finalize(self, ops.free, handle)
+        # Not at exit: a thread may still be inside a call then.
+        weakref.finalize(self, ops.free, handle).atexit = False
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [M, K] float32 → [M, N] float32."""
