@@ -1,7 +1,7 @@
 // Sixteen floats at a time, on every level: one AVX-512 register, or two of AVX2.
 //
 // GCC's vector types do the plain arithmetic. What they lack is here, and each function gives the
-// same bits on every level, but where it says so: products are fused with sums exactly where `fma` says so (the build
+// same bits on every level: products are fused with sums exactly where `fma` says so (the build
 // forbids the compiler to do it by itself), and nothing calls the C library.
 #pragma once
 
