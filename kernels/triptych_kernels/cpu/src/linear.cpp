@@ -13,7 +13,6 @@ namespace {
 // Rows of a task of a long prompt: their activations stay in the second-level cache while the
 // panel's weights stay in the first.
 constexpr int kRowsOfTask = 256;
-constexpr int kFewRows = 64;
 constexpr int kRunsOfThread = 4;  // enough for a thread that is slower to do less
 
 int round_up(int value, int step) { return (value + step - 1) / step * step; }
@@ -114,8 +113,7 @@ void pack_bias(Linear& linear, bool gated, const float* bias) {
 
 void apply(const Linear& linear, const Operand& x, const Epilogue& epilogue) {
     const auto kernel = linear.kind == Kind::kFloat ? apply_float : apply_bf16;
-    // Few rows: it is all about reading the weights, in long runs.
-    const int runs = x.rows <= kFewRows ? kRunsOfThread * num_threads() : linear.panels;
+    const int runs = kRunsOfThread * num_threads();
     const int length = std::max(1, (linear.panels + runs - 1) / runs);
     const int across = (linear.panels + length - 1) / length;
     const int down = (x.rows + kRowsOfTask - 1) / kRowsOfTask;

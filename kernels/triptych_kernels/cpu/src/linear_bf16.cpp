@@ -1,4 +1,6 @@
 // bfloat16 panels: [K / 32][2][16 pairs of K][16 columns][2], what two AMX tiles want, in sequence.
+#include <algorithm>
+
 #include "amx.h"
 #include "epilogue.h"
 #include "linear.h"
@@ -18,6 +20,12 @@ struct Pending {
 
     void set(int of_panel, const float* new_sums, int first_row, int count) {
         panel = of_panel, sums = new_sums, row = first_row, rows = count, next = 0;
+        if (to.out == nullptr) return;
+        const float* out = to.out + static_cast<std::size_t>(row) * to.stride + panel * kPanel;
+        for (int i = 0; i < rows; ++i, out += to.stride) {
+            __builtin_prefetch(out, 1);
+            __builtin_prefetch(out + kLanes, 1);
+        }
     }
     void advance(int count) {
         for (; count > 0 && next < rows; --count, ++next) {
@@ -27,11 +35,31 @@ struct Pending {
     }
 };
 
+#if defined(TK_AMX)
+
+// K of a pass over many rows, in steps: so much of a panel (24 KiB), a tile of activations that
+// streams by and the sums fit into the first-level cache together. In between sums wait in memory,
+// unrounded, so passes do not show in a bit.
+constexpr int kStepsOfPass = 12;
+constexpr int kFewRows = 2 * kRowTile;  // not worth a second pass
+
+int steps_of_pass(int rows, int steps) {
+    if (rows <= kFewRows) return steps;
+    const int passes = (steps + kStepsOfPass - 1) / kStepsOfPass;
+    return (steps + passes - 1) / passes;
+}
+
 // Where the tiles of a panel come from, step by step. Each `at` is called with ascending steps.
 
-struct Resident {  // it is in a cache
+struct Resident {  // it is in a cache; what comes next is on its way there by the time it is wanted
     const Bf16* weights;
-    const Bf16* at(int step) { return weights + step * 2 * kTile; }
+    const char* ahead;
+    const Bf16* at(int step) {
+        _mm_prefetch(ahead, _MM_HINT_T1);
+        _mm_prefetch(ahead + 64, _MM_HINT_T1);
+        ahead += 128;
+        return weights + step * 2 * kTile;
+    }
 };
 
 struct Streamed {  // from DRAM, across pages that the CPU's own prefetcher will not cross
@@ -49,21 +77,54 @@ constexpr int kRing = 4;
 
 struct Unpacked {  // int4 or int8, made a little ahead of its use
     const Linear& linear;
-    int panel, steps;
-    Bf16* ring;  // [kRing][2 tiles]
+    int panel, steps, slots;
+    Bf16* room;  // [slots][2 tiles]: all steps where there are more rows to come, else a ring
 
-    Unpacked(const Linear& of, int index, Bf16* room)
-        : linear(of), panel(index), steps(of.depth / kBf16Depth), ring(room) {
+    Unpacked(const Linear& of, int index, Bf16* to, int places)
+        : linear(of), panel(index), steps(of.depth / kBf16Depth), slots(places), room(to) {
         for (int step = 0; step < kAhead && step < steps; ++step) make(step);
     }
-    void make(int step) { unpack_step(linear, panel, step, ring + step % kRing * 2 * kTile); }
+    Bf16* place(int step) const { return room + step % slots * 2 * kTile; }
+    void make(int step) { unpack_step(linear, panel, step, place(step)); }
     const Bf16* at(int step) {
         if (step + kAhead < steps) make(step + kAhead);
-        return ring + step % kRing * 2 * kTile;
+        return place(step);
     }
 };
 
-// A panel's weights as a whole, for many rows: valid until the next call in this thread.
+// Steps [first, last) of a tile of rows: sums [16][32] from zero, or from where they are. The sums
+// of the two halves are independent, so that one product can start while the other runs.
+// Meanwhile the vector unit, which has nothing to do with it, finishes the rows before.
+template <class Weights>
+void one_tile(const Bf16* x, Weights& weights, int first, int last, float* sums,
+              Pending& pending) {
+    const int rows_a_step = (kRowTile + last - first - 1) / (last - first);
+    if (first == 0) {
+        _tile_zero(0);
+        _tile_zero(1);
+    } else {
+        TK_TILE_LOAD(0, sums, kPanel * sizeof(float));
+        TK_TILE_LOAD(1, sums + kLanes, kPanel * sizeof(float));
+    }
+    for (int step = first; step < last; ++step) {
+        const Bf16* tiles = weights.at(step);
+        TK_TILE_LOAD(4, x + step * kTile, 64);
+        TK_TILE_LOAD(5, tiles, 64);
+        _tile_dpbf16ps(0, 4, 5);
+        TK_TILE_LOAD(5, tiles + kTile, 64);
+        _tile_dpbf16ps(1, 4, 5);
+        pending.advance(rows_a_step);
+    }
+    pending.advance(kRowTile);
+    TK_TILE_STORE(0, sums, kPanel * sizeof(float));
+    TK_TILE_STORE(1, sums + kLanes, kPanel * sizeof(float));
+}
+
+#else
+
+constexpr int kRowsAtOnce = 4;
+
+// A panel's weights as a whole: valid until the next call in this thread.
 const Bf16* whole_panel(const Linear& linear, int panel) {
     if (linear.kind == Kind::kBf16) return reinterpret_cast<const Bf16*>(linear.panel(panel));
     static thread_local Buffer<Bf16> unpacked;
@@ -73,72 +134,6 @@ const Bf16* whole_panel(const Linear& linear, int panel) {
     }
     return to;
 }
-
-#if defined(TK_AMX)
-
-// One tile of rows. The sums of the two halves are independent, so that one product can start
-// while the other runs. Meanwhile the vector unit, which has nothing to do with it, finishes the
-// rows before.
-template <class Weights>
-void one_tile(const Bf16* x, Weights weights, int steps, float* sums, Pending& pending) {
-    const int rows_a_step = (kRowTile + steps - 1) / steps;
-    _tile_zero(0);
-    _tile_zero(1);
-    for (int step = 0; step < steps; ++step, x += kTile) {
-        const Bf16* tiles = weights.at(step);
-        TK_TILE_LOAD(4, x, 64);
-        TK_TILE_LOAD(5, tiles, 64);
-        _tile_dpbf16ps(0, 4, 5);
-        TK_TILE_LOAD(5, tiles + kTile, 64);
-        _tile_dpbf16ps(1, 4, 5);
-        pending.advance(rows_a_step);
-    }
-    TK_TILE_STORE(0, sums, kPanel * sizeof(float));
-    TK_TILE_STORE(1, sums + kLanes, kPanel * sizeof(float));
-}
-
-// Two tiles of rows, `apart` values from one to the next.
-template <class Weights>
-void two_tiles(const Bf16* x, std::size_t apart, Weights weights, int steps, float* sums,
-               Pending& pending) {
-    const int rows_a_step = (2 * kRowTile + steps - 1) / steps;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int step = 0; step < steps; ++step, x += kTile) {
-        const Bf16* tiles = weights.at(step);
-        TK_TILE_LOAD(4, x, 64);
-        TK_TILE_LOAD(5, tiles, 64);
-        _tile_dpbf16ps(0, 4, 5);
-        TK_TILE_LOAD(5, tiles + kTile, 64);
-        _tile_dpbf16ps(1, 4, 5);
-        TK_TILE_LOAD(4, x + apart, 64);
-        _tile_dpbf16ps(3, 4, 5);
-        TK_TILE_LOAD(5, tiles, 64);
-        _tile_dpbf16ps(2, 4, 5);
-        pending.advance(rows_a_step);
-    }
-    float* lower = sums + kRowTile * kPanel;
-    TK_TILE_STORE(0, sums, kPanel * sizeof(float));
-    TK_TILE_STORE(1, sums + kLanes, kPanel * sizeof(float));
-    TK_TILE_STORE(2, lower, kPanel * sizeof(float));
-    TK_TILE_STORE(3, lower + kLanes, kPanel * sizeof(float));
-}
-
-// Up to two tiles of rows.
-template <class Weights>
-void few_tiles(const Operand& x, int row, int count, Weights weights, float* sums,
-               Pending& pending) {
-    const int steps = x.depth / kBf16Depth;
-    const Bf16* rows = x.half_line(row, 0);
-    if (count <= kRowTile) return one_tile(rows, weights, steps, sums, pending);
-    two_tiles(rows, static_cast<std::size_t>(steps) * kTile, weights, steps, sums, pending);
-}
-
-#else
-
-constexpr int kRowsAtOnce = 4;
 
 // Without AMX: the same order of K, one product at a time, in float32. Bits differ from AMX's.
 void few_rows(const Operand& x, int begin, int rows, const Bf16* weights, float* sums) {
@@ -168,30 +163,58 @@ void few_rows(const Operand& x, int begin, int rows, const Bf16* weights, float*
 
 #if defined(TK_AMX)
 
-void apply_bf16(const Linear& linear, const Operand& x, const Part& part, const Epilogue& to) {
-    alignas(64) float sums[2][2 * kRowTile * kPanel];
-    alignas(64) Bf16 ring[kRing * 2 * kTile];
-    Pending pending{linear, to};
-    const int rows = part.end - part.begin;
-    amx::configure(rows < kRowTile ? rows : kRowTile);
-    const bool on_the_fly = linear.kind != Kind::kBf16 && rows <= 2 * kRowTile;
-    int turn = 0;
-    for (int panel = part.first; panel < part.last; ++panel) {
-        const Bf16* whole = on_the_fly ? nullptr : whole_panel(linear, panel);
-        for (int row = part.begin; row < part.end; row += 2 * kRowTile, turn ^= 1) {
-            const int count = part.end - row < 2 * kRowTile ? part.end - row : 2 * kRowTile;
-            if (on_the_fly) {
-                few_tiles(x, row, count, Unpacked(linear, panel, ring), sums[turn], pending);
-            } else if (linear.kind == Kind::kBf16 && row == 0) {
-                few_tiles(x, row, count, Streamed{whole}, sums[turn], pending);
+namespace {
+
+struct Room {  // of a thread
+    Buffer<float> sums;
+    Buffer<Bf16> weights;
+};
+
+// All rows of the part in one panel, whose weights lie, or will lie, in `weights`. `first_reader`,
+// if given, brings them there for the first tile of rows.
+template <class FirstReader>
+void apply_panel(const Operand& x, const Part& part, int panel, FirstReader* first_reader,
+                 const Bf16* weights, float* sums, Pending& pending) {
+    const int rows = part.end - part.begin, steps = x.depth / kBf16Depth;
+    const int length = steps_of_pass(rows, steps);
+    for (int first = 0, last; first < steps; first = last) {
+        last = std::min(steps, first + length);
+        Resident reader{weights, reinterpret_cast<const char*>(weights + last * 2 * kTile)};
+        for (int row = 0; row < rows; row += kRowTile) {
+            const Bf16* tile = x.half_line(part.begin + row, 0);
+            float* own = sums + row * kPanel;
+            if (row == 0 && first_reader != nullptr) {
+                one_tile(tile, *first_reader, first, last, own, pending);
             } else {
-                few_tiles(x, row, count, Resident{whole}, sums[turn], pending);
+                one_tile(tile, reader, first, last, own, pending);
             }
-            pending.advance(pending.rows);
-            pending.set(panel, sums[turn], row, count);
+            if (last < steps) continue;
+            pending.set(panel, own, part.begin + row, std::min(rows - row, kRowTile));
         }
     }
-    pending.advance(pending.rows);
+}
+
+}  // namespace
+
+void apply_bf16(const Linear& linear, const Operand& x, const Part& part, const Epilogue& to) {
+    static thread_local Room room;
+    Pending pending{linear, to};
+    const int rows = part.end - part.begin, steps = linear.depth / kBf16Depth;
+    const int slots = rows <= kRowTile ? kRing : steps;
+    float* sums = room.sums.take(static_cast<std::size_t>(rows + kRowTile) * kPanel);
+    amx::configure(std::min(rows, kRowTile));
+    for (int panel = part.first; panel < part.last; ++panel) {
+        if (linear.kind == Kind::kBf16) {
+            Streamed streamed{reinterpret_cast<const Bf16*>(linear.panel(panel))};
+            apply_panel(x, part, panel, rows <= kFewRows ? &streamed : nullptr, streamed.weights,
+                        sums, pending);
+        } else {
+            Bf16* weights = room.weights.take(static_cast<std::size_t>(slots) * 2 * kTile);
+            Unpacked unpacked(linear, panel, weights, slots);
+            apply_panel(x, part, panel, &unpacked, weights, sums, pending);
+        }
+    }
+    pending.advance(kRowTile);
 }
 
 #else

@@ -16,8 +16,8 @@ namespace triptych {
 inline void* allocate(std::size_t bytes) {
     constexpr std::size_t kHuge = std::size_t{2} << 20;
     const std::size_t alignment = bytes >= kHuge / 4 ? kHuge : 64;
-    bytes = (bytes + 63) / 64 * 64;
-    void* memory = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+    bytes = (bytes + alignment - 1) / alignment * alignment;
+    void* memory = std::aligned_alloc(alignment, bytes);
     if (memory == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
     if (bytes >= kHuge) madvise(memory, bytes, MADV_HUGEPAGE);
