@@ -41,24 +41,27 @@ struct Pending {
 // streams by and the sums fit into the first-level cache together. In between sums wait in memory,
 // unrounded, so passes do not show in a bit.
 constexpr int kStepsOfPass = 12;
-constexpr int kFewRows = 2 * kRowTile;  // not worth a second pass
 
 int steps_of_pass(int rows, int steps) {
-    if (rows <= kFewRows) return steps;
+    if (rows <= kRowTile) return steps;
     const int passes = (steps + kStepsOfPass - 1) / kStepsOfPass;
     return (steps + passes - 1) / passes;
 }
 
 // Where the tiles of a panel come from, step by step. Each `at` is called with ascending steps.
 
-struct Resident {  // it is in a cache; what comes next is on its way there by the time it is wanted
+struct Resident {  // it is in a cache
     const Bf16* weights;
+    int mask;  // of a step, for its place
     const char* ahead;
+    int bytes_a_step;  // to prefetch
+
     const Bf16* at(int step) {
-        _mm_prefetch(ahead, _MM_HINT_T1);
-        _mm_prefetch(ahead + 64, _MM_HINT_T1);
-        ahead += 128;
-        return weights + step * 2 * kTile;
+        for (int line = 0; line < bytes_a_step; line += 64) {
+            _mm_prefetch(ahead + line, _MM_HINT_T1);
+        }
+        ahead += bytes_a_step;
+        return weights + (step & mask) * 2 * kTile;
     }
 };
 
@@ -74,17 +77,19 @@ struct Streamed {  // from DRAM, across pages that the CPU's own prefetcher will
 
 constexpr int kAhead = 2;  // steps: a product never waits for what was just stored
 constexpr int kRing = 4;
+constexpr int kRingOfPass = 16;
+static_assert(kRingOfPass >= kStepsOfPass + kAhead);
 
 struct Unpacked {  // int4 or int8, made a little ahead of its use
     const Linear& linear;
-    int panel, steps, slots;
-    Bf16* room;  // [slots][2 tiles]: all steps where there are more rows to come, else a ring
+    int panel, steps, mask;
+    Bf16* room;  // a ring of steps, [mask + 1][2 tiles]
 
-    Unpacked(const Linear& of, int index, Bf16* to, int places)
-        : linear(of), panel(index), steps(of.depth / kBf16Depth), slots(places), room(to) {
+    Unpacked(const Linear& of, int index, Bf16* to, int slots)
+        : linear(of), panel(index), steps(of.depth / kBf16Depth), mask(slots - 1), room(to) {
         for (int step = 0; step < kAhead && step < steps; ++step) make(step);
     }
-    Bf16* place(int step) const { return room + step % slots * 2 * kTile; }
+    Bf16* place(int step) const { return room + (step & mask) * 2 * kTile; }
     void make(int step) { unpack_step(linear, panel, step, place(step)); }
     const Bf16* at(int step) {
         if (step + kAhead < steps) make(step + kAhead);
@@ -165,21 +170,18 @@ void few_rows(const Operand& x, int begin, int rows, const Bf16* weights, float*
 
 namespace {
 
-struct Room {  // of a thread
-    Buffer<float> sums;
-    Buffer<Bf16> weights;
-};
-
-// All rows of the part in one panel, whose weights lie, or will lie, in `weights`. `first_reader`,
-// if given, brings them there for the first tile of rows.
+// All rows of the part in one panel. `first_reader`, if given, puts the weights where `reader` will
+// find them, for the first tile of rows.
 template <class FirstReader>
 void apply_panel(const Operand& x, const Part& part, int panel, FirstReader* first_reader,
-                 const Bf16* weights, float* sums, Pending& pending) {
+                 Resident reader, float* sums, Pending& pending) {
     const int rows = part.end - part.begin, steps = x.depth / kBf16Depth;
-    const int length = steps_of_pass(rows, steps);
+    const int length = steps_of_pass(rows, steps), tiles = (rows + kRowTile - 1) / kRowTile;
+    // All tiles of rows together bring the pass that follows into the cache.
+    reader.bytes_a_step = first_reader == nullptr ? (4 * kTile / 64 + tiles - 1) / tiles * 64 : 0;
     for (int first = 0, last; first < steps; first = last) {
         last = std::min(steps, first + length);
-        Resident reader{weights, reinterpret_cast<const char*>(weights + last * 2 * kTile)};
+        reader.ahead = reinterpret_cast<const char*>(reader.weights + last * 2 * kTile);
         for (int row = 0; row < rows; row += kRowTile) {
             const Bf16* tile = x.half_line(part.begin + row, 0);
             float* own = sums + row * kPanel;
@@ -197,21 +199,20 @@ void apply_panel(const Operand& x, const Part& part, int panel, FirstReader* fir
 }  // namespace
 
 void apply_bf16(const Linear& linear, const Operand& x, const Part& part, const Epilogue& to) {
-    static thread_local Room room;
+    static thread_local Buffer<float> memory;
+    alignas(64) Bf16 ring[kRingOfPass * 2 * kTile];
     Pending pending{linear, to};
-    const int rows = part.end - part.begin, steps = linear.depth / kBf16Depth;
-    const int slots = rows <= kRowTile ? kRing : steps;
-    float* sums = room.sums.take(static_cast<std::size_t>(rows + kRowTile) * kPanel);
+    const int rows = part.end - part.begin, slots = rows <= kRowTile ? kRing : kRingOfPass;
+    float* sums = memory.take(static_cast<std::size_t>(rows + kRowTile) * kPanel);
     amx::configure(std::min(rows, kRowTile));
     for (int panel = part.first; panel < part.last; ++panel) {
         if (linear.kind == Kind::kBf16) {
             Streamed streamed{reinterpret_cast<const Bf16*>(linear.panel(panel))};
-            apply_panel(x, part, panel, rows <= kFewRows ? &streamed : nullptr, streamed.weights,
-                        sums, pending);
+            apply_panel(x, part, panel, rows <= kRowTile ? &streamed : nullptr,
+                        {streamed.weights, ~0, nullptr, 0}, sums, pending);
         } else {
-            Bf16* weights = room.weights.take(static_cast<std::size_t>(slots) * 2 * kTile);
-            Unpacked unpacked(linear, panel, weights, slots);
-            apply_panel(x, part, panel, &unpacked, weights, sums, pending);
+            Unpacked unpacked(linear, panel, ring, slots);
+            apply_panel(x, part, panel, &unpacked, {ring, slots - 1, nullptr, 0}, sums, pending);
         }
     }
     pending.advance(kRowTile);
