@@ -10,13 +10,14 @@ namespace triptych {
 namespace {
 
 void put_bf16(const float* from, int count, Bf16* to) {
-    for (int i = 0; i < count; i += kLanes) {
-        float lanes[kLanes] = {};
-        std::memcpy(lanes, from + i, std::min(kLanes, count - i) * sizeof(float));
-        Bf16 halves[kLanes];
-        store(halves, load(lanes));
-        std::memcpy(to + i, halves, std::min(kLanes, count - i) * sizeof(Bf16));
-    }
+    int i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+    if (i == count) return;
+    float lanes[kLanes] = {};
+    std::memcpy(lanes, from + i, (count - i) * sizeof(float));
+    Bf16 halves[kLanes];
+    store(halves, load(lanes));
+    std::memcpy(to + i, halves, (count - i) * sizeof(Bf16));
 }
 
 // The largest |x|; NaN if there is one: as integers, sizes have the same order and it is above all.

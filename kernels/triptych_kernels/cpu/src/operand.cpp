@@ -5,16 +5,18 @@ namespace triptych {
 namespace {
 
 void put_halves(Operand& operand, int row, const float* values) {
-    for (int column = 0; column < operand.in; column += kLanes) {
-        Bf16* to = operand.half_line(row, column) + column % kBf16Depth;
-        if (operand.in - column >= kLanes) {
-            store(to, load(values + column));
-        } else {
-            float rest[kLanes] = {};
-            std::memcpy(rest, values + column, (operand.in - column) * sizeof(float));
-            store(to, load(rest));
-        }
+    Bf16* to = operand.half_line(row, 0);
+    int column = 0;
+    for (; column + kBf16Depth <= operand.in; column += kBf16Depth) {
+        store(to, load(values + column));
+        store(to + kLanes, load(values + column + kLanes));
+        to += kRowTile * kBf16Depth;
     }
+    if (column == operand.in) return;
+    float rest[kBf16Depth] = {};
+    std::memcpy(rest, values + column, (operand.in - column) * sizeof(float));
+    store(to, load(rest));
+    store(to + kLanes, load(rest + kLanes));
 }
 
 }  // namespace
