@@ -23,29 +23,17 @@ struct FmaProducts {
         for (int d = 0; d < dim; ++d) to[d * kLanes] = round(query[d], static_cast<T*>(nullptr));
     }
 
-    using Room = float[kTileTokens * kLanes];
+    static constexpr int kWeightFloats = kTileTokens * kLanes;
 
     static V exp2(V x) { return exp2_below_zero<6>(x); }
-
-    template <int kGroups>
-    static void scores(const KvTile<T>& tile, int dim, const void* const* queries, Room* scores) {
-        for (int i = 0; i < kGroups; ++i) {
-            scores_of(tile, dim, static_cast<const float*>(queries[i]), scores[i]);
-        }
-    }
-
-    template <int kGroups>
-    static void weigh(const KvTile<T>& tile, int dim, const Room* weights, float* const* out) {
-        for (int i = 0; i < kGroups; ++i) weigh_one(tile, dim, weights[i], out[i]);
-    }
 
     static void put_weights(float* weights, int pair, V even, V odd) {
         store(weights + 2 * pair * kLanes, even);
         store(weights + (2 * pair + 1) * kLanes, odd);
     }
 
-  private:
-    static void scores_of(const KvTile<T>& tile, int dim, const float* q, float* scores) {
+    static void scores(const KvTile<T>& tile, int dim, const void* queries, float* scores) {
+        const float* q = static_cast<const float*>(queries);
         for (int t = 0; t < tile.parts * kPartTokens; t += 8) {
             const T* keys = tile.keys[t / kPartTokens] + t % kPartTokens * dim;
             V sum[8] = {};
@@ -59,7 +47,7 @@ struct FmaProducts {
         }
     }
 
-    static void weigh_one(const KvTile<T>& tile, int dim, const float* weights, float* out) {
+    static void weigh(const KvTile<T>& tile, int dim, const float* weights, float* out) {
         for (int d = 0; d < dim; d += 8) {
             const int rows = dim - d < 8 ? dim - d : 8;
             V sum[8];
@@ -76,6 +64,7 @@ struct FmaProducts {
         }
     }
 
+  private:
     static float widen(float x) { return x; }
     static float widen(Bf16 x) { return to_float(x); }
     static float round(float x, const float*) { return x; }
@@ -107,7 +96,7 @@ struct AmxProducts {
         }
     }
 
-    using Room = float[kTileTokens * kLanes];
+    static constexpr int kWeightFloats = kTileTokens * kLanes / 2;
 
     // 2^x for x ≤ 0, 0 for −∞, NaN for NaN: a polynomial of degree 4 on [0, 1), relative error 3e-6,
     // for weights that are rounded to bfloat16 anyway.
@@ -121,40 +110,22 @@ struct AmxProducts {
         return (V)_mm512_scalef_ps((__m512)p, (__m512)x);  // × 2^floor(x)
     }
 
-    // Sums 0, 1 are of the first group, 2, 3 of the second, for 16 tokens each.
-    template <int kGroups>
-    static void scores(const KvTile<Bf16>& tile, int dim, const void* const* queries,
-                       Room* scores) {
+    // Sums 0 and 1 are of 16 tokens each.
+    static void scores(const KvTile<Bf16>& tile, int dim, const void* queries, float* scores) {
         const int stride = dim * static_cast<int>(sizeof(Bf16));
-        for (int part = 0; part < tile.parts; ++part) {
+        for (int part = 0; part < tile.parts; ++part, scores += kPartTokens * kLanes) {
             const Bf16* keys = tile.keys[part];
             _tile_zero(0);
             _tile_zero(1);
-            if (kGroups == 2) _tile_zero(2);
-            if (kGroups == 2) _tile_zero(3);
             for (int d = 0; d < dim; d += kBf16Depth) {
                 TK_TILE_LOAD(4, keys + d, stride);
-                const Bf16* first = static_cast<const Bf16*>(queries[0]) + d * kLanes;
-                TK_TILE_LOAD(5, first, 64);
+                TK_TILE_LOAD(5, static_cast<const Bf16*>(queries) + d * kLanes, 64);
                 _tile_dpbf16ps(0, 4, 5);
-                if (kGroups == 2) {
-                    TK_TILE_LOAD(5, static_cast<const Bf16*>(queries[1]) + d * kLanes, 64);
-                    _tile_dpbf16ps(2, 4, 5);
-                }
                 TK_TILE_LOAD(4, keys + kLanes * dim + d, stride);
-                if (kGroups == 2) {
-                    _tile_dpbf16ps(3, 4, 5);
-                    TK_TILE_LOAD(5, first, 64);
-                }
                 _tile_dpbf16ps(1, 4, 5);
             }
-            float* to = scores[0] + part * kPartTokens * kLanes;
-            TK_TILE_STORE(0, to, 64);
-            TK_TILE_STORE(1, to + kLanes * kLanes, 64);
-            if (kGroups == 1) continue;
-            to = scores[kGroups - 1] + part * kPartTokens * kLanes;
-            TK_TILE_STORE(2, to, 64);
-            TK_TILE_STORE(3, to + kLanes * kLanes, 64);
+            TK_TILE_STORE(0, scores, 64);
+            TK_TILE_STORE(1, scores + kLanes * kLanes, 64);
         }
     }
 
@@ -164,39 +135,23 @@ struct AmxProducts {
         _mm512_storeu_si512(weights + pair * kLanes, interleaved);
     }
 
-    // Sums as above, for 16 dimensions each.
-    template <int kGroups>
-    static void weigh(const KvTile<Bf16>& tile, int dim, const Room* weights, float* const* out) {
-        for (int d = 0; d < dim; d += 2 * kLanes) {
-            float* const first = out[0] + d * kLanes;
-            float* const second = out[kGroups - 1] + d * kLanes;
-            TK_TILE_LOAD(0, first, 64);
-            TK_TILE_LOAD(1, first + kLanes * kLanes, 64);
-            if (kGroups == 2) TK_TILE_LOAD(2, second, 64);
-            if (kGroups == 2) TK_TILE_LOAD(3, second + kLanes * kLanes, 64);
+    // Sums 0 and 1 are of 16 dimensions each.
+    static void weigh(const KvTile<Bf16>& tile, int dim, const float* weights, float* out) {
+        for (int d = 0; d < dim; d += 2 * kLanes, out += 2 * kLanes * kLanes) {
+            TK_TILE_LOAD(0, out, 64);
+            TK_TILE_LOAD(1, out + kLanes * kLanes, 64);
             for (int part = 0; part < tile.parts; ++part) {
                 const int row = tile.value_stride[part];
                 const Bf16* values = tile.values[part] + d * row;
                 const int stride = row * static_cast<int>(sizeof(Bf16));
-                const int at = part * kPartTokens / 2 * kLanes;
                 TK_TILE_LOAD(4, values, stride);
-                TK_TILE_LOAD(5, weights[0] + at, 64);
+                TK_TILE_LOAD(5, weights + part * kPartTokens / 2 * kLanes, 64);
                 _tile_dpbf16ps(0, 4, 5);
-                if (kGroups == 2) {
-                    TK_TILE_LOAD(5, weights[1] + at, 64);
-                    _tile_dpbf16ps(2, 4, 5);
-                }
                 TK_TILE_LOAD(4, values + kLanes * row, stride);
-                if (kGroups == 2) {
-                    _tile_dpbf16ps(3, 4, 5);
-                    TK_TILE_LOAD(5, weights[0] + at, 64);
-                }
                 _tile_dpbf16ps(1, 4, 5);
             }
-            TK_TILE_STORE(0, first, 64);
-            TK_TILE_STORE(1, first + kLanes * kLanes, 64);
-            if (kGroups == 2) TK_TILE_STORE(2, second, 64);
-            if (kGroups == 2) TK_TILE_STORE(3, second + kLanes * kLanes, 64);
+            TK_TILE_STORE(0, out, 64);
+            TK_TILE_STORE(1, out + kLanes * kLanes, 64);
         }
     }
 

@@ -1,0 +1,154 @@
+// One tile of keys and values for one group of lanes: scores, softmax, weighted values.
+//
+// The three come one after the other. Softmax between the instructions of tile products was tried:
+// with tile instructions in flight a core has one unit for vectors of 512 bits instead of two, so
+// what one half gains the other loses.
+#pragma once
+
+#include "attention_lanes.h"
+#include "attention_tile.h"
+
+namespace triptych {
+
+// A tile for one group of lanes.
+template <class T>
+struct Item {
+    KvTile<T> tile;
+    int begin;  // position
+    const Lanes* lanes;
+    const void* queries;
+    State state;
+};
+
+// Keys and values on their way from DRAM into the second-level cache. They lie in pieces of a page
+// or so, across which the CPU's own prefetcher does not look; and as many requests at once as a
+// tile has lines would only wait for each other.
+class Awaited {
+  public:
+    template <class T>
+    void set(const KvTile<T>& tile, int dim) {
+        pieces_ = 2 * tile.parts;
+        lines_ = kPartTokens * dim * static_cast<int>(sizeof(T)) / 64;
+        for (int part = 0; part < tile.parts; ++part) {
+            const int last = tile.parts - 1 - part;
+            from_[part] = reinterpret_cast<const char*>(tile.values[last]);
+            from_[tile.parts + part] = reinterpret_cast<const char*>(tile.keys[last]);
+        }
+    }
+
+    void fetch_some() {
+        if (pieces_ == 0) return;
+        const char* from = from_[pieces_ - 1] + line_ * 64;
+        for (int i = 0; i < kLinesAtOnce; ++i) __builtin_prefetch(from + i * 64, 0, 2);
+        line_ += kLinesAtOnce;
+        if (line_ >= lines_) line_ = 0, --pieces_;
+    }
+
+  private:
+    static constexpr int kLinesAtOnce = 16;
+    const char* from_[2 * kParts];  // the last one first
+    int pieces_ = 0, lines_ = 0, line_ = 0;
+};
+
+template <class P>
+class TileFold {
+  public:
+    using T = typename P::Element;
+
+    explicit TileFold(int dim) : dim_(dim) {}
+
+    // The tile behind the next one; a prefetch, nothing more.
+    void expect(const KvTile<T>& tile) { awaited_.set(tile, dim_); }
+
+    void operator()(const AttentionShape& shape, const Item<T>& item) {
+        P::scores(item.tile, dim_, item.queries, scores_);
+        soften(shape, item);
+        P::weigh(item.tile, dim_, weights_, item.state.out());
+    }
+
+  private:
+    // Scores become weights, and what the state holds is brought to the new maximum.
+    void soften(const AttentionShape& shape, const Item<T>& item) {
+        const KvTile<T>& tile = item.tile;
+        const int tokens = tile.parts * kPartTokens;
+        if (tile.key_scales != nullptr) scale_keys(tile, tokens);
+        if (shape.softcap > 0) cap_scores(shape, tokens);
+        if (item.begin + tokens > item.lanes->all_high || item.begin < item.lanes->all_low) {
+            mask(item, tokens);
+        }
+        const State& state = item.state;
+        const float scale = (shape.softcap > 0 ? shape.softcap : shape.scale) * kLog2E;
+        const V before = load(state.best());
+        const V best = max(largest(tokens) * set1(scale), before);
+        const V factor = exp2(before - best);
+        const V sum = tile.value_scales != nullptr ? weigh_scores<true>(tile, tokens, scale, best)
+                                                   : weigh_scores<false>(tile, tokens, scale, best);
+        store(state.best(), best);
+        store(state.total(), load(state.total()) * factor + sum);
+        if (!any_above(best, before)) return;
+        for (int d = 0; d < dim_; ++d) {
+            float* out = state.out() + d * kLanes;
+            store(out, load(out) * factor);
+        }
+    }
+
+    // Keys of int8 are whole numbers; their scales come here.
+    void scale_keys(const KvTile<T>& tile, int tokens) {
+        for (int t = 0; t < tokens; ++t) {
+            float* score = scores_ + t * kLanes;
+            store(score, load(score) * set1(tile.key_scales[t]));
+        }
+    }
+
+    // tanh(scores × scale / softcap); what is left to do is × softcap.
+    void cap_scores(const AttentionShape& shape, int tokens) {
+        const V scale = set1(shape.scale / shape.softcap);
+        for (int t = 0; t < tokens; ++t) {
+            float* score = scores_ + t * kLanes;
+            store(score, tanh(load(score) * scale));
+        }
+    }
+
+    void mask(const Item<T>& item, int tokens) {
+        for (int t = 0; t < tokens; ++t) {
+            float* score = scores_ + t * kLanes;
+            store(score, item.lanes->visible(load(score), item.begin + t));
+        }
+    }
+
+    // Of each lane; never a NaN.
+    V largest(int tokens) const {
+        V best[4] = {set1(kNothing), set1(kNothing), set1(kNothing), set1(kNothing)};
+        for (const float* score = scores_; tokens > 0; tokens -= 4) {
+            for (int i = 0; i < 4; ++i, score += kLanes) best[i] = max(load(score), best[i]);
+        }
+        return max(max(best[0], best[1]), max(best[2], best[3]));
+    }
+
+    // Weights for the second product; returns each lane's sum of them. Four sums run side by side:
+    // one would wait for itself.
+    template <bool kScaled>
+    V weigh_scores(const KvTile<T>& tile, int tokens, float scale, V best) {
+        V sums[4] = {};
+        for (int t = 0; t < tokens; t += 4) {
+            V weight[4];
+            for (int i = 0; i < 4; ++i) {
+                const V score = load(scores_ + (t + i) * kLanes);
+                weight[i] = P::exp2(fma(score, set1(scale), -best));
+                sums[i] += weight[i];
+                if (kScaled) weight[i] *= set1(tile.value_scales[t + i]);
+            }
+            awaited_.fetch_some();
+            P::put_weights(weights_, t / 2, weight[0], weight[1]);
+            P::put_weights(weights_, t / 2 + 1, weight[2], weight[3]);
+        }
+        return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    }
+
+    int dim_;
+    Awaited awaited_;
+    alignas(64) float scores_[kTileTokens * kLanes];
+    alignas(64) float weights_[P::kWeightFloats];
+};
+
+}  // namespace triptych
