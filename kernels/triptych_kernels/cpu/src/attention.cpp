@@ -22,8 +22,10 @@ class Worker {
     explicit Worker(int dim)
         : dim_(dim), scratch_(dim), fold_(dim), query_bytes_(P::query_bytes(dim)) {}
 
-    // Folds the task's positions of one split into states[member], which start empty.
-    void fold(const Call& call, const LaneTask& task, int split, const State* states) {
+    // Folds the task's positions of one split into states[member], which start empty. `after` is
+    // what this thread will probably do next, or null.
+    void fold(const Call& call, const LaneTask& task, int split, const State* states,
+              const LaneTask* after) {
         const int begin = std::max(task.begin, split * kSplitTokens) / kTileTokens * kTileTokens;
         const int end = std::min(task.end, (split + 1) * kSplitTokens);
         for (int member = 0; member < task.members(); member += task.groups) {
@@ -32,6 +34,9 @@ class Worker {
                     expect(call, task, member, at + kTileTokens, end);
                 } else if (member + task.groups < task.members()) {
                     expect(call, task, member + task.groups, begin, end);
+                } else if (after != nullptr) {
+                    const int first = after->begin / kTileTokens * kTileTokens;
+                    expect(call, *after, 0, first, std::min(after->end, first + kTileTokens));
                 }
                 fold_tile(call, task, member, at, end, states);
             }
@@ -83,7 +88,8 @@ class Worker {
     // What follows the next tile.
     void expect(const Call& call, const LaneTask& task, int member, int at, int end) {
         if (!reads_in_place(call.cache)) return;
-        fold_.expect(read_tile(source_of(call, task, member), at, end, scratch_));
+        const KvTile<T> tile = read_tile(source_of(call, task, member), at, end, scratch_);
+        fold_.expect(tile, static_cast<int>(lanes_.size()));
     }
 
     // Positions from `at` on, for all groups of the head that begins with `member`.
@@ -183,19 +189,19 @@ void write_out(const Call& call, const LaneTask& task, int member, const State& 
 }
 
 template <class P>
-void run_whole(const Call& call, const LaneTask& task) {
+void run_whole(const Call& call, const LaneTask& task, const LaneTask* after) {
     Worker<P>& own = worker<P>(call.cache.head_dim);
     P::configure();
     own.prepare(call, task);
     const int members = task.members();
     State* states = own.split_states(members);
-    own.fold(call, task, task.first_split(), states);
+    own.fold(call, task, task.first_split(), states, after);
     if (task.last_split() - task.first_split() > 1) {
         State* merged = own.merged_states(members);
         for (int split = task.first_split();;) {
             for (int i = 0; i < members; ++i) merge(merged[i], states[i]);
             if (++split == task.last_split()) break;
-            own.fold(call, task, split, own.split_states(members));
+            own.fold(call, task, split, own.split_states(members), after);
         }
         states = merged;
     }
@@ -229,7 +235,7 @@ void run_split(const Call& call, const std::vector<LaneTask>& tasks) {
         P::configure();
         own.prepare(call, *pieces[i].task);
         for (const State& state : pieces[i].states) state.clear();
-        own.fold(call, *pieces[i].task, pieces[i].split, pieces[i].states.data());
+        own.fold(call, *pieces[i].task, pieces[i].split, pieces[i].states.data(), nullptr);
     });
     parallel_for(static_cast<int>(tasks.size()), [&](int t) {
         const int members = tasks[t].members();
@@ -276,7 +282,10 @@ void run(const Call& call, const Job* jobs, int num_jobs) {
     });
     if (few && long_ones && num_threads() > 1) return run_split<P>(call, tasks);
     if (few) tasks = tasks_of(call, jobs, num_jobs, 1, 1);
-    parallel_for(static_cast<int>(tasks.size()), [&](int i) { run_whole<P>(call, tasks[i]); });
+    const int count = static_cast<int>(tasks.size()), threads = num_threads();
+    parallel_for(count, [&](int i) {
+        run_whole<P>(call, tasks[i], i + threads < count ? &tasks[i + threads] : nullptr);
+    });
 }
 
 }  // namespace

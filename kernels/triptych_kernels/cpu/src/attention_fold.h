@@ -25,9 +25,11 @@ struct Item {
 // tile has lines would only wait for each other.
 class Awaited {
   public:
+    // To be fetched while `folds` tiles are folded.
     template <class T>
-    void set(const KvTile<T>& tile, int dim) {
-        pieces_ = 2 * tile.parts;
+    void set(const KvTile<T>& tile, int dim, int folds) {
+        pieces_ = 2 * tile.parts, line_ = 0;
+        lines_at_once_ = folds == 1 ? 16 : folds <= 3 ? 8 : 4;
         lines_ = kPartTokens * dim * static_cast<int>(sizeof(T)) / 64;
         for (int part = 0; part < tile.parts; ++part) {
             const int last = tile.parts - 1 - part;
@@ -39,15 +41,19 @@ class Awaited {
     void fetch_some() {
         if (pieces_ == 0) return;
         const char* from = from_[pieces_ - 1] + line_ * 64;
-        for (int i = 0; i < kLinesAtOnce; ++i) __builtin_prefetch(from + i * 64, 0, 2);
-        line_ += kLinesAtOnce;
+        for (int i = 0; i < lines_at_once_; i += 4, from += 4 * 64) {
+            __builtin_prefetch(from, 0, 2);
+            __builtin_prefetch(from + 64, 0, 2);
+            __builtin_prefetch(from + 128, 0, 2);
+            __builtin_prefetch(from + 192, 0, 2);
+        }
+        line_ += lines_at_once_;
         if (line_ >= lines_) line_ = 0, --pieces_;
     }
 
   private:
-    static constexpr int kLinesAtOnce = 16;
     const char* from_[2 * kParts];  // the last one first
-    int pieces_ = 0, lines_ = 0, line_ = 0;
+    int pieces_ = 0, lines_ = 0, line_ = 0, lines_at_once_ = 0;
 };
 
 template <class P>
@@ -57,8 +63,8 @@ class TileFold {
 
     explicit TileFold(int dim) : dim_(dim) {}
 
-    // The tile behind the next one; a prefetch, nothing more.
-    void expect(const KvTile<T>& tile) { awaited_.set(tile, dim_); }
+    // The tile that will be read after so many folds of the one before; a prefetch, nothing more.
+    void expect(const KvTile<T>& tile, int folds) { awaited_.set(tile, dim_, folds); }
 
     void operator()(const AttentionShape& shape, const Item<T>& item) {
         P::scores(item.tile, dim_, item.queries, scores_);
