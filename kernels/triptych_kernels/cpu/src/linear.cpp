@@ -154,8 +154,18 @@ float weight_at(const Linear& linear, int row, int k) {
 
 }  // namespace
 
-// Rows of a weight that is not gated, as float32: a token embedding.
 void copy_row(const Linear& linear, int row, float* to) {
+    if (linear.kind == Kind::kBf16) {
+        const int lane = row % kLanes, half = row % kPanel / kLanes;
+        const Bf16* at = reinterpret_cast<const Bf16*>(linear.panel(row / kPanel)) + 2 * lane +
+                         half * kRowTile * kBf16Depth;
+        for (int k = 0; k < linear.in; k += 2, at += 2 * kLanes) {
+            if (k > 0 && k % kBf16Depth == 0) at += kRowTile * kBf16Depth;  // the other half
+            to[k] = to_float(at[0]);
+            if (k + 1 < linear.in) to[k + 1] = to_float(at[1]);
+        }
+        return;
+    }
     for (int k = 0; k < linear.in; ++k) to[k] = weight_at(linear, row, k);
 }
 

@@ -11,18 +11,24 @@
 
 namespace triptych {
 
-// Uninitialised. Weights are read front to back in every step: with 4 KiB pages the walk through
-// them misses the TLB at every page.
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+
+// Uninitialised, in whole cache lines. What is read front to back in every step misses the TLB at
+// every page of 4 KiB; the last part of a huge page stays in small ones, which cost no memory.
 inline void* allocate(std::size_t bytes) {
-    constexpr std::size_t kHuge = std::size_t{2} << 20;
-    const std::size_t alignment = bytes >= kHuge / 4 ? kHuge : 64;
-    bytes = (bytes + alignment - 1) / alignment * alignment;
-    void* memory = std::aligned_alloc(alignment, bytes);
+    const std::size_t alignment = bytes >= kHugePage ? kHugePage : 64;
+    void* memory = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
     if (memory == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
-    if (bytes >= kHuge) madvise(memory, bytes, MADV_HUGEPAGE);
+    if (bytes >= kHugePage) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
     return memory;
+}
+
+// The same for activations: rows lie far apart, so half a huge page is worth a whole one.
+inline void* allocate_for_rows(std::size_t bytes) {
+    if (bytes < kHugePage / 4) return allocate(bytes);
+    return allocate((bytes + kHugePage - 1) / kHugePage * kHugePage);
 }
 
 // An array that grows to the largest size asked for and is kept.
@@ -39,7 +45,7 @@ class Buffer {
         if (count > size_) {
             std::free(memory_);
             memory_ = nullptr, size_ = 0;
-            memory_ = static_cast<T*>(allocate(count * sizeof(T)));
+            memory_ = static_cast<T*>(allocate_for_rows(count * sizeof(T)));
             size_ = count;
         }
         return memory_;
