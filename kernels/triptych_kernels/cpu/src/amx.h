@@ -4,10 +4,11 @@
 // their configuration belong to a thread, and libraries beside us use them too: every task
 // configures first and assumes nothing about what an earlier task left.
 //
-// The kernels use six of the eight tiles and rather load one twice. Tiles are renamed like other
-// registers, and two hyperthreads share the spare ones: with all eight in use, a core whose other
-// thread is busy waits for every load (measured on Sapphire Rapids: 30 ns a product instead of 20;
-// alone, 10 either way). Configuring gives all tiles back.
+// The kernels use four of the eight tiles and rather load one twice. Tiles are renamed like other
+// registers, and two hyperthreads share the spare ones: the fewer are live, the more loads can be
+// under way on a core whose other thread is busy. A product and its loads take 14 ns there with four
+// live tiles, 18 with six, 24-35 with eight, and 6.5 on a core of its own (Sapphire Rapids).
+// Configuring gives all tiles back; it takes 150 ns.
 #pragma once
 
 #if defined(__AMX_BF16__)
