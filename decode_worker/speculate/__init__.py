@@ -1,0 +1,1 @@
+"""Speculation: when to draft, how much, and what is right."""

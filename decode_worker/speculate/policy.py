@@ -1,0 +1,60 @@
+"""What every budget policy is: who drafts for whom, and how many of the nodes are worth verifying."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from typing import NamedTuple, Protocol
+
+from triptych.drafters.drafter import Verdict
+from triptych.engine.draft import Draft
+from triptych.engine.sequence import Sequence
+
+
+class Candidate(NamedTuple):
+    """A sequence that draws a token in this step."""
+
+    sequence: Sequence
+    max_nodes: int  # what its length, blocks and settings allow; 0: nothing
+    drafters: tuple[str, ...]  # those that its request allows
+
+
+class StepLoad(NamedTuple):
+    """The step that is about to be computed, without any draft."""
+
+    candidates: tuple[Candidate, ...]
+    other_rows: int  # prompt rows in the same forward
+    kv_tokens: int  # positions of KV that the step reads
+
+
+class Budget(NamedTuple):
+    drafter: str = ""
+    max_nodes: int = 0  # 0: no draft
+
+
+NO_BUDGET = Budget()
+
+
+class StepReport(NamedTuple):
+    """A step as it went."""
+
+    verdicts: tuple[Verdict, ...]  # of all candidates
+    rows: int  # that were computed: others, last tokens, nodes
+    kv_tokens: int
+    # Seconds that drafters took (by name), and those of the rest of the step (forward, draws, commit).
+    draft_seconds: dict[str, float]
+    step_seconds: float
+
+
+class BudgetPolicy(Protocol):
+    """Decides from what it saw; measures no clock itself, so a test replays any history."""
+
+    def plan(self, load: StepLoad) -> list[Budget]:
+        """A budget per candidate, in order."""
+
+    def trim(self, load: StepLoad, drafts: Seq[Draft]) -> list[Draft]:
+        """The drafts (one per candidate, maybe empty) without nodes that will not pay."""
+
+    def observe(self, report: StepReport) -> None: ...
+
+    def forget(self, sequence: Sequence) -> None:
+        """It ended."""

@@ -1,0 +1,1 @@
+"""Drafters: who guesses the tokens that a decode worker verifies."""
