@@ -1,4 +1,4 @@
-"""What every budget policy is: who drafts for whom, and how many of the nodes are worth verifying."""
+"""What every budget policy is: who drafts for whom, and how many nodes are worth verifying."""
 
 from __future__ import annotations
 
@@ -40,9 +40,8 @@ class StepReport(NamedTuple):
     verdicts: tuple[Verdict, ...]  # of all candidates
     rows: int  # that were computed: others, last tokens, nodes
     kv_tokens: int
-    # Seconds that drafters took (by name), and those of the rest of the step (forward, draws, commit).
-    draft_seconds: dict[str, float]
-    step_seconds: float
+    draft_seconds: dict[str, float]  # by drafter
+    step_seconds: float  # of the rest of the step: forward, draws, commit
 
 
 class BudgetPolicy(Protocol):

@@ -49,7 +49,7 @@ class Drafter(Protocol):
         """A sequence exists. Cheap: what a sequence needs is made when it is first asked for."""
 
     def propose(self, asks: Seq[Ask]) -> list[Draft]:
-        """A draft per ask, in order, each of at most `max_nodes` nodes. An empty one is always right.
+        """A draft per ask, in order, of at most `max_nodes` nodes; an empty one is always right.
 
         Between two calls a sequence may have grown by any number of tokens, whoever drafted them.
         """

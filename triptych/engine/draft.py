@@ -12,8 +12,8 @@ ROOT = -1  # parent of the nodes that follow the sequence's last token
 class Draft:
     """A tree of tokens whose root is the last token of a sequence; most are chains.
 
-    Whoever made it, a node is right iff it is the token that plain decoding draws behind its path. So
-    nothing in here can change an answer.
+    Whoever made it, a node is right iff it is the token that plain decoding draws behind its path.
+    So nothing in here can change an answer.
     """
 
     tokens: tuple[int, ...]
