@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from decode_worker.loop import DecodeLoop
+from decode_worker.speculate.speculator import Speculator
 from triptych.config import load_config
 from triptych.engine.sampler import Sampler
 from triptych.engine.sequence import Sequence
@@ -45,6 +46,11 @@ def run_batch(parts: EngineParts, prompts: list[list[int]], tokens: int) -> dict
         parts.scheduler,
         parts.runner,
         Sampler(()),
+        Speculator(
+            parts.scheduler,
+            max_model_len=parts.max_model_len,
+            vocab_size=parts.model.config.vocab_size,
+        ),
         count,
         WorkerMetrics(new_registry()),
         eos_token_ids=(),

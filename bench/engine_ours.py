@@ -15,7 +15,7 @@ from bench.engine_roofline import Sizes, model_sizes
 from triptych.engine.backend import choose_backend
 from triptych.engine.rows import RowJob
 from triptych.engine.runner import make_runner
-from triptych.engine.sampler import Sampler
+from triptych.engine.sampler import Sampler, Spot
 from triptych.engine.sequence import Sequence
 from triptych.engine.storage import plain_storage
 from triptych.kv.layout import ITEM_BYTES
@@ -134,8 +134,8 @@ class OurEngine:
             sequence.append(token)
 
     def _draw(self, hidden: Tensor, sequences: list[Sequence]) -> list[int]:
-        drawn = self._sampler.draw(self._runner.logits(hidden), sequences)
-        return [one.token_id for one in drawn]
+        spots = [Spot(sequence) for sequence in sequences]
+        return self._sampler.draw(self._runner.logits(hidden), spots)
 
     def _compute(self, sequence: Sequence) -> Tensor:
         """All its rows, in chunks; the last hidden state."""

@@ -10,6 +10,7 @@ from decode_worker.intake import Intake
 from decode_worker.loop import DecodeLoop
 from decode_worker.peers import PeerBook
 from decode_worker.service import DecodeService, worker_load
+from decode_worker.speculate.speculator import Speculator
 from transport.kv.links import make_links
 from transport.protos.worker_pb2_grpc import add_DecodeWorkerServicer_to_server
 from triptych.engine.sampler import Sampler
@@ -35,6 +36,11 @@ def build_role(
         parts.scheduler,
         parts.runner,
         Sampler(eos_token_ids),
+        Speculator(
+            parts.scheduler,
+            max_model_len=parts.max_model_len,
+            vocab_size=parts.model.config.vocab_size,
+        ),
         service.emit,
         metrics,
         eos_token_ids=eos_token_ids,

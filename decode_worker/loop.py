@@ -14,13 +14,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from decode_worker.speculate.speculator import Speculator
+from decode_worker.speculate.verify import moves_of, right_path, spots_of
+from triptych.drafters.drafter import Hints, Verdict
 from triptych.engine.finish import check_finish
+from triptych.engine.rows import RowJob
 from triptych.engine.runner import Runner
 from triptych.engine.sampler import Drawn, Sampler
 from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import Sequence
 from triptych.obs.metrics import WorkerMetrics
 from triptych.request import FinishReason, TokenDelta
+
+NO_HINTS = Hints()
 
 
 class StepOutput(NamedTuple):
@@ -65,6 +71,7 @@ class DecodeLoop:
         scheduler: Scheduler,
         runner: Runner,
         sampler: Sampler,
+        speculator: Speculator,
         emit: Emit,
         metrics: WorkerMetrics,
         *,
@@ -74,6 +81,7 @@ class DecodeLoop:
         self.scheduler = scheduler
         self._runner = runner
         self._sampler = sampler
+        self._speculator = speculator
         self._emit = emit
         self._metrics = metrics
         self._eos = eos_token_ids
@@ -81,9 +89,10 @@ class DecodeLoop:
         self._arrived: list[tuple[Sequence, Tensor]] = []
         self._preemptions = 0  # those that the metrics know of
 
-    def submit(self, sequence: Sequence) -> None:
+    def submit(self, sequence: Sequence, hints: Hints = NO_HINTS) -> None:
         """To be computed here, from wherever its KV ends; or to get blocks for KV to come."""
         if not sequence.finished:
+            self._speculator.begin(sequence, hints)
             self.scheduler.add(sequence)
 
     def arrive(self, sequence: Sequence, last_hidden: Tensor) -> None:
@@ -103,45 +112,83 @@ class DecodeLoop:
 
     def cancel(self, sequence: Sequence) -> None:
         """Ends a sequence wherever it is; its blocks go back now. Idempotent."""
-        self.scheduler.remove(sequence)
+        self._remove(sequence)
         self._arrived = [item for item in self._arrived if item[0] is not sequence]
 
     def step(self) -> bool:
-        """One forward and one token for every sequence that caught up; False: nothing to do."""
+        """One forward, and a token or more for each sequence that caught up; False: no work."""
         jobs = self.scheduler.next_batch()
         arrived, self._arrived = self._arrived, []
         if not jobs and not arrived:
             return False
         began = time.monotonic()
-        drawing = [job.sequence for job in jobs if job.reaches_end]
+        jobs = self._speculator.draft(jobs)
         hidden = [self._runner.forward(jobs)] if jobs else []
         for job in jobs:
             if job.sequence.first_step_at is None:
                 self._note_start(job.sequence, began)
-            self.scheduler.advance(job)
-        drawing += [sequence for sequence, _ in arrived]
+            if not job.reaches_end:
+                self.scheduler.advance(job)
+        drawing = [job for job in jobs if job.reaches_end]
+        drawing += [
+            RowJob(sequence, sequence.num_computed, sequence.num_prompt) for sequence, _ in arrived
+        ]
         hidden += [row[None] for _, row in arrived]
         if drawing:
-            logits = self._runner.logits(torch.cat(hidden) if arrived else hidden[0])
-            tokens = self._sampler.draw(logits, drawing)
-            self._emit(
-                [self._commit(seq, token) for seq, token in zip(drawing, tokens, strict=True)]
+            verdicts = self._draw(drawing, torch.cat(hidden) if arrived else hidden[0])
+            self._speculator.observe(
+                verdicts, sum(job.num_rows for job in jobs), time.monotonic() - began
             )
         self._count(began, sum(job.num_rows for job in jobs))
         return True
 
-    def _commit(self, sequence: Sequence, drawn: Drawn) -> StepOutput:
-        """Appends the token; a finished sequence leaves at once, and so does a broken one."""
+    def _draw(self, jobs: list[RowJob], hidden: Tensor) -> list[Verdict]:
+        """Tokens for all jobs, from the hidden states of their wanted rows."""
+        spots = [spot for job in jobs for spot in spots_of(job.sequence, job.draft)]
+        logits = self._runner.logits(hidden)
+        tokens = self._sampler.draw(logits, spots)
+        outputs: list[StepOutput] = []
+        verdicts, row = [], 0
+        for job in jobs:
+            end = row + job.num_wanted
+            path = right_path(job.draft, tokens[row:end])
+            rows = [row, *(row + 1 + node for node in path)]
+            told = [self._sampler.tell(tokens[at], logits[at], spots[at]) for at in rows]
+            new = self._commit(job, path, told)
+            outputs += new
+            verdicts.append(
+                Verdict(job.sequence, job.draft, tuple(path), tuple(o.drawn.token_id for o in new))
+            )
+            row = end
+        self._emit(outputs)
+        return verdicts
+
+    def _commit(self, job: RowJob, path: list[int], tokens: list[Drawn]) -> list[StepOutput]:
+        """Appends the tokens, up to one that ends the sequence; it leaves at once, and so does one
+        with a broken row.
+        """
+        sequence, outputs = job.sequence, list[StepOutput]()
         if sequence.prompt_done_at is None:
             sequence.prompt_done_at = time.monotonic()
-        if drawn.broken:
-            self.scheduler.remove(sequence)
-            return StepOutput(sequence, drawn, None)
-        sequence.append(drawn.token_id)
-        check_finish(sequence, drawn.token_id, self._eos, self._max_model_len)
-        if sequence.finish_reason is not None:
-            self.scheduler.remove(sequence)
-        return StepOutput(sequence, drawn, sequence.finish_reason)
+        for drawn in tokens:
+            if not drawn.broken:
+                sequence.append(drawn.token_id)
+                check_finish(sequence, drawn.token_id, self._eos, self._max_model_len)
+            outputs.append(StepOutput(sequence, drawn, sequence.finish_reason))
+            if drawn.broken or sequence.finish_reason is not None:
+                break
+        right = path[: len(outputs)]
+        moves = moves_of(right, job.end)
+        if moves:
+            self._runner.move_kv(sequence.blocks, moves)
+        self.scheduler.advance(job, len(right))
+        if outputs[-1].drawn.broken or sequence.finish_reason is not None:
+            self._remove(sequence)
+        return outputs
+
+    def _remove(self, sequence: Sequence) -> None:
+        self.scheduler.remove(sequence)
+        self._speculator.end(sequence)
 
     def _note_start(self, sequence: Sequence, now: float) -> None:
         sequence.first_step_at = now

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from triptych.engine.rows import RowJob
+from triptych.engine.rows import RowJob, wanted_rows
 from triptych.engine.storage import KvStorage
 from triptych.models.model import Model
 from triptych.models.native import NativeModel
@@ -38,15 +38,15 @@ class NativeRunner:
         self, jobs: Sequence[RowJob], after_layer: Callable[[int], None] | None = None
     ) -> Tensor:
         hidden = self._run(jobs, after_layer)
-        ends, row = [], 0
-        for job in jobs:
-            row += job.end - job.start
-            if job.reaches_end:
-                ends.append(row - 1)
-        return self._native.final_norm(hidden if len(ends) == row else hidden[ends])
+        wanted = wanted_rows(jobs)
+        return self._native.final_norm(hidden if len(wanted) == len(hidden) else hidden[wanted])
 
     def forward_all(self, jobs: Sequence[RowJob]) -> Tensor:
         return self._native.final_norm(self._run(jobs, None))
+
+    def move_kv(self, blocks: Sequence[int], moves: Sequence[tuple[int, int]]) -> None:
+        slots = array("i", [slot for move in moves for slot in move])
+        self._native.move_kv(self._cache, array("i", blocks), slots)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._native.logits(hidden)
@@ -54,27 +54,35 @@ class NativeRunner:
     @torch.inference_mode()
     def _run(self, jobs: Sequence[RowJob], after_layer: Callable[[int], None] | None) -> Tensor:
         """The residual stream behind the last layer, [M, H]."""
-        tokens = [token for job in jobs for token in job.sequence.tokens[job.start : job.end]]
+        tokens = [token for job in jobs for token in job.tokens]
         blocks = array("i")
         for job in jobs:
             blocks.extend(job.sequence.blocks)
+        parents = [_as_array(job.parents) for job in jobs]
         hidden = self._native.embed(torch.tensor(tokens, dtype=torch.int32))
         self._native.run(
             hidden,
-            _job_structs(jobs, blocks),
+            _job_structs(jobs, blocks, parents),
             self._cache,
-            max(job.end for job in jobs),
+            max(job.end + len(job.draft) for job in jobs),
             after_layer,
         )
         return hidden
 
 
-def _job_structs(jobs: Sequence[RowJob], blocks: array[int]) -> ctypes.Array[JobStruct]:
-    """`blocks`: the block tables of all jobs, one behind the other; must outlive the structs."""
+def _as_array(values: list[int] | None) -> array[int] | None:
+    return None if values is None else array("i", values)
+
+
+def _job_structs(
+    jobs: Sequence[RowJob], blocks: array[int], parents: Sequence[array[int] | None]
+) -> ctypes.Array[JobStruct]:
+    """`blocks`: block tables, one behind the other. All arguments must outlive the structs."""
     fields, row, table = [], 0, blocks.buffer_info()[0]
-    for job in jobs:
-        rows = job.end - job.start
-        fields.append(JobStruct(row, rows, job.start, 0, table, None))
+    for job, tree in zip(jobs, parents, strict=True):
+        rows = job.num_rows
+        above = None if tree is None else tree.buffer_info()[0]
+        fields.append(JobStruct(row, rows, job.start, 0, table, above))
         row += rows
         table += blocks.itemsize * len(job.sequence.blocks)
     return (JobStruct * len(jobs))(*fields)

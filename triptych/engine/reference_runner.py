@@ -7,11 +7,12 @@ The rows of all jobs stand one after the other, padded with dummy rows to a mult
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from triptych.engine.rows import RowJob
+from triptych.engine.rows import RowJob, wanted_rows
 from triptych.engine.storage import KvStorage
 from triptych.models.model import Model
 from triptych_kernels import append_kv, pad_rows, paged_attention
@@ -28,9 +29,8 @@ class ReferenceRunner:
     def forward(
         self, jobs: Sequence[RowJob], after_layer: Callable[[int], None] | None = None
     ) -> Tensor:
-        hidden, spans = self._run(jobs, after_layer)
-        ends = zip(jobs, spans, strict=True)
-        return hidden[[end - 1 for job, (_, end) in ends if job.reaches_end]]
+        hidden, _ = self._run(jobs, after_layer)
+        return hidden[wanted_rows(jobs)]
 
     @torch.inference_mode()
     def forward_all(self, jobs: Sequence[RowJob]) -> Tensor:
@@ -40,13 +40,16 @@ class ReferenceRunner:
     def _run(
         self, jobs: Sequence[RowJob], after_layer: Callable[[int], None] | None
     ) -> tuple[Tensor, list[tuple[int, int]]]:
-        tokens = [token for job in jobs for token in job.sequence.tokens[job.start : job.end]]
-        positions = torch.cat([torch.arange(job.start, job.end) for job in jobs])
+        tokens = [token for job in jobs for token in job.tokens]
+        positions = torch.tensor([position for job in jobs for position in job.positions])
         view = PagedView(self._storage, jobs)
         hidden = self.model.forward(
             pad_rows(torch.tensor(tokens)), pad_rows(positions), view, after_layer
         )
         return hidden, view.spans
+
+    def move_kv(self, blocks: Sequence[int], moves: Sequence[tuple[int, int]]) -> None:
+        self._storage.move(blocks, moves)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -58,14 +61,14 @@ class PagedView:
 
     def __init__(self, storage: KvStorage, jobs: Sequence[RowJob]) -> None:
         self._storage = storage
-        self._starts = [job.start for job in jobs]
+        self._jobs = jobs
         self._blocks = [torch.tensor(job.sequence.blocks) for job in jobs]
         self.spans: list[tuple[int, int]] = []  # rows of each job in the batch
         slots, row = [], 0
         for job, blocks in zip(jobs, self._blocks, strict=True):
             self.spans.append((row, row + job.num_rows))
             row += job.num_rows
-            position = torch.arange(job.start, job.end)
+            position = torch.arange(job.start, job.end + len(job.draft))
             size = storage.layout.block_tokens
             slots.append(blocks[position // size] * size + position % size)
         self._slots = torch.cat(slots)
@@ -89,15 +92,27 @@ class PagedView:
         append_kv(keys, k[:real], self._slots)
         append_kv(values, v[:real], self._slots)
         out = torch.zeros_like(q)
-        for (begin, end), start, blocks in zip(self.spans, self._starts, self._blocks, strict=True):
-            out[begin:end] = paged_attention(
-                q[begin:end],
-                keys,
-                values,
-                blocks,
-                start,
-                scale=scale,
-                window=window,
-                softcap=softcap,
-            )
+        attention = partial(paged_attention, scale=scale, window=window, softcap=softcap)
+        for (begin, end), job, blocks in zip(self.spans, self._jobs, self._blocks, strict=True):
+            nodes = end if job.draft.parents is None else end - len(job.draft)
+            out[begin:nodes] = attention(q[begin:nodes], keys, values, blocks, job.start)
+            for node in range(end - nodes):
+                row = nodes + node
+                path = _path_of(job, node, blocks, keys, values)
+                out[row : row + 1] = attention(q[row : row + 1], *path)
         return out
+
+
+def _path_of(
+    job: RowJob, node: int, blocks: Tensor, keys: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """KV of a node's path as if it were alone: keys, values, blocks, the node's position."""
+    slots = torch.tensor([*range(job.end), *(job.end + step for step in job.draft.path(node))])
+    size = keys.shape[1]
+    count = -(-len(slots) // size)
+    alone = []
+    for kept in (keys, values):
+        own = kept.new_zeros(count * size, *kept.shape[2:])
+        own[: len(slots)] = kept[blocks[slots // size], slots % size]
+        alone.append(own.view(count, size, *kept.shape[2:]))
+    return alone[0], alone[1], torch.arange(count), len(slots) - 1

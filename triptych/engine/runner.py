@@ -25,12 +25,15 @@ class Runner(Protocol):
     ) -> Tensor:
         """Computes all rows and writes their KV.
 
-        Returns the final-norm hidden states [number of jobs that reach their end, H] float32, in
+        Returns the final-norm hidden states of all wanted rows (see RowJob) [R, H] float32, in
         job order. `after_layer(i)` is called when layer i's KV of all rows is in the pool.
         """
 
     def forward_all(self, jobs: Sequence[RowJob]) -> Tensor:
         """The same, with the hidden states of all rows [M, H], job after job."""
+
+    def move_kv(self, blocks: Sequence[int], moves: Sequence[tuple[int, int]]) -> None:
+        """Copies KV from one slot of a sequence's blocks to another, in all layers, in order."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, H] → float32 [R, V], valid until the next call."""

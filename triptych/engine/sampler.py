@@ -5,8 +5,10 @@ position.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +19,13 @@ from triptych_kernels.cpu.sampling import best_draw_tokens
 from triptych_kernels.sampling import NO_TOKEN, Draw, DrawTokens
 
 _log = logging.getLogger(__name__)
+
+
+class Spot(NamedTuple):
+    """Where a token is drawn: behind a sequence, or behind a path of a draft that follows it."""
+
+    sequence: Sequence
+    path: tuple[int, ...] = ()  # tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,53 +46,63 @@ class Sampler:
         self._draw_tokens = draw_tokens or best_draw_tokens()
 
     @torch.inference_mode()
-    def draw(self, logits: Tensor, sequences: Seq[Sequence]) -> list[Drawn]:
-        """logits float32 [R, V], row r predicts the next token of sequences[r].
+    def draw(self, logits: Tensor, spots: Seq[Spot]) -> list[int]:
+        """logits float32 [R, V], row r predicts the token of spots[r]: its id, or NO_TOKEN.
 
-        One call for all rows, in which no row's result depends on its batch mates: a broken row is
-        told by its own Drawn.
+        One call for all rows, in which no row's result depends on its batch mates.
         """
         rows = logits.contiguous().unbind(0)
-        draws = [self._wish(row, seq) for row, seq in zip(rows, sequences, strict=True)]
-        tokens = self._draw_tokens(draws)
-        return [
-            _drawn(token, row, seq) for token, row, seq in zip(tokens, rows, sequences, strict=True)
-        ]
+        return self._draw_tokens(
+            [self._wish(row, spot) for row, spot in zip(rows, spots, strict=True)]
+        )
 
-    def _wish(self, raw: Tensor, sequence: Sequence) -> Draw:
-        params = sequence.params
+    @torch.inference_mode()
+    def tell(self, token: int, logits: Tensor, spot: Spot) -> Drawn:
+        """What is to be said of a token that `draw` found at `spot` in logits [V]."""
+        sequence = spot.sequence
+        if token == NO_TOKEN:
+            position = len(sequence.tokens) + len(spot.path)
+            _log.error("%s: no logit of position %d is a number", sequence.request_id, position)
+            return Drawn(0, broken=True)
+        if sequence.params is None or sequence.params.logprobs is None:
+            return Drawn(token)
+        return Drawn(token, _logprobs(logits, token, sequence.params.logprobs))
+
+    def _wish(self, raw: Tensor, spot: Spot) -> Draw:
+        params = spot.sequence.params
         assert params is not None, "a prompt without sampling parameters draws nothing"
         return Draw(
-            shape_logits(raw, sequence, params, self._eos),
+            shape_logits(raw, spot, params, self._eos),
             params.temperature,
             params.top_k,
             params.top_p,
             params.min_p,
             params.seed,
-            len(sequence.tokens),
+            len(spot.sequence.tokens) + len(spot.path),
         )
 
 
-def shape_logits(
-    raw: Tensor, sequence: Sequence, params: SamplingParams, eos: tuple[int, ...]
-) -> Tensor:
+def shape_logits(raw: Tensor, spot: Spot, params: SamplingParams, eos: tuple[int, ...]) -> Tensor:
     """Bias, penalties and forbidden tokens; [V] float32, a copy if anything changed.
 
     Repetition penalty (CTRL, Keskar et al. 2019) covers prompt and output; presence and frequency
     penalties cover the output, as OpenAI defines them.
     """
+    sequence, path = spot
     forbidden: tuple[int, ...] = ()
-    if sequence.num_output < params.min_tokens:
+    if sequence.num_output + len(path) < params.min_tokens:
         forbidden = (*eos, *params.stop_token_ids)
     if not (params.logit_bias or params.penalised or forbidden):
         return raw
     logits = raw.clone()
     if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted(set(sequence.tokens)))
+        seen = torch.tensor(sorted({*sequence.tokens, *path}))
         values = logits[seen]
         penalty = params.repetition_penalty
         logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
     counts = sequence.output_counts
+    if path:
+        counts = counts + Counter(path)
     if counts and (params.presence_penalty or params.frequency_penalty):
         used = torch.tensor(sorted(counts))
         times = torch.tensor([counts[token] for token in sorted(counts)], dtype=torch.float32)
@@ -93,17 +112,6 @@ def shape_logits(
     if forbidden:
         logits[list(forbidden)] = -torch.inf
     return logits
-
-
-def _drawn(token: int, raw: Tensor, sequence: Sequence) -> Drawn:
-    if token == NO_TOKEN:
-        position = len(sequence.tokens)
-        _log.error("%s: no logit of position %d is a number", sequence.request_id, position)
-        return Drawn(0, broken=True)
-    params = sequence.params
-    if params is None or params.logprobs is None:
-        return Drawn(token)
-    return Drawn(token, _logprobs(raw, token, params.logprobs))
 
 
 def _logprobs(raw: Tensor, token: int, count: int) -> TokenLogprobs:

@@ -57,11 +57,22 @@ class Scheduler:
             jobs.extend(self._admit(budget))
         return jobs
 
-    def advance(self, job: RowJob) -> None:
-        """The job's rows are computed: commits the blocks that became full."""
+    def lease(self, sequence: Sequence, end: int, wanted: int) -> int:
+        """Slots for a draft behind row `end`, at most `wanted`: as many as there are without taking
+        anything from anybody.
+        """
+        missing = -(-(end + wanted) // self._block_tokens) - len(sequence.blocks)
+        if missing > 0:
+            sequence.blocks.extend(self._pool.allocate(missing) or ())
+        return max(0, min(wanted, len(sequence.blocks) * self._block_tokens - end))
+
+    def advance(self, job: RowJob, accepted: int = 0) -> None:
+        """The job's rows are computed, and so many of its draft's nodes, now in the slots behind
+        them, are tokens of the sequence: commits the blocks that became full.
+        """
         sequence = job.sequence
-        sequence.num_computed = job.end
-        if job.end >= (sequence.num_committed + 1) * self._block_tokens:
+        sequence.num_computed = job.end + accepted
+        if sequence.num_computed >= (sequence.num_committed + 1) * self._block_tokens:
             self.commit_blocks(sequence)
 
     def commit_blocks(self, sequence: Sequence) -> None:
@@ -85,6 +96,10 @@ class Scheduler:
         self._waiting.append(sequence)
 
     # ---- numbers -------------------------------------------------------------------------------
+
+    def rows_left(self, jobs: list[RowJob]) -> int:
+        """Rows that may join a batch for drafts."""
+        return max(0, self._chunk_tokens - sum(job.num_rows for job in jobs))
 
     @property
     def num_running(self) -> int:

@@ -4,6 +4,8 @@ memory).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -38,6 +40,18 @@ class KvStorage:
         heads, tokens, dim = self._shape
         values = self._half(layer, 1).view(self.num_blocks, heads, dim, tokens)
         return values.permute(0, 3, 1, 2)
+
+    def move(self, blocks: Sequence[int], moves: Sequence[tuple[int, int]]) -> None:
+        """Copies keys and values from slot to slot of a sequence's blocks, in order. Not of int8,
+        whose scales lie apart.
+        """
+        assert self.layout.dtype != "int8", "the native kernels move these"
+        size = self.layout.block_tokens
+        for layer in range(self.layout.num_layers):
+            for kept in (self.keys(layer), self.values(layer)):
+                for source, target in moves:
+                    to = kept[blocks[target // size], target % size]
+                    to.copy_(kept[blocks[source // size], source % size])
 
     @property
     def _shape(self) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Callable
 from typing import cast
 
@@ -73,6 +74,10 @@ class NativeModel:
                 self._remote_ffn(layer, hidden)
             if after_layer is not None:
                 after_layer(layer)
+
+    def move_kv(self, cache: KvCacheStruct, blocks: array[int], moves: array[int]) -> None:
+        """See NativeLayers."""
+        self._layers.move_kv(cache, blocks, moves)
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         """hidden [R, H] → [R, H]."""

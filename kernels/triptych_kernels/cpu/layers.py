@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,9 @@ class NativeLayers:
             "tk_attention_half", None, pointer, number, pointer
         )
         self._ffn_half: Any = library.bind("tk_ffn_half", None, pointer, number, pointer)
+        self._move_kv: Any = library.bind(
+            "tk_move_kv", None, pointer, number, pointer, pointer, number
+        )
         self._rms_norm: Any = library.bind(
             "tk_rms_norm", None, pointer, number, number, pointer, ctypes.c_float, pointer
         )
@@ -101,6 +105,11 @@ class NativeLayers:
     def attention_half(self, layer: int, of: NativePass) -> None:
         """Attention with its norms and residual; the FFN half is somebody else's."""
         self._attention_half(self._structs, layer, ctypes.byref(of.struct))
+
+    def move_kv(self, cache: KvCacheStruct, blocks: array[int], moves: array[int]) -> None:
+        """Copies KV of all layers between slots of a sequence's blocks; moves: from, to, from, …"""
+        tables = blocks.buffer_info()[0], moves.buffer_info()[0]
+        self._move_kv(ctypes.byref(cache), len(self._layers), *tables, len(moves) // 2)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [M, H] float32 → its RMS norm times weight [H]."""

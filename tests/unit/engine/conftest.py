@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from decode_worker.loop import DecodeLoop, StepOutput
+from decode_worker.speculate.policy import BudgetPolicy
+from decode_worker.speculate.speculator import Speculator
+from triptych.drafters.drafter import Drafter
 from triptych.engine.runner import make_runner
 from triptych.engine.sampler import Sampler
 from triptych.engine.scheduler import Scheduler
@@ -82,7 +85,15 @@ class Home:
 
 
 def home_of(
-    model: Model, kv_dtype: str, *, blocks: int, chunk_tokens: int, max_running: int, cache: bool
+    model: Model,
+    kv_dtype: str,
+    *,
+    blocks: int,
+    chunk_tokens: int,
+    max_running: int,
+    cache: bool,
+    drafters: dict[str, Drafter] | None = None,
+    policy: BudgetPolicy | None = None,
 ) -> Home:
     pool = BlockPool(blocks, cache=cache)
     storage = plain_storage(kv_layout(model.config, BLOCK_TOKENS, kv_dtype), blocks)
@@ -94,6 +105,13 @@ def home_of(
         scheduler,
         make_runner(model, storage),
         Sampler(model.config.eos_token_ids),
+        Speculator(
+            scheduler,
+            drafters,
+            policy,
+            max_model_len=MAX_MODEL_LEN,
+            vocab_size=model.config.vocab_size,
+        ),
         outputs.extend,
         WorkerMetrics(new_registry()),
         eos_token_ids=model.config.eos_token_ids,
@@ -112,6 +130,8 @@ def make_home(model: Model, mode: str) -> Callable[..., Home]:
         chunk_tokens: int = 128,
         max_running: int = 32,
         cache: bool = True,
+        drafters: dict[str, Drafter] | None = None,
+        policy: BudgetPolicy | None = None,
     ) -> Home:
         return home_of(
             model,
@@ -120,6 +140,8 @@ def make_home(model: Model, mode: str) -> Callable[..., Home]:
             chunk_tokens=chunk_tokens,
             max_running=max_running,
             cache=cache,
+            drafters=drafters,
+            policy=policy,
         )
 
     return make

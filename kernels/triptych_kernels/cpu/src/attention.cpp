@@ -336,4 +336,14 @@ TK_EXPORT void tk_put_kv(const triptych::KvCache* cache, int layer, const std::i
     }
 }
 
+// Copies keys and values between slots of a sequence's blocks, `count` pairs (from, to) in order, in
+// all layers.
+TK_EXPORT void tk_move_kv(const triptych::KvCache* cache, int layers, const std::int32_t* blocks,
+                          const std::int32_t* moves, int count) {
+    for (int i = 0; i < layers * count; ++i) {
+        const std::int32_t* move = moves + i % count * 2;
+        triptych::move_kv(*cache, i / count, blocks, move[0], move[1]);
+    }
+}
+
 }  // extern "C"

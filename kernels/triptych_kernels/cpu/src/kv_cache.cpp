@@ -171,6 +171,25 @@ void put_kv(const KvCache& cache, int layer, int block, int head, int offset, co
     }
 }
 
+void move_kv(const KvCache& cache, int layer, const std::int32_t* blocks, int from, int to) {
+    const int tokens = cache.block_tokens, dim = cache.head_dim, item = cache.item_bytes();
+    const int source = blocks[from / tokens], target = blocks[to / tokens];
+    from %= tokens, to %= tokens;
+    for (int head = 0; head < cache.kv_heads; ++head) {
+        std::memcpy(cache.keys(layer, target, head) + to * dim * item,
+                    cache.keys(layer, source, head) + from * dim * item, dim * item);
+        const std::uint8_t* values = cache.values(layer, source, head) + from * item;
+        std::uint8_t* to_values = cache.values(layer, target, head) + to * item;
+        for (int d = 0; d < dim; ++d) {
+            std::memcpy(to_values + d * tokens * item, values + d * tokens * item, item);
+        }
+        for (int which = 0; which < 2 && cache.type == KvType::kInt8; ++which) {
+            cache.scales(layer, target, which, head)[to] =
+                cache.scales(layer, source, which, head)[from];
+        }
+    }
+}
+
 template <class T>
 KvScratch<T>::KvScratch(int head_dim)
     : keys(static_cast<T*>(allocate(sizeof(T) * kTileTokens * head_dim))),

@@ -47,6 +47,9 @@ struct KvCache {
 void put_kv(const KvCache& cache, int layer, int block, int head, int offset, const float* key,
             const float* value);
 
+// Copies one position of all heads from slot `from` of a sequence's blocks to slot `to`.
+void move_kv(const KvCache& cache, int layer, const std::int32_t* blocks, int from, int to);
+
 // Whether parts are read where they lie.
 inline bool reads_in_place(const KvCache& cache);
 

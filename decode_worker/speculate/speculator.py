@@ -1,0 +1,150 @@
+"""Between the scheduler and the forward: who drafts, and what became of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from decode_worker.speculate.policy import BudgetPolicy, Candidate, StepLoad, StepReport
+from triptych.drafters.drafter import Ask, Drafter, Hints, Verdict
+from triptych.engine.draft import NO_DRAFT, Draft
+from triptych.engine.rows import RowJob
+from triptych.engine.scheduler import Scheduler
+from triptych.engine.sequence import Sequence
+
+_log = logging.getLogger(__name__)
+
+
+class Speculator:
+    """Without a policy every draft is empty, and that is plain decoding: there is no other path.
+
+    A drafter that raises is asked no more; its drafts are empty from then on.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        drafters: Mapping[str, Drafter] | None = None,
+        policy: BudgetPolicy | None = None,
+        *,
+        max_model_len: int,
+        vocab_size: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._scheduler = scheduler
+        self._drafters = dict(drafters or {})
+        self._vocab_size = vocab_size
+        self._policy = policy
+        self._max_model_len = max_model_len
+        self._clock = clock
+        self._known: set[Sequence] = set()
+        self._load: StepLoad | None = None
+        self._draft_seconds: dict[str, float] = {}
+
+    def begin(self, sequence: Sequence, hints: Hints) -> None:
+        """May be called again for a sequence that came back."""
+        if sequence in self._known or self._policy is None:
+            return
+        self._known.add(sequence)
+        for drafter in self._drafters.values():
+            drafter.begin(sequence, hints)
+
+    def end(self, sequence: Sequence) -> None:
+        if sequence not in self._known or self._policy is None:
+            return
+        self._known.discard(sequence)
+        self._policy.forget(sequence)
+        for drafter in self._drafters.values():
+            drafter.end(sequence)
+
+    def draft(self, jobs: list[RowJob]) -> list[RowJob]:
+        """The jobs, those that reach their end with a draft behind them where one may pay."""
+        self._load, self._draft_seconds = None, {}
+        if self._policy is None:
+            return jobs
+        places = [
+            i for i, job in enumerate(jobs) if job.reaches_end and job.sequence in self._known
+        ]
+        if not places:
+            return jobs
+        self._load = self._load_of(jobs, places)
+        drafts = self._policy.trim(self._load, self._propose(self._load, jobs))
+        jobs = list(jobs)
+        for place, draft in zip(places, drafts, strict=True):
+            jobs[place] = replace(jobs[place], draft=draft)
+        return jobs
+
+    def observe(self, verdicts: list[Verdict], rows: int, seconds: float) -> None:
+        """After the step: what became of every candidate; seconds from `draft` on, all together."""
+        if self._policy is None or self._load is None:
+            return
+        self._policy.observe(
+            StepReport(
+                tuple(verdicts),
+                rows,
+                self._load.kv_tokens,
+                self._draft_seconds,
+                seconds - sum(self._draft_seconds.values()),
+            )
+        )
+        for drafter in self._drafters.values():
+            drafter.observe(verdicts)
+
+    def _load_of(self, jobs: list[RowJob], places: list[int]) -> StepLoad:
+        left = self._scheduler.rows_left(jobs)
+        names = tuple(self._drafters)
+        return StepLoad(
+            tuple(
+                Candidate(jobs[place].sequence, self._room(jobs[place].sequence, left), names)
+                for place in places
+            ),
+            sum(job.num_rows for job in jobs) - len(places),
+            sum(job.end for job in jobs),
+        )
+
+    def _room(self, sequence: Sequence, rows: int) -> int:
+        """Nodes that could all become tokens: the step adds one more."""
+        assert sequence.params is not None
+        left = min(
+            sequence.params.max_tokens - sequence.num_output,
+            self._max_model_len - len(sequence.tokens),
+        )
+        return max(0, min(rows, left - 1))
+
+    def _propose(self, load: StepLoad, jobs: list[RowJob]) -> list[Draft]:
+        assert self._policy is not None
+        rows = self._scheduler.rows_left(jobs)
+        asked = defaultdict[str, list[tuple[int, Ask]]](list)
+        plan = zip(load.candidates, self._policy.plan(load), strict=True)
+        for place, (candidate, budget) in enumerate(plan):
+            sequence = candidate.sequence
+            wanted = min(budget.max_nodes, candidate.max_nodes, rows)
+            if wanted > 0:
+                wanted = self._scheduler.lease(sequence, len(sequence.tokens), wanted)
+            if wanted > 0:
+                rows -= wanted
+                asked[budget.drafter].append((place, Ask(sequence, wanted)))
+        drafts = [NO_DRAFT] * len(load.candidates)
+        for name, asks in asked.items():
+            made = self._ask(name, [ask for _, ask in asks])
+            for (place, ask), draft in zip(asks, made, strict=True):
+                sound = [0 <= token < self._vocab_size for token in draft.tokens]
+                drafts[place] = replace(draft.kept(sound).first(ask.max_nodes), drafter=name)
+        return drafts
+
+    def _ask(self, name: str, asks: list[Ask]) -> list[Draft]:
+        drafter = self._drafters.get(name)
+        if drafter is None:
+            return [NO_DRAFT] * len(asks)
+        began = self._clock()
+        try:
+            return drafter.propose(asks)
+        except Exception:
+            _log.exception("drafter %s failed and is switched off", name)
+            del self._drafters[name]
+            return [NO_DRAFT] * len(asks)
+        finally:
+            self._draft_seconds[name] = self._clock() - began
