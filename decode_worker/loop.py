@@ -16,7 +16,7 @@ from torch import Tensor
 
 from decode_worker.speculate.speculator import Speculator
 from decode_worker.speculate.verify import moves_of, right_path, spots_of
-from triptych.drafters.drafter import Hints, Verdict
+from triptych.drafters.drafter import Verdict
 from triptych.engine.finish import check_finish
 from triptych.engine.rows import RowJob
 from triptych.engine.runner import Runner
@@ -25,8 +25,6 @@ from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import Sequence
 from triptych.obs.metrics import WorkerMetrics
 from triptych.request import FinishReason, TokenDelta
-
-NO_HINTS = Hints()
 
 
 class StepOutput(NamedTuple):
@@ -89,10 +87,10 @@ class DecodeLoop:
         self._arrived: list[tuple[Sequence, Tensor]] = []
         self._preemptions = 0  # those that the metrics know of
 
-    def submit(self, sequence: Sequence, hints: Hints = NO_HINTS) -> None:
+    def submit(self, sequence: Sequence) -> None:
         """To be computed here, from wherever its KV ends; or to get blocks for KV to come."""
         if not sequence.finished:
-            self._speculator.begin(sequence, hints)
+            self._speculator.begin(sequence)
             self.scheduler.add(sequence)
 
     def arrive(self, sequence: Sequence, last_hidden: Tensor) -> None:
@@ -170,6 +168,8 @@ class DecodeLoop:
         sequence, outputs = job.sequence, list[StepOutput]()
         if sequence.prompt_done_at is None:
             sequence.prompt_done_at = time.monotonic()
+        sequence.num_rounds += 1
+        sequence.num_drafted += len(job.draft)
         for drawn in tokens:
             if not drawn.broken:
                 sequence.append(drawn.token_id)
@@ -181,6 +181,7 @@ class DecodeLoop:
         moves = moves_of(right, job.end)
         if moves:
             self._runner.move_kv(sequence.blocks, moves)
+        sequence.num_accepted += len(right)
         self.scheduler.advance(job, len(right))
         if outputs[-1].drawn.broken or sequence.finish_reason is not None:
             self._remove(sequence)

@@ -14,7 +14,7 @@ from triptych.engine.sequence import Sequence
 from triptych.errors import WorkerError
 from triptych.request import choice_seed
 from triptych.tokenizer import Tokenizer
-from triptych.wire import delta_message, sampling_params
+from triptych.wire import delta_message, sampling_params, speculation_of
 
 _LONGEST_S = 7 * 24 * 3600.0  # for a router that names no deadline
 
@@ -102,6 +102,7 @@ class HomeRequest:
             "prompt_tokens": stats.prompt_tokens,
             "cached_tokens": stats.cached_tokens,
             "completion_tokens": stats.completion_tokens,
+            "rounds": stats.rounds,
             "first_token_ms": round(stats.first_token_ms, 1),
             "prefill": stats.prefill_worker or "home",
             "kv_path": stats.kv_path,
@@ -120,6 +121,9 @@ class HomeRequest:
             prefill_ms=(done - began) * 1e3,
             first_token_ms=((self.first_token_at or done) - self.arrived_at) * 1e3,
             fallbacks=self.fallbacks,
+            drafted_tokens=sum(sequence.num_drafted for sequence in self.sequences),
+            accepted_tokens=sum(sequence.num_accepted for sequence in self.sequences),
+            rounds=sum(sequence.num_rounds for sequence in self.sequences),
         )
         if remote is not None:
             stats.cached_tokens = remote.cached_tokens
@@ -144,6 +148,7 @@ def open_request(
 ) -> HomeRequest:
     """A request's sequences, one per choice."""
     params = sampling_params(request.sampling)
+    speculation = speculation_of(request)
     prompt = list(request.prompt_ids)
     sequences: list[Sequence] = []
     for choice in range(max(1, request.n)):
@@ -158,6 +163,7 @@ def open_request(
                 choice=choice,
                 leader=sequences[0] if sequences else None,
                 stop_watch=stop,
+                speculation=speculation,
             )
         )
     ends_at = time.monotonic() + (request.time_left_s or _LONGEST_S)

@@ -13,11 +13,11 @@ from router.metrics import RouterMetrics
 from router.place import Placement
 from router.prompt import Prompt
 from router.relay import Call, Relay
-from router.reply import PromptDetails, Timings, Usage, timings
+from router.reply import CompletionDetails, PromptDetails, Timings, Usage, timings
 from router.text import ChoiceText, Piece
 from transport.protos import worker_pb2 as pb
 from triptych.errors import WorkerError
-from triptych.request import SamplingParams, TokenDelta
+from triptych.request import SamplingParams, Speculation, TokenDelta
 from triptych.tokenizer import Tokenizer
 
 
@@ -33,6 +33,7 @@ class Job:
     params: Sequence[SamplingParams]  # one per prompt
     n: int
     cache_salt: str
+    speculation: Speculation | None = None
 
     @property
     def num_choices(self) -> int:
@@ -109,7 +110,22 @@ class Generation:
         cached = sum(stats.cached_tokens for stats in self._stats.values())
         details = PromptDetails(cached_tokens=cached)
         running = self.running_usage(self._completion_tokens)
-        return running.model_copy(update={"prompt_tokens_details": details})
+        return running.model_copy(
+            update={"prompt_tokens_details": details, "completion_tokens_details": self._drafts}
+        )
+
+    @property
+    def _drafts(self) -> CompletionDetails | None:
+        """What became of drafts, for those who asked for speculation by name."""
+        if self.job.speculation is None:
+            return None
+        stats = self._stats.values()
+        accepted = sum(each.accepted_tokens for each in stats)
+        return CompletionDetails(
+            accepted_prediction_tokens=accepted,
+            rejected_prediction_tokens=sum(each.drafted_tokens for each in stats) - accepted,
+            rounds=sum(each.rounds for each in stats),
+        )
 
     @property
     def timings(self) -> Timings:
@@ -124,6 +140,7 @@ class Generation:
             params=self.job.params[prompt],
             n=self.job.n,
             cache_salt=self.job.cache_salt,
+            speculation=self.job.speculation,
         )
 
     async def _answer(

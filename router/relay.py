@@ -23,7 +23,7 @@ from router.place import Placement, PlacementPolicy, PlacementRequest
 from transport.protos import worker_pb2 as pb
 from transport.registry import WorkerView
 from triptych.errors import CapacityError, TriptychError
-from triptych.request import SamplingParams
+from triptych.request import SamplingParams, Speculation
 from triptych.wire import generate_request
 
 _LEAST_S = 0.001  # 0 would say that there is no deadline
@@ -40,6 +40,7 @@ class Call:
     params: SamplingParams
     n: int = 1
     cache_salt: str = ""
+    speculation: Speculation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,7 @@ class Relay:
             prefill=_target(placement.prefill) if placement.prefill else None,
             spare_prefill=[_target(view) for view in placement.spares],
             cache_salt=call.cache_salt,
+            speculation=call.speculation,
             time_left_s=max(_LEAST_S, ends - time.monotonic()),
         )
         with (

@@ -27,11 +27,20 @@ class PromptDetails(Reply):
     cached_tokens: int
 
 
+class CompletionDetails(Reply):
+    """Drafts in OpenAI's words; `rounds`, our own, are the steps that the tokens took."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+    rounds: int
+
+
 class Usage(Reply):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails | None = None  # known when the request has finished
+    completion_tokens_details: CompletionDetails | None = None  # if `speculation` was asked for
 
 
 class Timings(Reply):

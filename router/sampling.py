@@ -5,9 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 
-from router.schema import ChatRequest, CompletionRequest
+from router.schema import ChatRequest, CompletionRequest, SpeculationBody
 from triptych.errors import ContextLengthError, RequestError
-from triptych.request import SamplingParams, choice_seed
+from triptych.request import SamplingParams, Speculation, choice_seed
 
 _MASK64 = (1 << 64) - 1
 
@@ -24,6 +24,19 @@ def prompt_seed(seed: int, prompt: int, choices: int) -> int:
     choice of a prompt apart from the later choices of prompt 0, which may be the same text.
     """
     return choice_seed(seed, prompt * choices)
+
+
+def speculation_of(asked: str | SpeculationBody | None) -> Speculation | None:
+    """None: the request says nothing about it."""
+    if asked is None:
+        return None
+    if isinstance(asked, str):
+        return Speculation(off=asked == "off")
+    return Speculation(
+        drafters=tuple(asked.drafters or ()),
+        max_nodes=asked.max_nodes or 0,
+        problem_id=asked.problem_id or "",
+    )
 
 
 def new_tokens(body: ChatRequest | CompletionRequest, prompt_tokens: int, context: int) -> int:

@@ -31,6 +31,7 @@ MAX_STOPS = 16
 MAX_LOGPROBS = 20
 _MAX_COUNT = (1 << 31) - 1
 
+Name = Annotated[str, Field(min_length=1, max_length=64)]
 Salt = Annotated[str, Field(max_length=256)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 Stops = StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)]
@@ -114,6 +115,14 @@ class StreamOptions(Body):
     include_obfuscation: Annotated[Any, harmless(False)] = None
 
 
+class SpeculationBody(Body):
+    """Like "auto", narrowed down. Answers do not depend on it."""
+
+    drafters: Annotated[list[Name], Field(min_length=1, max_length=16), at_most(16)] | None = None
+    max_nodes: Annotated[int, Field(ge=1, le=1024)] | None = None  # of one draft
+    problem_id: Name | None = None  # samples of one problem learn from each other
+
+
 class GenerationBody(Body):
     """What chat and plain completions have in common."""
 
@@ -137,6 +146,7 @@ class GenerationBody(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     cache_salt: Salt | None = None  # requests with other salts share no cached prefix
+    speculation: Literal["auto", "off"] | SpeculationBody | None = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

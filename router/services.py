@@ -20,7 +20,13 @@ from router.place import homes
 from router.prompt import Prompt
 from router.relay import Relay
 from router.render import Extras, Shape, chunked_answer, whole_answer
-from router.sampling import draw_seed, new_tokens, prompt_seed, sampling_params
+from router.sampling import (
+    draw_seed,
+    new_tokens,
+    prompt_seed,
+    sampling_params,
+    speculation_of,
+)
 from router.schema import ChatRequest, CompletionRequest, GenerationBody
 from router.stream import EventStream, while_connected
 from transport.registry import WorkerView
@@ -99,6 +105,7 @@ class Services:
             params=params,
             n=body.choices,
             cache_salt=body.cache_salt or "",
+            speculation=speculation_of(body.speculation),
         )
 
     async def answer(

@@ -47,6 +47,17 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Speculation:
+    """Whether and how drafts may be made for a request. No token depends on it."""
+
+    off: bool = False
+    drafters: tuple[str, ...] = ()  # names in the home's configuration; (): all
+    max_nodes: int = 0  # of one draft; 0: as configured
+    problem_id: str = ""  # requests that are samples of one problem share their history
+    tenant: str = ""  # histories never cross tenants
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLogprobs:
     """Natural-log probabilities of one position under the raw logits (temperature 1, no filter)."""
 

@@ -26,7 +26,13 @@ from triptych.errors import (
     TriptychError,
     WorkerError,
 )
-from triptych.request import FinishReason, SamplingParams, TokenDelta, TokenLogprobs
+from triptych.request import (
+    FinishReason,
+    SamplingParams,
+    Speculation,
+    TokenDelta,
+    TokenLogprobs,
+)
 
 _STATUS: dict[type[TriptychError], grpc.StatusCode] = {
     RequestError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -53,6 +59,7 @@ def generate_request(
     spare_prefill: Sequence[pb.PrefillTarget] = (),
     cache_salt: str = "",
     time_left_s: float = 0.0,
+    speculation: Speculation | None = None,
 ) -> pb.GenerateRequest:
     """One request for its home.
 
@@ -68,6 +75,28 @@ def generate_request(
         spare_prefill=spare_prefill,
         cache_salt=cache_salt,
         time_left_s=time_left_s,
+        speculation=None if speculation is None else speculation_message(speculation),
+    )
+
+
+def speculation_message(wanted: Speculation) -> pb.Speculation:
+    """The tenant stays behind: to a home it is the cache salt."""
+    return pb.Speculation(
+        off=wanted.off,
+        drafters=wanted.drafters,
+        max_nodes=wanted.max_nodes,
+        problem_id=wanted.problem_id,
+    )
+
+
+def speculation_of(request: pb.GenerateRequest) -> Speculation:
+    message = request.speculation
+    return Speculation(
+        off=message.off,
+        drafters=tuple(message.drafters),
+        max_nodes=message.max_nodes,
+        problem_id=message.problem_id,
+        tenant=request.cache_salt,
     )
 
 

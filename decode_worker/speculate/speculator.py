@@ -44,11 +44,13 @@ class Speculator:
         self._load: StepLoad | None = None
         self._draft_seconds: dict[str, float] = {}
 
-    def begin(self, sequence: Sequence, hints: Hints) -> None:
+    def begin(self, sequence: Sequence) -> None:
         """May be called again for a sequence that came back."""
-        if sequence in self._known or self._policy is None:
+        wanted = sequence.speculation
+        if sequence in self._known or self._policy is None or wanted.off:
             return
         self._known.add(sequence)
+        hints = Hints(wanted.tenant, wanted.problem_id)
         for drafter in self._drafters.values():
             drafter.begin(sequence, hints)
 
@@ -95,24 +97,24 @@ class Speculator:
 
     def _load_of(self, jobs: list[RowJob], places: list[int]) -> StepLoad:
         left = self._scheduler.rows_left(jobs)
-        names = tuple(self._drafters)
         return StepLoad(
-            tuple(
-                Candidate(jobs[place].sequence, self._room(jobs[place].sequence, left), names)
-                for place in places
-            ),
+            tuple(self._candidate(jobs[place].sequence, left) for place in places),
             sum(job.num_rows for job in jobs) - len(places),
             sum(job.end for job in jobs),
         )
 
-    def _room(self, sequence: Sequence, rows: int) -> int:
-        """Nodes that could all become tokens: the step adds one more."""
+    def _candidate(self, sequence: Sequence, rows: int) -> Candidate:
         assert sequence.params is not None
-        left = min(
-            sequence.params.max_tokens - sequence.num_output,
-            self._max_model_len - len(sequence.tokens),
+        wanted = sequence.speculation
+        # What follows the last node that can become a token is the step's own token.
+        room = min(
+            rows,
+            sequence.params.max_tokens - sequence.num_output - 1,
+            self._max_model_len - len(sequence.tokens) - 1,
+            wanted.max_nodes or rows,
         )
-        return max(0, min(rows, left - 1))
+        names = [name for name in self._drafters if not wanted.drafters or name in wanted.drafters]
+        return Candidate(sequence, max(0, room), tuple(names))
 
     def _propose(self, load: StepLoad, jobs: list[RowJob]) -> list[Draft]:
         assert self._policy is not None

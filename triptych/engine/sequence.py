@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from triptych.kv.hashing import extend_hashes
-from triptych.request import FinishReason, SamplingParams
+from triptych.request import FinishReason, SamplingParams, Speculation
+
+ANY_SPECULATION = Speculation()
 
 
 class StopWatch(Protocol):
@@ -33,6 +35,7 @@ class Sequence:
     choice: int = 0
     leader: Sequence | None = None  # a sibling with the same prompt that computes it first
     stop_watch: StopWatch | None = None
+    speculation: Speculation = ANY_SPECULATION
     # Set: the sequence waits its turn for blocks only; called, once, when it has them. Its KV then
     # comes from elsewhere.
     on_room: Callable[[], object] | None = None
@@ -45,6 +48,9 @@ class Sequence:
     finished: bool = False
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    num_rounds: int = 0  # steps that drew tokens
+    num_drafted: int = 0  # nodes of all drafts
+    num_accepted: int = 0  # those that were right
     first_step_at: float | None = None  # monotonic seconds
     prompt_done_at: float | None = None
     _hashes: list[bytes] = field(default_factory=list)
