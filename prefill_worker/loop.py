@@ -17,6 +17,7 @@ from triptych.engine.rows import RowJob
 from triptych.engine.runner import Runner
 from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import Sequence
+from triptych.models.taps import LayerTap
 from triptych.obs.metrics import WorkerMetrics
 
 
@@ -54,6 +55,8 @@ class PrefillLoop:
         self._metrics = metrics
         self._num_layers = runner.model.config.num_layers
         self._group = announce_layers or self._num_layers
+        ends = range(self._group - 1, self._num_layers, self._group)
+        self._group_ends = sorted({*ends, self._num_layers - 1})
 
     def step(self) -> bool:
         """Computes one batch of prompt chunks; False when there was nothing to do."""
@@ -63,7 +66,8 @@ class PrefillLoop:
         began = time.monotonic()
         for job in jobs:
             self._announce_start(job, began)
-        hidden = self._runner.forward(jobs, lambda layer: self._after_layer(jobs, layer))
+        tap = LayerTap(self._group_ends, lambda layer, _: self._after_group(jobs, layer))
+        hidden = self._runner.forward(jobs, [tap])
         finished = iter(hidden)
         for job in jobs:
             self.scheduler.advance(job)
@@ -86,14 +90,11 @@ class PrefillLoop:
         cached = sequence.num_cached // sequence.block_tokens
         self._emit(Progress(sequence, 0, cached, 0, self._num_layers, started=True))
 
-    def _after_layer(self, jobs: list[RowJob], layer: int) -> None:
+    def _after_group(self, jobs: list[RowJob], layer: int) -> None:
         """Announces a layer group of all blocks that this forward fills."""
-        end = layer + 1
-        if end % self._group and end != self._num_layers:
-            return
         first = layer // self._group * self._group
         for job in jobs:
-            progress = self._progress(job, first, end)
+            progress = self._progress(job, first, layer + 1)
             if progress.end_block > progress.first_block:
                 self._emit(progress)
 

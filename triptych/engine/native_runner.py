@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from triptych.engine.rows import RowJob, wanted_rows
 from triptych.engine.storage import KvStorage
 from triptych.models.model import Model
 from triptych.models.native import NativeModel
+from triptych.models.taps import LayerTap
 from triptych_kernels.cpu.structs import KV_TYPES, JobStruct, KvCacheStruct
 
 
@@ -34,15 +35,13 @@ class NativeRunner:
             KV_TYPES[layout.dtype],
         )
 
-    def forward(
-        self, jobs: Sequence[RowJob], after_layer: Callable[[int], None] | None = None
-    ) -> Tensor:
-        hidden = self._run(jobs, after_layer)
+    def forward(self, jobs: Sequence[RowJob], taps: Sequence[LayerTap] = ()) -> Tensor:
+        hidden = self._run(jobs, taps)
         wanted = wanted_rows(jobs)
         return self._native.final_norm(hidden if len(wanted) == len(hidden) else hidden[wanted])
 
     def forward_all(self, jobs: Sequence[RowJob]) -> Tensor:
-        return self._native.final_norm(self._run(jobs, None))
+        return self._native.final_norm(self._run(jobs, ()))
 
     def move_kv(self, blocks: Sequence[int], moves: Sequence[tuple[int, int]]) -> None:
         slots = array("i", [slot for move in moves for slot in move])
@@ -52,7 +51,7 @@ class NativeRunner:
         return self._native.logits(hidden)
 
     @torch.inference_mode()
-    def _run(self, jobs: Sequence[RowJob], after_layer: Callable[[int], None] | None) -> Tensor:
+    def _run(self, jobs: Sequence[RowJob], taps: Sequence[LayerTap]) -> Tensor:
         """The residual stream behind the last layer, [M, H]."""
         tokens = [token for job in jobs for token in job.tokens]
         blocks = array("i")
@@ -65,7 +64,7 @@ class NativeRunner:
             _job_structs(jobs, blocks, parents),
             self._cache,
             max(job.end + len(job.draft) for job in jobs),
-            after_layer,
+            taps,
         )
         return hidden
 

@@ -6,7 +6,7 @@ The rows of all jobs stand one after the other, padded with dummy rows to a mult
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from triptych.engine.rows import RowJob, wanted_rows
 from triptych.engine.storage import KvStorage
 from triptych.models.model import Model
+from triptych.models.taps import LayerTap
 from triptych_kernels import append_kv, pad_rows, paged_attention
 
 
@@ -26,26 +27,22 @@ class ReferenceRunner:
         self._storage = storage
 
     @torch.inference_mode()
-    def forward(
-        self, jobs: Sequence[RowJob], after_layer: Callable[[int], None] | None = None
-    ) -> Tensor:
-        hidden, _ = self._run(jobs, after_layer)
+    def forward(self, jobs: Sequence[RowJob], taps: Sequence[LayerTap] = ()) -> Tensor:
+        hidden, _ = self._run(jobs, taps)
         return hidden[wanted_rows(jobs)]
 
     @torch.inference_mode()
     def forward_all(self, jobs: Sequence[RowJob]) -> Tensor:
-        hidden, spans = self._run(jobs, None)
+        hidden, spans = self._run(jobs, ())
         return hidden[: spans[-1][1]]
 
     def _run(
-        self, jobs: Sequence[RowJob], after_layer: Callable[[int], None] | None
+        self, jobs: Sequence[RowJob], taps: Sequence[LayerTap]
     ) -> tuple[Tensor, list[tuple[int, int]]]:
         tokens = [token for job in jobs for token in job.tokens]
         positions = torch.tensor([position for job in jobs for position in job.positions])
         view = PagedView(self._storage, jobs)
-        hidden = self.model.forward(
-            pad_rows(torch.tensor(tokens)), pad_rows(positions), view, after_layer
-        )
+        hidden = self.model.forward(pad_rows(torch.tensor(tokens)), pad_rows(positions), view, taps)
         return hidden, view.spans
 
     def move_kv(self, blocks: Sequence[int], moves: Sequence[tuple[int, int]]) -> None:

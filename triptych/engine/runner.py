@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from triptych.engine.reference_runner import ReferenceRunner
 from triptych.engine.rows import RowJob
 from triptych.engine.storage import KvStorage
 from triptych.models.model import Model
+from triptych.models.taps import LayerTap
 
 
 class Runner(Protocol):
@@ -20,13 +21,11 @@ class Runner(Protocol):
     @property
     def model(self) -> Model: ...
 
-    def forward(
-        self, jobs: Sequence[RowJob], after_layer: Callable[[int], None] | None = None
-    ) -> Tensor:
+    def forward(self, jobs: Sequence[RowJob], taps: Sequence[LayerTap] = ()) -> Tensor:
         """Computes all rows and writes their KV.
 
         Returns the final-norm hidden states of all wanted rows (see RowJob) [R, H] float32, in
-        job order. `after_layer(i)` is called when layer i's KV of all rows is in the pool.
+        job order. A tap sees the rows of all jobs, job after job.
         """
 
     def forward_all(self, jobs: Sequence[RowJob]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from triptych.models.layers import Layer, Norm
 from triptych.models.rope import Rope
 from triptych.models.seams import Experts, KvView
 from triptych.models.storage import QuantReport
+from triptych.models.taps import LayerTap, tell
 from triptych_kernels import rotary_cos_sin
 from triptych_kernels.cpu.linear import NativeLinear
 from triptych_kernels.packer import LinearLike, TableLike
@@ -55,11 +56,11 @@ class Model:
         token_ids: Tensor,
         positions: Tensor,
         kv: KvView,
-        after_layer: Callable[[int], None] | None = None,
+        taps: Sequence[LayerTap] = (),
     ) -> Tensor:
         """token_ids, positions [M] int64 → float32 hidden states [M, H] behind the final norm.
 
-        `after_layer(i)` is called when layer i is through: its KV is final, later layers are not.
+        A tap sees the rows as they are given here.
         """
         hidden = self.embedding.row(token_ids)
         if self.config.embed_scale is not None:
@@ -71,8 +72,7 @@ class Model:
             hidden = hidden + _optional(layer.behind_attention, rows)
             rows = self.experts(index, layer.before_ffn(hidden), None, None)
             hidden = hidden + _optional(layer.behind_ffn, rows)
-            if after_layer is not None:
-                after_layer(index)
+            tell(taps, index, hidden)
         return self.norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:

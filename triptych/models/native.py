@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -14,6 +14,7 @@ from triptych.errors import ModelError
 from triptych.models.layers import Layer, LocalExperts, Norm
 from triptych.models.model import Model
 from triptych.models.rope import Rope
+from triptych.models.taps import LayerTap, runs_of, tell
 from triptych_kernels import rotary_cos_sin
 from triptych_kernels.cpu.layers import NativeLayer, NativeLayers
 from triptych_kernels.cpu.linear import NativeLinear
@@ -57,23 +58,20 @@ class NativeModel:
         jobs: ctypes.Array[JobStruct],
         cache: KvCacheStruct,
         num_positions: int,
-        after_layer: Callable[[int], None] | None = None,
+        taps: Sequence[LayerTap] = (),
     ) -> None:
         """All layers, over hidden [M, H] float32 in place. No row's position reaches
-        `num_positions`. Without `after_layer`, and with all FFNs here, it is a single call.
+        `num_positions`. Without taps, and with all FFNs here, it is a single call.
         """
-        count = len(self._layers)
         under_way = self._layers.start(hidden, jobs, cache, self._tables.up_to(num_positions))
-        if after_layer is None and self._local is not None:
-            return self._layers.run(0, count, under_way)
-        for layer in range(count):
+        for first, end in runs_of(len(self._layers), taps):
             if self._local is not None:
-                self._layers.run(layer, layer + 1, under_way)
+                self._layers.run(first, end, under_way)
             else:
-                self._layers.attention_half(layer, under_way)
-                self._remote_ffn(layer, hidden)
-            if after_layer is not None:
-                after_layer(layer)
+                for layer in range(first, end):
+                    self._layers.attention_half(layer, under_way)
+                    self._remote_ffn(layer, hidden)
+            tell(taps, end - 1, hidden)
 
     def move_kv(self, cache: KvCacheStruct, blocks: array[int], moves: array[int]) -> None:
         """See NativeLayers."""

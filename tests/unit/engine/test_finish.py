@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from triptych.engine.sampler import Drawn, Sampler
+from triptych.engine.sampler import Sampler
 from triptych.engine.sequence import Sequence
 from triptych.request import FinishReason, SamplingParams
+from triptych_kernels.sampling import NO_TOKEN
 
 PROMPT = list(range(3, 40))
 GREEDY = SamplingParams(seed=0, max_tokens=10, temperature=0.0, ignore_eos=True)
@@ -100,8 +101,8 @@ def test_a_stop_string_ends_the_choice_but_not_before_min_tokens(
 def test_a_draw_without_any_number_ends_the_sequence_without_a_token(
     make_home: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Sampler, logits: Any, sequences: Any) -> list[Drawn]:
-        return [Drawn(0, broken=True) for _ in sequences]
+    def broken(self: Sampler, logits: Any, spots: Any) -> list[int]:
+        return [NO_TOKEN for _ in spots]
 
     monkeypatch.setattr(Sampler, "draw", broken)
     home = make_home()

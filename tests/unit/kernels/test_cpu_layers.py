@@ -26,6 +26,7 @@ from triptych.engine.sequence import Sequence
 from triptych.engine.storage import KvStorage, plain_storage
 from triptych.models.load import load_model
 from triptych.models.model import Model
+from triptych.models.taps import LayerTap
 from triptych.testing.checkpoints import FAMILIES, VOCAB_SIZE, WINDOW, tiny_checkpoint
 from triptych.testing.compute_modes import MODES
 from triptych.testing.native_kernels import libraries, threads
@@ -174,12 +175,13 @@ def test_a_layer_is_final_when_it_is_told_and_telling_changes_no_bit(
     layers: list[int] = []
     early: list[Tensor] = []
 
-    def after_layer(index: int) -> None:
+    def note(index: int, _: Tensor) -> None:
         layers.append(index)
         early.append(layer_bytes(told, index))
 
-    assert torch.equal(told.forward([job], after_layer), wanted)
-    assert layers == list(range(plain.model.config.num_layers))
+    every = range(plain.model.config.num_layers)
+    assert torch.equal(told.forward([job], [LayerTap(every, note)]), wanted)
+    assert layers == list(every)
     assert all(torch.equal(early[index], layer_bytes(plain, index)) for index in layers)
 
 
@@ -261,3 +263,19 @@ def test_a_forked_child_runs_the_same_model(checkpoint: Any) -> None:
             os._exit(0 if torch.equal(logits_in_chunks(runner, prompt(), [9]), wanted) else 1)
         _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.parametrize("mode", NATIVE_MODES)
+def test_a_tap_sees_the_rows_as_they_are_between_two_layers(checkpoint: Any, mode: str) -> None:
+    runner = native_runner(checkpoint(0), mode)
+    last = runner.model.config.num_layers - 1
+    seen: dict[int, Tensor] = {}
+
+    def keep(layer: int, hidden: Tensor) -> None:
+        seen[layer] = hidden.clone()
+
+    job = RowJob(prompt(), 0, LENGTH)
+    wanted = runner.forward([job], [LayerTap([0, last], keep)])
+    assert seen.keys() == {0, last} and not torch.equal(seen[0], seen[last])
+    norm = runner.model.norm(seen[last][-1:])
+    torch.testing.assert_close(norm.to(wanted.dtype), wanted, rtol=1e-2, atol=1e-2)

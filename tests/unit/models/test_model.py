@@ -12,6 +12,7 @@ from torch import Tensor
 
 from triptych.models.load import load_model
 from triptych.models.storage import WeightDtype
+from triptych.models.taps import LayerTap
 from triptych.testing.checkpoints import FAMILIES, WINDOW, edit_config, tiny_checkpoint, tiny_llama
 
 DTYPES: tuple[WeightDtype, ...] = ("float32", "bfloat16", "int8", "int4")
@@ -74,7 +75,7 @@ def test_a_layer_is_reported_when_its_kv_is_written(tmp_path: Path) -> None:
         torch.arange(16),
         torch.arange(16),
         kv,
-        after_layer=lambda layer: written.append([asked for asked, _ in kv.asked]),
+        taps=[LayerTap(range(3), lambda *_: written.append([asked for asked, _ in kv.asked]))],
     )
     assert written == [[0], [0, 1], [0, 1, 2]]
 
