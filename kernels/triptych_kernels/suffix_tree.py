@@ -48,6 +48,9 @@ class Window(NamedTuple):
     segment_tokens: int = 1 << 13  # longer texts are cut here, their counts are not
 
 
+WINDOW = Window()
+
+
 class SuffixTree(Protocol):
     """Counts over one window of text."""
 
@@ -103,7 +106,7 @@ class _Step(NamedTuple):
 class PythonSuffixTree:
     """The truth. Some kilobytes per token of text: for short texts and for tests."""
 
-    def __init__(self, depth: int = DEPTH, window: Window = Window()) -> None:
+    def __init__(self, depth: int = DEPTH, window: Window = WINDOW) -> None:
         assert window.max_tokens >= 2 * (window.segment_tokens + depth + 1), "two segments fit"
         self._depth = depth
         self._window = window
