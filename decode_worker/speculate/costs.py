@@ -1,0 +1,146 @@
+"""What a step costs, learned from the steps that were computed.
+
+The seconds of a step are no line in its rows: kernels work in tiles, so a row is free or dear by
+where it falls, and n rows of one sequence cost less than one row each of n sequences. So there is
+a table of plain steps by (rows, KV tokens), and a table of how much dearer nodes make a step, by
+(plain rows, nodes). The second holds ratios between neighbours in time: machines have slow spells
+that last seconds, and they cancel out of a ratio (brief 2.9 and 2.17: Cascade's t_spec / t_base,
+from a table).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence as Seq
+from itertools import pairwise
+
+from decode_worker.speculate.recent import Recent
+
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096)
+NEAR = 8  # steps; a ratio of steps further apart measures the machine's moods
+PRIOR_WEIGHT = 0.5  # samples; what an untried size is believed to cost counts so much
+UNTRIED = 1.5  # times as steep as what is known below
+
+
+def size_of(count: int) -> int:
+    """The bucket of a count, as an index of SIZES."""
+    return min(bisect_left(SIZES, count), len(SIZES) - 1)
+
+
+class StepCosts:
+    """Seconds of steps by what is in them. Never asks for a measurement, takes what comes."""
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._plain: dict[tuple[int, int], Recent] = {}  # (rows, octave of KV): seconds
+        self._ratios: dict[int, dict[int, Recent]] = {}  # plain rows: nodes: times plain
+        self._plain_at = -NEAR  # the last plain step
+        self._pace = 1.0  # of the machine then: its seconds by those in the table
+        self._curves: dict[int, list[float]] = {}
+
+    def learn(self, plain_rows: int, nodes: int, kv_tokens: int, seconds: float) -> None:
+        """A step with `plain_rows` + `nodes` rows took so long."""
+        self._step += 1
+        if not nodes:
+            self._learn_plain(plain_rows, kv_tokens, seconds)
+            return
+        cells = self._ratios.setdefault(size_of(plain_rows), {})
+        cell = cells.setdefault(size_of(nodes), Recent())
+        plain = self.plain_seconds(plain_rows, kv_tokens)
+        if plain and (self._step - self._plain_at <= NEAR or len(cell) < 2):
+            cell.add(seconds / (plain * self._pace), self._step)
+            self._curves.pop(size_of(plain_rows), None)
+
+    def _learn_plain(self, rows: int, kv_tokens: int, seconds: float) -> None:
+        cell = self._plain.setdefault(_plain_key(rows, kv_tokens), Recent())
+        if len(cell) >= 2:  # else the size is new, which says nothing about the machine
+            fresh = min(max(seconds / cell.median, 0.5), 2.0)
+            # Part of the way: a plain step is as noisy as any other, and ±20 % is usual.
+            self._pace += (fresh - self._pace) * (0.3 if self.near_plain() else 0.6)
+        cell.add(seconds, self._step)
+        self._plain_at = self._step
+
+    def near_plain(self) -> bool:
+        """The last plain step is so near that a comparison with it means something."""
+        return self._step - self._plain_at <= NEAR
+
+    @property
+    def pace(self) -> float:
+        return self._pace
+
+    def knows(self, plain_rows: int, kv_tokens: int) -> bool:
+        """Steps of this size were seen without drafts."""
+        return len(self._plain.get(_plain_key(plain_rows, kv_tokens), ())) >= 2
+
+    def plain_seconds(self, rows: int, kv_tokens: int) -> float:
+        """Of a step without nodes; 0 if nothing is known at all."""
+        key = _plain_key(rows, kv_tokens)
+        cell = self._plain.get(key)
+        if cell is not None:
+            return cell.median
+        if not self._plain:
+            return 0.0
+        nearest = min(self._plain, key=lambda k: (abs(k[0] - key[0]) + abs(k[1] - key[1]) / 4, k))
+        # More rows than ever seen: as much dearer as if rows were all that costs.
+        grown = max(1.0, rows / SIZES[nearest[0]])
+        return self._plain[nearest].median * grown
+
+    def seconds(self, plain_rows: int, nodes: int, kv_tokens: int) -> float:
+        """Of a step with so many rows besides the nodes."""
+        return self.curve(plain_rows, kv_tokens, nodes)[nodes]
+
+    def curve(self, plain_rows: int, kv_tokens: int, max_nodes: int) -> list[float]:
+        """Seconds with 0, 1, ... `max_nodes` nodes (or more); never falls."""
+        plain = self.plain_seconds(plain_rows, kv_tokens)
+        return [plain * ratio for ratio in self.ratios(plain_rows, max_nodes)]
+
+    def ratios(self, plain_rows: int, max_nodes: int) -> list[float]:
+        """The same as times of the plain step. A shared list: do not change it."""
+        base = size_of(plain_rows)
+        curve = self._curves.get(base)
+        if curve is None or len(curve) <= max_nodes or self._step % 64 == 0:
+            curve = self._curves[base] = self._make_curve(plain_rows, max(max_nodes, 64))
+        return curve
+
+    def _make_curve(self, plain_rows: int, max_nodes: int) -> list[float]:
+        prior = min(0.2, 0.4 / plain_rows)  # ratio per node
+        points: list[tuple[float, float, float]] = [(0.0, 1.0, 1e9)]  # nodes, ratio, weight
+        for size, cell in sorted(self._ratios.get(size_of(plain_rows), {}).items()):
+            if cell:
+                nodes, weight = SIZES[size], cell.weight(self._step)
+                believed = 1 + prior * nodes
+                ratio = (cell.median * weight + believed * PRIOR_WEIGHT) / (weight + PRIOR_WEIGHT)
+                points.append((nodes, max(ratio, 1.0), weight))
+        return _interpolated(_rising(points), max_nodes, prior)
+
+
+def _plain_key(rows: int, kv_tokens: int) -> tuple[int, int]:
+    return size_of(rows), max(kv_tokens, 1).bit_length()
+
+
+def _rising(points: Seq[tuple[float, float, float]]) -> list[tuple[float, float]]:
+    """Isotonic: neighbours that fall share their weighted mean (pool adjacent violators)."""
+    pools: list[tuple[float, float, list[float]]] = []  # ratio, weight, nodes
+    for nodes, ratio, weight in points:
+        members = [nodes]
+        while pools and pools[-1][0] >= ratio:
+            below, mass, more = pools.pop()
+            ratio = (below * mass + ratio * weight) / (mass + weight)
+            weight += mass
+            members = more + members
+        pools.append((ratio, weight, members))
+    return [(nodes, ratio) for ratio, _, members in pools for nodes in members]
+
+
+def _interpolated(points: Seq[tuple[float, float]], max_nodes: int, prior: float) -> list[float]:
+    curve = [points[0][1]]
+    for (left, low), (right, high) in pairwise(points):
+        slope = (high - low) / (right - left)
+        curve.extend(low + slope * (nodes - left) for nodes in range(len(curve), int(right) + 1))
+    last, ratio = int(points[-1][0]), points[-1][1]
+    known = (ratio - 1) / last * UNTRIED if last else prior
+    # Twice what was tried is a fair guess; further out only the prior is left.
+    for nodes in range(last + 1, max_nodes + 1):
+        ratio += max(known, prior / 4) if nodes <= 2 * last else max(known, prior)
+        curve.append(ratio)
+    return curve

@@ -1,0 +1,48 @@
+"""What drafting costs, by drafter."""
+
+from __future__ import annotations
+
+from decode_worker.speculate.costs import SIZES, size_of
+from decode_worker.speculate.recent import Recent
+
+
+class DraftCosts:
+    """Seconds of a `propose` by (sequences, nodes of each)."""
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._cells: dict[str, dict[tuple[int, int], Recent]] = {}
+        self._known: dict[tuple[str, int, int], float] = {}  # answers, until something is learned
+
+    def learn(self, drafter: str, sequences: int, nodes: int, seconds: float) -> None:
+        """It was asked for so many nodes in all."""
+        self._step += 1
+        key = size_of(sequences), size_of(-(-nodes // sequences))
+        cells = self._cells.setdefault(drafter, {})
+        cells.setdefault(key, Recent()).add(seconds, self._step)
+        self._known = {k: s for k, s in self._known.items() if k[0] != drafter}
+
+    def knows(self, drafter: str) -> bool:
+        return drafter in self._cells
+
+    def seconds(self, drafter: str, sequences: int, nodes_each: int) -> float:
+        """0 if it never drafted. Unseen sizes: as if costs grew with both and never shrank."""
+        key = drafter, size_of(sequences), size_of(nodes_each)
+        if key not in self._known:
+            self._known[key] = self._estimate(*key)
+        return self._known[key]
+
+    def _estimate(self, drafter: str, sequences: int, nodes: int) -> float:
+        cells = self._cells.get(drafter, {})
+        cell = cells.get((sequences, nodes))
+        if cell is not None:
+            return cell.median
+        return min(
+            (
+                cell.median
+                * max(1.0, SIZES[sequences] / SIZES[at_sequences])
+                * max(1.0, SIZES[nodes] / SIZES[at_nodes])
+                for (at_sequences, at_nodes), cell in cells.items()
+            ),
+            default=0.0,
+        )

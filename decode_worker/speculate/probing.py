@@ -1,0 +1,80 @@
+"""Trying drafters that are not believed to pay, for a bounded price.
+
+A probe asks for a short draft. If it does not pay to verify, the sequence decodes plainly and the
+draft is compared with the tokens that come: only drafting was paid for. Every drafter has a purse
+that earns a share of all time and pays for its probes; a sequence that answers badly is asked less
+and less often.
+"""
+
+from __future__ import annotations
+
+from triptych.engine.draft import ROOT, Draft
+
+SHARE = 0.01  # of all time, for all drafters together
+FIRST_WAIT, LAST_WAIT = 2, 8  # steps between probes of one sequence; the purse bounds the rest
+BUSY_WAIT = 64  # while another drafter serves it well
+
+
+class Purse:
+    """Seconds that one drafter may spend on probes. May go into debt, then earns it back."""
+
+    def __init__(self) -> None:
+        self._credit: float | None = None
+
+    def earn(self, plain_seconds: float, drafters: int) -> None:
+        """A step passed. It begins with a plain step's worth and never holds more."""
+        if self._credit is None:
+            self._credit = plain_seconds
+        share = SHARE / drafters * plain_seconds
+        self._credit = min(self._credit + share, plain_seconds)
+
+    def allows(self, seconds: float, plain_seconds: float) -> bool:
+        return self._credit is not None and self._credit >= min(seconds, plain_seconds)
+
+    def spend(self, seconds: float) -> None:
+        self._credit = (self._credit or 0.0) - seconds
+
+
+class Turn:
+    """When a sequence is probed with a drafter next, in steps."""
+
+    __slots__ = ("_wait", "due")
+
+    def __init__(self, step: int) -> None:
+        self.due = step
+        self._wait = FIRST_WAIT
+
+    def asked(self, step: int, busy: bool) -> None:
+        self.due = step + (BUSY_WAIT if busy else self._wait)
+
+    def answered(self, step: int, well: bool) -> None:
+        if well:
+            self._wait, self.due = FIRST_WAIT, step + 1
+        else:
+            self._wait = min(2 * self._wait, LAST_WAIT)
+
+
+class Shadow:
+    """A draft that is not verified but compared with what is decoded."""
+
+    __slots__ = ("_at", "depth", "draft")
+
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+        self.depth = 0  # tokens compared
+        self._at = ROOT
+
+    def compare(self, token: int) -> list[tuple[int, int, float]]:
+        """Labels as of a verdict: (node, depth, right). None: the draft ended before."""
+        self.depth += 1
+        labels, parent = [], self._at
+        for node, guess in enumerate(self.draft.tokens):
+            if self.draft.parent(node) == parent:
+                labels.append((node, self.depth, float(guess == token)))
+                if guess == token:
+                    self._at = node
+        return labels
+
+    @property
+    def was_right(self) -> bool:
+        return self._at != ROOT
