@@ -10,7 +10,7 @@ from decode_worker.intake import Intake
 from decode_worker.loop import DecodeLoop
 from decode_worker.peers import PeerBook
 from decode_worker.service import DecodeService, worker_load
-from decode_worker.speculate.speculator import Speculator
+from decode_worker.speculate.make import make_speculator
 from transport.kv.links import make_links
 from transport.protos.worker_pb2_grpc import add_DecodeWorkerServicer_to_server
 from triptych.engine.sampler import Sampler
@@ -32,15 +32,12 @@ def build_role(
     tokenizer = Tokenizer.load(parts.model_path)
     eos_token_ids = (*{*parts.model.config.eos_token_ids, *tokenizer.eos_token_ids},)
     service = DecodeService(parts, tokenizer, metrics)
+    speculator = make_speculator(args.config.speculation, parts)
     loop = DecodeLoop(
         parts.scheduler,
         parts.runner,
         Sampler(eos_token_ids),
-        Speculator(
-            parts.scheduler,
-            max_model_len=parts.max_model_len,
-            vocab_size=parts.model.config.vocab_size,
-        ),
+        speculator,
         service.emit,
         metrics,
         eos_token_ids=eos_token_ids,

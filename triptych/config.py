@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from triptych.errors import ConfigError
+from triptych.speculation_config import SpeculationConfig
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -110,6 +111,7 @@ class ClusterConfig(_Frozen):
     engine: EngineConfig = EngineConfig()
     kv: KvConfig = KvConfig()
     transport: TransportConfig = TransportConfig()
+    speculation: SpeculationConfig = SpeculationConfig()
     log: LogConfig = LogConfig()
     pools: tuple[PoolConfig, ...] = (
         PoolConfig(name="prefill", role="prefill"),

@@ -32,17 +32,24 @@ class Speculator:
         *,
         max_model_len: int,
         vocab_size: int,
+        max_nodes: int = 16,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._scheduler = scheduler
         self._drafters = dict(drafters or {})
         self._vocab_size = vocab_size
+        self._max_nodes = max_nodes
         self._policy = policy
         self._max_model_len = max_model_len
         self._clock = clock
         self._known: set[Sequence] = set()
         self._load: StepLoad | None = None
         self._draft_seconds: dict[str, float] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Drafters that a request may name."""
+        return tuple(self._drafters)
 
     def begin(self, sequence: Sequence) -> None:
         """May be called again for a sequence that came back."""
@@ -111,7 +118,8 @@ class Speculator:
             rows,
             sequence.params.max_tokens - sequence.num_output - 1,
             self._max_model_len - len(sequence.tokens) - 1,
-            wanted.max_nodes or rows,
+            self._max_nodes,
+            wanted.max_nodes or self._max_nodes,
         )
         names = [name for name in self._drafters if not wanted.drafters or name in wanted.drafters]
         return Candidate(sequence, max(0, room), tuple(names))

@@ -1,0 +1,216 @@
+"""What does speculation gain, where does it lose, and does it ever change a token?
+
+    python -m bench.speculate --prompts FILE.jsonl          (Spec-Bench's format: category, turns)
+
+Plain decoding and every drafter answer the same prompts on one engine, in turns, batch by batch, so
+that whatever disturbs one disturbs all. A batch holds prompts of one category; timed is what comes
+after its prompts are read. Speed-up: the median over batches of plain time / time. Every answer is
+compared with the plain one, token by token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.report import commit, finish, machine, print_table
+from bench.speculate_lane import Job, Lane, Outcome
+from bench.workload import DTYPES
+from triptych.config import load_config
+from triptych.request import SamplingParams
+from triptych.speculation_config import SpeculationConfig
+from triptych.tokenizer import Tokenizer
+from triptych.worker.args import WorkerArgs
+from triptych.worker.boot import build_engine
+
+RESULTS = Path(__file__).parent / "results"
+PLAIN = "plain"
+LANES: dict[str, dict[str, Any]] = {
+    PLAIN: {"mode": "off"},
+    "ngram-4": {"mode": "fixed", "max_nodes": 4, "drafters": [{"kind": "ngram"}]},
+    "ngram-15": {"mode": "fixed", "max_nodes": 15, "drafters": [{"kind": "ngram"}]},
+    "suffix-15": {"mode": "fixed", "max_nodes": 15, "drafters": [{"kind": "suffix"}]},
+    "ngram": {"mode": "auto", "drafters": [{"kind": "ngram"}]},
+    "suffix": {"mode": "auto", "drafters": [{"kind": "suffix"}]},
+    "auto": {"mode": "auto", "drafters": [{"kind": "suffix"}, {"kind": "ngram"}]},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    temperature: float
+    batch: int
+    category: str
+
+
+Found = dict[Cell, dict[str, list[Outcome]]]  # by lane, batch after batch
+
+
+def read_prompts(path: Path, limit: int) -> dict[str, list[str]]:
+    """At most `limit` first turns of every category."""
+    found = defaultdict[str, list[str]](list)
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        if len(found[record["category"]]) < limit:
+            found[record["category"]].append(record["turns"][0])
+    return dict(found)
+
+
+def batches_of(prompts: Sequence[list[int]], cell: Cell, max_tokens: int) -> Iterator[list[Job]]:
+    """Every prompt once or more, `cell.batch` at a time: what is missing is asked again, with other
+    seeds.
+    """
+    count = max(1, -(-len(prompts) // cell.batch))
+    for number in range(count):
+        jobs = []
+        for index in range(number * cell.batch, (number + 1) * cell.batch):
+            params = SamplingParams(
+                seed=1000 + index, max_tokens=max_tokens, temperature=cell.temperature
+            )
+            jobs.append(Job(prompts[index % len(prompts)], params))
+        yield jobs
+
+
+def measure(
+    lanes: Sequence[Lane], cells: Sequence[Cell], prompts: dict[str, list[list[int]]], tokens: int
+) -> Found:
+    found: Found = {}
+    for cell in cells:
+        runs = found[cell] = {lane.name: [] for lane in lanes}
+        for number, jobs in enumerate(batches_of(prompts[cell.category], cell, tokens)):
+            turn = number % len(lanes)
+            for lane in (*lanes[turn:], *lanes[:turn]):
+                runs[lane.name].append(lane.run(jobs))
+        _tell(cell, runs)
+    return found
+
+
+def _tell(cell: Cell, runs: dict[str, list[Outcome]]) -> None:
+    ratios = " ".join(f"{name} {speedup(runs, name):.2f}" for name in runs if name != PLAIN)
+    print(
+        f"T={cell.temperature} batch {cell.batch} {cell.category}: {ratios}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def speedup(runs: dict[str, list[Outcome]], lane: str) -> float:
+    pairs = zip(runs[PLAIN], runs[lane], strict=True)
+    return statistics.median(plain.seconds / own.seconds for plain, own in pairs)
+
+
+def mismatches(runs: dict[str, list[Outcome]], lane: str) -> int:
+    """Positions at which an answer differs from the plain one."""
+    total = 0
+    for plain, own in zip(runs[PLAIN], runs[lane], strict=True):
+        for wanted, got in zip(plain.answers, own.answers, strict=True):
+            same = sum(a == b for a, b in zip(wanted, got, strict=False))
+            total += max(len(wanted), len(got)) - same
+    return total
+
+
+def rows_of(found: Found, lanes: Sequence[str]) -> list[dict[str, Any]]:
+    """A row per lane and cell; category "all" holds geometric means over the categories."""
+    rows: list[dict[str, Any]] = []
+    for lane in lanes:
+        groups = defaultdict[tuple[float, int], list[dict[str, Any]]](list)
+        for cell, runs in found.items():
+            row = _row(lane, cell, runs)
+            groups[cell.temperature, cell.batch].append(row)
+        for (temperature, batch), group in groups.items():
+            means = {
+                key: statistics.geometric_mean(row[key] for row in group)
+                for key in ("speedup", "tokens_per_round")
+            }
+            cell = Cell(temperature, batch, "all")
+            rows += [*group, {**_head(lane, cell), **means, "peers": {}}]
+    return rows
+
+
+def _row(lane: str, cell: Cell, runs: dict[str, list[Outcome]]) -> dict[str, Any]:
+    rounds = sum(outcome.rounds for outcome in runs[lane])
+    return {
+        **_head(lane, cell),
+        "speedup": speedup(runs, lane),
+        "tokens_per_round": sum(outcome.tokens for outcome in runs[lane]) / max(1, rounds),
+        "peers": {},
+    }
+
+
+def _head(lane: str, cell: Cell) -> dict[str, Any]:
+    config = LANES[lane]
+    return {
+        "drafter": "+".join(drafter["kind"] for drafter in config["drafters"]),
+        "budget": config["mode"] if config["mode"] != "fixed" else str(config["max_nodes"]),
+        "temperature": cell.temperature,
+        "batch": cell.batch,
+        "category": cell.category,
+    }
+
+
+def main() -> None:
+    options = _options()
+    config = load_config(None, [f"dtype={options.dtype}", "engine.prefix_cache=false"])
+    pool = config.pool("decode")
+    parts = build_engine(WorkerArgs(config, pool, "bench", 1, Path(), "", "", ""))
+    tokenizer = Tokenizer.load(parts.model_path)
+    eos = (*{*parts.model.config.eos_token_ids, *tokenizer.eos_token_ids},)
+    prompts = {
+        category: [_encode(tokenizer, text, options.max_prompt) for text in texts]
+        for category, texts in read_prompts(options.prompts, options.limit).items()
+    }
+    names = [PLAIN, *options.lanes]
+    lanes = [Lane(n, SpeculationConfig.model_validate(LANES[n]), parts, eos) for n in names]
+    cells = [
+        Cell(temperature, batch, category)
+        for temperature in options.temperatures
+        for batch in options.batches
+        for category in prompts
+    ]
+    lanes[0].run(next(batches_of(next(iter(prompts.values())), cells[0], 8)))  # warm up
+    found = measure(lanes, cells, prompts, options.max_tokens)
+    rows = rows_of(found, options.lanes)
+    wrong = sum(mismatches(runs, lane) for runs in found.values() for lane in options.lanes)
+    keys = ("drafter", "budget", "temperature", "batch", "category", "speedup", "tokens_per_round")
+    print_table("speculation", keys, [[row[key] for key in keys] for row in rows])
+    result = {"rows": rows, "mismatches": wrong, "machine": machine(), "commit": commit()}
+    finish(result, RESULTS / f"{options.save}.json" if options.save else None)
+
+
+def _encode(tokenizer: Tokenizer, text: str, most: int) -> list[int]:
+    """A chat prompt; of a long text its first tokens, so that the template stays whole."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) > most:
+        text = tokenizer.decode(ids[:most])
+    return tokenizer.encode_chat([{"role": "user", "content": text}])
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--prompts", type=Path, required=True, help="JSON lines: category, turns")
+    parser.add_argument("--lanes", nargs="+", default=["ngram-4", "suffix-15", "auto"])
+    parser.add_argument("--temperatures", nargs="+", type=float, default=[0.0])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1])
+    parser.add_argument("--limit", type=int, default=4, help="prompts of a category")
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--max-prompt", type=int, default=1500, help="tokens kept of a prompt")
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
+    parser.add_argument("--save", metavar="NAME", help="keep as bench/results/NAME.json")
+    options = parser.parse_args()
+    for lane in options.lanes:
+        if lane not in LANES or lane == PLAIN:
+            parser.error(f"--lanes: no lane {lane!r}; there are {', '.join(list(LANES)[1:])}")
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""One way of decoding on the engine of this process: what a decode worker's loop does, unserved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from decode_worker.loop import DecodeLoop, StepOutput
+from decode_worker.speculate.make import make_speculator
+from triptych.engine.sampler import Sampler
+from triptych.engine.sequence import Sequence
+from triptych.obs.metrics import WorkerMetrics, new_registry
+from triptych.request import SamplingParams, Speculation
+from triptych.speculation_config import SpeculationConfig
+from triptych.worker.boot import EngineParts
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One prompt and how it is answered."""
+
+    prompt: list[int]
+    params: SamplingParams
+    problem_id: str = ""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Of a batch: time and counts behind the prompts, and every answer."""
+
+    seconds: float = 0.0  # from the moment that all prompts are read
+    tokens: int = 0  # drawn in that time
+    rounds: int = 0  # draws of a sequence in that time, with or without a draft
+    drafted: int = 0
+    accepted: int = 0
+    answers: list[list[int]] = field(default_factory=list)
+
+
+class Lane:
+    """Keeps its drafters and what its policy has learned from batch to batch, as a worker does."""
+
+    def __init__(
+        self, name: str, config: SpeculationConfig, parts: EngineParts, eos: Seq[int]
+    ) -> None:
+        self.name = name
+        self._parts = parts
+        self._outputs: list[StepOutput] = []
+        self._loop = DecodeLoop(
+            parts.scheduler,
+            parts.runner,
+            Sampler(eos),
+            make_speculator(config, parts),
+            self._outputs.extend,
+            WorkerMetrics(new_registry()),
+            eos_token_ids=tuple(eos),
+            max_model_len=parts.max_model_len,
+        )
+
+    def run(self, jobs: Seq[Job]) -> Outcome:
+        """All jobs at once, to their ends."""
+        sequences = [self._submit(number, job) for number, job in enumerate(jobs)]
+        while any(sequence.num_output == 0 for sequence in sequences):
+            assert self._loop.step(), "prompts that nobody computes"
+        outcome = Outcome()
+        began_tokens = sum(sequence.num_output for sequence in sequences)
+        began_rounds = sum(sequence.num_rounds for sequence in sequences)
+        began = time.perf_counter()
+        while self._loop.step():
+            pass
+        outcome.seconds = time.perf_counter() - began
+        outcome.tokens = sum(sequence.num_output for sequence in sequences) - began_tokens
+        outcome.rounds = sum(sequence.num_rounds for sequence in sequences) - began_rounds
+        outcome.drafted = sum(sequence.num_drafted for sequence in sequences)
+        outcome.accepted = sum(sequence.num_accepted for sequence in sequences)
+        outcome.answers = [sequence.tokens[sequence.num_prompt :] for sequence in sequences]
+        self._outputs.clear()
+        return outcome
+
+    def _submit(self, number: int, job: Job) -> Sequence:
+        sequence = Sequence(
+            f"bench-{number}",
+            list(job.prompt),
+            self._parts.root(""),
+            self._parts.layout.block_tokens,
+            job.params,
+            speculation=Speculation(problem_id=job.problem_id),
+        )
+        self._loop.submit(sequence)
+        return sequence
