@@ -33,11 +33,13 @@ class Mode:
     batch: int  # requests in flight
 
 
-AGGREGATED = ("pools=[{name: decode, role: decode}]",)
+PLAIN = "speculation.mode=off"
+ONE_POOL = "pools=[{name: decode, role: decode}]"
+AGGREGATED = (ONE_POOL, PLAIN)
 
 
 def pd(link: str, *more: str) -> tuple[str, ...]:
-    return (f"transport.links=[{link}]", f"transport.require={link}", *more)
+    return (PLAIN, f"transport.links=[{link}]", f"transport.require={link}", *more)
 
 
 MODES = (
@@ -52,6 +54,29 @@ MODES = (
     Mode("pd/shm/layers-6", pd("shm", "transport.announce_layers=6"), batch=32),
     Mode("pd/tcp", pd("tcp"), batch=32),
     Mode("pd/nixl", pd("nixl"), batch=32),
+)
+
+
+def drafting(batch: int, mode: str, *kinds: str, pools: tuple[str, ...] = AGGREGATED) -> Mode:
+    """Speculation of one kind, on top of `pools`."""
+    drafters = ", ".join(f"{{kind: {kind}}}" for kind in kinds)
+    name = "pd" if pools is not AGGREGATED else "aggregated"
+    overrides = (f"speculation.mode={mode}", f"speculation.drafters=[{drafters}]")
+    return Mode(f"{name}/{mode}/{'+'.join(kinds)}/{batch}", (*pools, *overrides), batch)
+
+
+SPECULATION = (
+    drafting(32, "fixed", "ngram"),
+    drafting(1, "fixed", "ngram"),
+    drafting(32, "fixed", "suffix"),
+    drafting(1, "fixed", "suffix"),
+    drafting(32, "fixed", "suffix, trees: true"),
+    drafting(32, "table", "suffix"),
+    drafting(32, "dice", "suffix, trees: true", "ngram"),
+    drafting(1, "dice", "suffix, trees: true", "ngram"),
+    drafting(32, "auto", "suffix", "ngram"),
+    drafting(32, "auto", "suffix", "ngram", pools=pd("shm")),
+    drafting(32, "dice", "suffix, trees: true", "ngram", pools=pd("shm")),
 )
 
 
@@ -120,13 +145,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prompts", type=Path, help="JSON lines; default: made-up prompts")
     parser.add_argument("--modes", nargs="*", help="names or parts of names; default: all")
+    parser.add_argument(
+        "--speculation",
+        choices=["none", "all"],
+        default="none",
+        help="all: the drafters' modes too",
+    )
     parser.add_argument("--save", type=Path, help="keep the result with machine and commit")
     options = parser.parse_args()
     if options.model == "smollm2-135m":
         pull_model(options.model)
     modes = [
         mode
-        for mode in MODES
+        for mode in (*MODES, *(SPECULATION if options.speculation == "all" else ()))
         if mode is MODES[0] or not options.modes or any(part in mode.name for part in options.modes)
     ]
     base = [

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from triptych.errors import ConfigError
-from triptych.speculation_config import SpeculationConfig
+from triptych.speculation_config import SpeculationConfig, yaml_off
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -64,7 +64,7 @@ class TransportConfig(_Frozen):
 
     links: tuple[LinkName, ...] = Field(("shm", "tcp"), min_length=1, description="best first")
     require: LinkName | None = Field(None, description="refuse to serve over any other link")
-    digest: Literal["full", "sampled", "off"] = Field(
+    digest: Annotated[Literal["full", "sampled", "off"], yaml_off] = Field(
         "full", description="which blocks are checked after the copy"
     )
     min_remote_tokens: int = Field(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+# YAML 1.1 reads a bare `off` as false.
+yaml_off = BeforeValidator(lambda value: "off" if value is False else value)
 
 
 class _Frozen(BaseModel):
@@ -40,9 +43,10 @@ DrafterConfig = Annotated[NgramConfig | SuffixConfig, Field(discriminator="kind"
 class SpeculationConfig(_Frozen):
     """Who drafts on decode workers, and how much. No token depends on any of it."""
 
-    mode: Literal["auto", "off", "fixed", "table"] = Field(
+    mode: Annotated[Literal["auto", "off", "fixed", "table", "dice"], yaml_off] = Field(
         "auto",
-        description="auto: by measured utility; fixed and table: always the first drafter",
+        description="auto: by measured utility; fixed and table: always the first drafter; dice: "
+        "anything, for tests",
     )
     drafters: tuple[DrafterConfig, ...] = (SuffixConfig(),)
     max_nodes: int = Field(16, ge=1, le=256, description="of one draft; all of them when fixed")

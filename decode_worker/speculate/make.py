@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decode_worker.speculate.dice import Dice
 from decode_worker.speculate.fixed import Fixed
 from decode_worker.speculate.policy import BudgetPolicy
 from decode_worker.speculate.speculator import Speculator
@@ -35,6 +36,8 @@ def _policy(config: SpeculationConfig) -> BudgetPolicy | None:
             return Fixed(config.drafters[0].kind, config.max_nodes)
         case "table":
             return Table(config.drafters[0].kind, config.nodes_from)
+        case "dice":
+            return Dice(config.max_nodes)
         case "auto":
             return Utility()
 

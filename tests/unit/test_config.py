@@ -163,3 +163,30 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("TRIPTYCH_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     assert cache_dir() == Path("/caches/triptych")
+
+
+def test_a_bare_off_is_off_although_yaml_reads_it_as_false(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("speculation: {mode: off}\ntransport: {digest: off}\n")
+    config = load_config(file)
+    assert (config.speculation.mode, config.transport.digest) == ("off", "off")
+    assert load_config(None, ["speculation.mode=off"]).speculation.mode == "off"
+
+
+@pytest.mark.parametrize(
+    ("section", "field"),
+    [
+        ("{drafters: [{kind: suffix}, {kind: suffix}]}", "drafters"),
+        ("{mode: fixed, drafters: []}", "drafters"),
+        ("{drafters: [{kind: ngram, min_n: 6}]}", "min_n"),
+        ("{drafters: [{kind: oracle}]}", "drafters"),
+        ("{max_nodes: 0}", "max_nodes"),
+    ],
+)
+def test_speculation_that_makes_no_sense_is_refused_by_its_field(
+    tmp_path: Path, section: str, field: str
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"speculation: {section}\n")
+    with pytest.raises(ConfigError, match=rf"speculation.*{field}"):
+        load_config(file)
