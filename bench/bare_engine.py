@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from decode_worker.loop import DecodeLoop
-from decode_worker.speculate.speculator import Speculator
+from decode_worker.speculate.make import make_speculator
 from triptych.config import load_config
 from triptych.engine.sampler import Sampler
 from triptych.engine.sequence import Sequence
 from triptych.obs.metrics import WorkerMetrics, new_registry
 from triptych.request import SamplingParams
+from triptych.speculation_config import SpeculationConfig
 from triptych.worker.args import WorkerArgs
 from triptych.worker.boot import EngineParts, build_engine
 
@@ -31,10 +32,12 @@ def main() -> None:
     parts = build_engine(WorkerArgs(config, pool, "bare", 1, Path(), "", "", ""))
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
-        print(json.dumps(run_batch(parts, **json.loads(line))), flush=True)
+        print(json.dumps(run_batch(parts, config.speculation, **json.loads(line))), flush=True)
 
 
-def run_batch(parts: EngineParts, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
+def run_batch(
+    parts: EngineParts, speculation: SpeculationConfig, prompts: list[list[int]], tokens: int
+) -> dict[str, Any]:
     """All prompts at once, greedy, exactly `tokens` tokens each."""
     drawn = 0
 
@@ -46,11 +49,7 @@ def run_batch(parts: EngineParts, prompts: list[list[int]], tokens: int) -> dict
         parts.scheduler,
         parts.runner,
         Sampler(()),
-        Speculator(
-            parts.scheduler,
-            max_model_len=parts.max_model_len,
-            vocab_size=parts.model.config.vocab_size,
-        ),
+        make_speculator(speculation, parts),
         count,
         WorkerMetrics(new_registry()),
         eos_token_ids=(),

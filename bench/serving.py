@@ -193,7 +193,13 @@ def main() -> None:
         elif model == "smollm2-135m":
             pull_model(model)
         pools = [_AGGREGATED] if options.pools == "aggregated" else []
-        overrides = [f"model={model}", "served_model_name=bench", "router.port=0", *pools]
+        overrides = [
+            f"model={model}",
+            "served_model_name=bench",
+            "router.port=0",
+            "speculation.mode=off",
+            *pools,
+        ]
         config = load_config(None, [*overrides, *options.set])
         rows = uvloop.run(measure(config, options))
     names = list(rows[0])
