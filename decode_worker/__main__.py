@@ -31,8 +31,8 @@ def build_role(
     transport = args.config.transport
     tokenizer = Tokenizer.load(parts.model_path)
     eos_token_ids = (*{*parts.model.config.eos_token_ids, *tokenizer.eos_token_ids},)
-    service = DecodeService(parts, tokenizer, metrics)
     speculator = make_speculator(args.config.speculation, parts)
+    service = DecodeService(parts, tokenizer, metrics, speculator.names)
     loop = DecodeLoop(
         parts.scheduler,
         parts.runner,

@@ -25,7 +25,7 @@ from triptych.obs.metrics import WorkerMetrics
 from triptych.tokenizer import Tokenizer
 from triptych.wire import to_status
 from triptych.worker.boot import EngineParts
-from triptych.worker.check import check_prompt, check_sampling
+from triptych.worker.check import check_prompt, check_sampling, check_speculation
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,15 @@ Context = grpc.aio.ServicerContext[pb.GenerateCall, pb.GenerateReplies]
 
 
 class DecodeService(DecodeWorkerServicer):
-    def __init__(self, parts: EngineParts, tokenizer: Tokenizer, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self,
+        parts: EngineParts,
+        tokenizer: Tokenizer,
+        metrics: WorkerMetrics,
+        drafters: tuple[str, ...],
+    ) -> None:
         self._parts = parts
+        self._drafters = drafters
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._event_loop = asyncio.get_running_loop()
@@ -98,6 +105,7 @@ class DecodeService(DecodeWorkerServicer):
         vocab_size = parts.model.config.vocab_size
         check_prompt(request.prompt_ids, vocab_size, parts.max_model_len)
         check_sampling(request.sampling, vocab_size)
+        check_speculation(request.speculation, self._drafters)
         return open_request(
             request,
             lane,

@@ -13,7 +13,7 @@ from router.metrics import RouterMetrics
 from router.place import Placement
 from router.prompt import Prompt
 from router.relay import Call, Relay
-from router.reply import CompletionDetails, PromptDetails, Timings, Usage, timings
+from router.reply import CompletionDetails, PromptDetails, Reply, Timings, Usage, timings
 from router.text import ChoiceText, Piece
 from transport.protos import worker_pb2 as pb
 from triptych.errors import WorkerError
@@ -110,15 +110,13 @@ class Generation:
         cached = sum(stats.cached_tokens for stats in self._stats.values())
         details = PromptDetails(cached_tokens=cached)
         running = self.running_usage(self._completion_tokens)
-        return running.model_copy(
-            update={"prompt_tokens_details": details, "completion_tokens_details": self._drafts}
-        )
+        known: dict[str, Reply] = {"prompt_tokens_details": details}
+        if self.job.speculation is not None:  # it was asked for by name
+            known["completion_tokens_details"] = self._drafts
+        return running.model_copy(update=known)
 
     @property
-    def _drafts(self) -> CompletionDetails | None:
-        """What became of drafts, for those who asked for speculation by name."""
-        if self.job.speculation is None:
-            return None
+    def _drafts(self) -> CompletionDetails:
         stats = self._stats.values()
         accepted = sum(each.accepted_tokens for each in stats)
         return CompletionDetails(

@@ -26,6 +26,11 @@ SPLITS = {
         "engine.chunk_tokens=32",
         "engine.max_running=2",
     ],
+    "any drafts": [
+        "speculation.mode=dice",
+        "speculation.drafters=[{kind: suffix, trees: true}, {kind: ngram, min_n: 1}]",
+    ],
+    "no drafts": ["speculation.mode=off"],
     "tcp": ["transport.links=[tcp]", "transport.require=tcp"],
     "nixl": ["transport.links=[nixl]", "transport.require=nixl"],
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -57,6 +59,44 @@ async def test_choices_share_one_prefill(cluster: Cluster) -> None:
     answer = await complete(cluster, prompt=prompt_of(150, 4), max_tokens=3, n=3, temperature=1)
     assert len(answer["choices"]) == 3 and answer["usage"]["completion_tokens"] == 9
     assert answer["usage"]["prompt_tokens"] == 150
+
+
+async def test_who_asks_for_speculation_hears_what_became_of_it(
+    start_cluster: Callable[..., contextlib.AbstractAsyncContextManager[Cluster]],
+) -> None:
+    """A tiny model repeats itself, so that drafts are right sooner or later."""
+    prompt = prompt_of(40, 11)
+    async with start_cluster("speculation.mode=fixed") as cluster:
+        plain = await complete(cluster, prompt=prompt, max_tokens=200, speculation="off")
+        drafted = await complete(cluster, prompt=prompt, max_tokens=200, speculation="auto")
+        silent = await complete(cluster, prompt=prompt, max_tokens=2)
+    assert drafted["choices"] == plain["choices"]
+    off, auto = (answer["usage"]["completion_tokens_details"] for answer in (plain, drafted))
+    assert off == {
+        "accepted_prediction_tokens": 0,
+        "rejected_prediction_tokens": 0,
+        "rounds": 200,
+    }
+    assert auto["accepted_prediction_tokens"] > 0
+    assert auto["rounds"] == 200 - auto["accepted_prediction_tokens"]
+    assert "completion_tokens_details" not in silent["usage"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"drafters": ["oracle"]}, "speculation"),
+        ({"max_nodes": 0}, "speculation.max_nodes"),
+        ("sometimes", "speculation"),
+    ],
+)
+async def test_speculation_that_is_not_there_is_refused_by_its_field(
+    cluster: Cluster, asked: Any, field: str
+) -> None:
+    body = {"model": "tiny", "prompt": prompt_of(20, 9), "max_tokens": 4, "speculation": asked}
+    reply = await cluster.http.post("/v1/completions", json=body)
+    assert reply.status_code == 400, reply.text
+    assert reply.json()["error"]["param"].startswith(field.split(".")[0]), reply.text
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from transport.protos import worker_pb2 as pb
 from triptych.errors import ContextLengthError, RequestError
@@ -21,6 +21,17 @@ def check_prompt(prompt_ids: Sequence[int], vocab_size: int, max_model_len: int)
     if max(prompt_ids) >= vocab_size:
         raise RequestError(
             f"token id {max(prompt_ids)} is not in the vocabulary of {vocab_size}", param="prompt"
+        )
+
+
+def check_speculation(asked: pb.Speculation, drafters: Collection[str]) -> None:
+    """Raises RequestError for drafters that this worker does not have."""
+    unknown = [name for name in asked.drafters if name not in drafters]
+    if unknown:
+        known = ", ".join(drafters) or "none: speculation is off"
+        raise RequestError(
+            f"speculation.drafters: no drafter {unknown[0]!r} here; there are {known}",
+            param="speculation",
         )
 
 
