@@ -210,12 +210,11 @@ class PythonSuffixTree:
 
     def steps(self, context: Sequence[int], copied: int) -> list[tuple[int, float, int]]:
         """Tokens that followed, likeliest first, newest first among equals: token, probability,
-        and its position when the context occurs once only; or behind the position `copied`.
+        and its position when the context occurs once only. Then what is `copied` from there is
+        all there is to say, to the end of the segment.
         """
-        if copied >= 0:  # one occurrence: its text is all there is to say
-            after = copied + 1
-            if after >= self._end or self._token(after) == BORDER:
-                return []
+        after = copied + 1
+        if copied >= 0 and after < self._end and self._token(after) != BORDER:
             return [(self._token(after), 1.0, after)]
         found = self._contexts.get(tuple(context[-self._depth :]))
         if found is None:

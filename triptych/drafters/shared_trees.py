@@ -26,10 +26,7 @@ class SharedTrees:
         # By tenant and problem, least recently used problem first.
         self._trees: dict[str, OrderedDict[str, SuffixTree]] = {}
         self._held: dict[str, int] = {}  # tokens, by tenant
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(self._held.values())
+        self.num_tokens = 0
 
     @property
     def num_bytes(self) -> int:
@@ -51,7 +48,7 @@ class SharedTrees:
         before = tree.num_tokens
         tree.start(context)
         tree.push(tokens)
-        self._held[hints.tenant] = self._held.get(hints.tenant, 0) + tree.num_tokens - before
+        self._hold(hints.tenant, tree.num_tokens - before)
         while self.num_tokens > self._total_tokens and self._drop_tree(tree):
             pass
 
@@ -63,8 +60,12 @@ class SharedTrees:
             if tree is newest:
                 continue
             del trees[problem]
-            self._held[tenant] -= tree.num_tokens
+            self._hold(tenant, -tree.num_tokens)
             if not trees:
                 del self._trees[tenant], self._held[tenant]
             return True
         return False
+
+    def _hold(self, tenant: str, more: int) -> None:
+        self._held[tenant] = self._held.get(tenant, 0) + more
+        self.num_tokens += more

@@ -50,6 +50,8 @@ class SuffixDrafter:
     def __init__(
         self, options: SuffixOptions = SuffixOptions(), make_tree: MakeTree | None = None
     ) -> None:
+        assert options.total_shared_tokens >= options.shared.max_tokens, "one shared tree fits"
+        assert 0.0 < options.min_prob <= 1.0, "else a draft has no end to its branches"
         self._options = options
         self._make_tree = make_tree or best_suffix_tree()
         self._states: dict[Sequence, _State] = {}

@@ -30,7 +30,7 @@ struct Step {
     std::int32_t token;
     double probability;
     int parent;
-    bool copied;  // the context occurs once only: its text is all there is to say
+    bool copied;       // the context occurs once only: its text is all there is to say
     std::uint32_t at;  // then the token's position
 };
 
@@ -66,11 +66,9 @@ class Walk {
   private:
     void offer_after(const Step& step) {
         const int drafted = static_cast<int>(guess_.tokens.size()) - 1;
-        if (step.copied) {
-            const std::uint32_t after = step.at + 1;
-            if (source_.has(after) && source_.token(after) != kBorder) {
-                offer(source_.token(after), 1.0, drafted, step.p, true, after);
-            }
+        const std::uint32_t after = step.at + 1;
+        if (step.copied && source_.has(after) && source_.token(after) != kBorder) {
+            offer(source_.token(after), 1.0, drafted, step.p, true, after);
             return;
         }
         const std::uint32_t node = locate(drafted);
