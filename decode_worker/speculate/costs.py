@@ -18,7 +18,7 @@ from decode_worker.speculate.recent import Recent
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096)
 NEAR = 8  # steps; a ratio of steps further apart measures the machine's moods
-PRIOR_WEIGHT = 0.5  # samples; what an untried size is believed to cost counts so much
+PRIOR_WEIGHT = 3.0  # samples; what an untried size is believed to cost counts so much
 UNTRIED = 1.5  # times as steep as what is known below
 
 

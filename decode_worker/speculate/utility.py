@@ -15,6 +15,7 @@ from decode_worker.speculate.choosing import (
     Choice,
     believed_utility,
     best_length,
+    cut,
     draft_prices,
     row_price,
 )
@@ -72,11 +73,13 @@ class Utility:
         if not load.candidates or self._plain_steps < 2:
             return self._budgets  # without a plain step nothing can be compared
         choices = self._choose(load, plain)
-        if any(choice.nodes for choice in choices) and self.guard.allows(
+        if any(choice.max_nodes for choice in choices) and self.guard.allows(
             self._believed, self.costs.knows(rows, load.kv_tokens)
         ):
             self._speculates = True
-            self._budgets = [Budget(c.drafter, c.nodes) if c.nodes else NO_BUDGET for c in choices]
+            self._budgets = [
+                Budget(c.drafter, c.max_nodes) if c.max_nodes else NO_BUDGET for c in choices
+            ]
         self._probe(load, choices, plain)
         return self._budgets
 
@@ -144,17 +147,21 @@ class Utility:
     def _believe(
         self, choices: list[Choice], ratios: list[float], row: float, plain: float
     ) -> list[Choice]:
-        """Without the drafters whose batch turned out too small to pay, and all or nothing."""
+        """Without drafters whose batch is too small to pay, cut to what pays, and all or nothing.
+
+        Prices were of a batch in which everybody drafts; now it is known who does.
+        """
         count = len(choices)
-        asked = _asked([Budget(c.drafter, c.nodes) for c in choices])
+        asked = _asked(choices)
         for drafter in asked:
-            tokens = sum(c.tokens - row * c.rows for c in choices if c.drafter == drafter)
-            price = self._draft_seconds({drafter: asked[drafter]}) / plain * count
-            if tokens <= price:
+            gained = sum(c.tokens - row * c.rows for c in choices if c.drafter == drafter)
+            if gained <= self._draft_seconds({drafter: asked[drafter]}) / plain * count:
                 choices = [NO_CHOICE if c.drafter == drafter else c for c in choices]
-        asked = _asked([Budget(c.drafter, c.nodes) for c in choices])
-        self._believed = believed_utility(choices, ratios, self._draft_seconds(asked), plain)
-        return choices if self._believed >= MARGIN else [NO_CHOICE] * count
+        drafting = self._draft_seconds(_asked(choices)) / plain
+        self._believed, least = believed_utility(choices, ratios, drafting)
+        if self._believed < MARGIN:
+            return [NO_CHOICE] * count
+        return [cut(choice, least) for choice in choices]
 
     def _probe(self, load: StepLoad, choices: list[Choice], plain: float) -> None:
         drafters = {name for c in load.candidates if c.max_nodes for name in c.drafters}
@@ -206,8 +213,8 @@ class Utility:
         for drafter, seconds in report.draft_seconds.items():
             if drafter not in asked:
                 continue
-            sequences, nodes = asked[drafter]
-            self.draft_costs.learn(drafter, sequences, nodes, seconds)
+            sequences, longest = asked[drafter]
+            self.draft_costs.learn(drafter, sequences, longest, seconds)
             if drafter in self._probes:
                 self._purses[drafter].spend(seconds * self._probes[drafter] / sequences)
 
@@ -269,16 +276,16 @@ class Utility:
 
     def _draft_seconds(self, asked: dict[str, tuple[int, int]]) -> float:
         return sum(
-            self.draft_costs.seconds(drafter, sequences, -(-nodes // sequences))
-            for drafter, (sequences, nodes) in asked.items()
+            self.draft_costs.seconds(drafter, sequences, longest)
+            for drafter, (sequences, longest) in asked.items()
         )
 
 
-def _asked(budgets: Seq[Budget]) -> dict[str, tuple[int, int]]:
-    """(sequences, nodes) by drafter."""
+def _asked(budgets: Seq[Budget | Choice]) -> dict[str, tuple[int, int]]:
+    """(sequences, nodes of the longest draft) by drafter: most draft in lock-step."""
     asked: dict[str, tuple[int, int]] = {}
-    for drafter, nodes in budgets:
-        if nodes:
-            sequences, before = asked.get(drafter, (0, 0))
-            asked[drafter] = sequences + 1, before + nodes
+    for budget in budgets:
+        if budget.max_nodes:
+            sequences, longest = asked.get(budget.drafter, (0, 0))
+            asked[budget.drafter] = sequences + 1, max(longest, budget.max_nodes)
     return asked
