@@ -215,8 +215,11 @@ def flipping(before: float, after: float, every: int) -> Callable[[int, int], fl
     return lambda at, which: after if at // every % 2 else before
 
 
+ALWAYS = always(1.0)
+
+
 def ngram(
-    right: Callable[[int, int], float], offered: Callable[[int, int], float] = always(1.0)
+    right: Callable[[int, int], float], offered: Callable[[int, int], float] = ALWAYS
 ) -> SimulatedDrafter:
     """Looks up: costs 40 µs per sequence, however long the draft."""
     return SimulatedDrafter("ngram", right, lambda n, k: 40e-6 * n, offered)
