@@ -18,8 +18,8 @@ from decode_worker.speculate.recent import Recent
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096)
 NEAR = 8  # steps; a ratio of steps further apart measures the machine's moods
-SHRINK = 3.0  # samples; what other sizes say about one counts so much
-UNTRIED = 1.5  # times as steep as what is known below
+SHRINK = 2.0  # samples; what other sizes say about one counts so much
+UNTRIED = 1.3  # times as steep as what is known below
 
 
 def size_of(count: int) -> int:
@@ -105,7 +105,7 @@ class StepCosts:
     def _make_curve(self, plain_rows: int, max_nodes: int) -> list[float]:
         cells = sorted(self._ratios.get(size_of(plain_rows), {}).items())
         tried = [(SIZES[at], c.median, c.weight(self._step)) for at, c in cells if c]
-        prior = min(0.1, 0.4 / plain_rows)
+        prior = min(0.1, 0.25 / plain_rows)
         # Rise per node, over all sizes: least squares through the plain step. Noise hides what a
         # few nodes cost beside many rows, so these hardly move it away from the prior.
         mass = max(2.0, plain_rows**2)
@@ -116,7 +116,7 @@ class StepCosts:
         for nodes, ratio, weight in tried:
             shrunk = (ratio * weight + (1 + slope * nodes) * SHRINK) / (weight + SHRINK)
             points.append((nodes, max(shrunk, 1.0), weight + SHRINK))
-        return _interpolated(_rising(points), max_nodes, slope * UNTRIED)
+        return _interpolated(_rising(points), max_nodes, slope * UNTRIED if tried else slope / 2)
 
 
 def _plain_key(rows: int, kv_tokens: int) -> tuple[int, int]:

@@ -32,8 +32,9 @@ class Recent:
 
     def weight(self, step: int) -> float:
         """How much it is worth, in fresh samples."""
-        age: int = step - self._at
-        return float(len(self._values)) * 0.5 ** (age / HALF_LIFE)
+        age = step - self._at
+        fade: float = 0.5 ** (age / HALF_LIFE)
+        return len(self._values) * fade
 
 
 def median(values: list[float]) -> float:

@@ -143,15 +143,13 @@ class _Engine:
             )
         )
         tokens = 1 + sum(
-            sum(self._by_name[draft.drafter].survival(at, which, len(draft)))
-            for which, draft in enumerate(drafts)
-            if draft
+            self._brought(at, which, verdict) for which, verdict in enumerate(verdicts)
         ) / len(sequences)
         worth, seconds = tokens * world.plain_seconds(at), true_step + sum(drafting.values())
         return Round(worth / seconds, worth * mood, seconds * mood, tuple(budgets))
 
     def _come_and_go(self, policy: BudgetPolicy, at: int) -> None:
-        stay = []
+        stay: list[tuple[int, Sequence]] = []
         for began, sequence in self._sequences:
             if at - began >= self._world.life or len(stay) >= self._world.batch(at):
                 sequence.finished = True
@@ -188,6 +186,15 @@ class _Engine:
         new_tokens = tuple(range(position, position + right + 1))
         sequence.tokens.extend(new_tokens)
         return Verdict(sequence, draft, tuple(range(right)), new_tokens)
+
+    def _brought(self, at: int, which: int, verdict: Verdict) -> float:
+        """Tokens expected of a draft; those that came if nodes were kept by what it told."""
+        if not verdict.draft:
+            return 0.0
+        drafter = self._by_name[verdict.draft.drafter]
+        if drafter.told:
+            return verdict.num_accepted
+        return sum(drafter.survival(at, which, len(verdict.draft)))
 
     def _draft_seconds(self, budgets: Seq[Budget]) -> dict[str, float]:
         seconds = {}
