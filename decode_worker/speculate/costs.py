@@ -35,6 +35,7 @@ class StepCosts:
         self._plain: dict[tuple[int, int], Recent] = {}  # (rows, octave of KV): seconds
         self._ratios: dict[int, dict[int, Recent]] = {}  # plain rows: nodes: times plain
         self._plain_at = -NEAR  # the last plain step
+        self._in_a_row = 0  # plain steps near each other
         self._pace = 1.0  # of the machine then: its seconds by those in the table
         self._curves: dict[int, list[float]] = {}
 
@@ -53,11 +54,11 @@ class StepCosts:
 
     def _learn_plain(self, rows: int, kv_tokens: int, seconds: float) -> None:
         cell = self._plain.setdefault(_plain_key(rows, kv_tokens), Recent())
-        if len(cell) >= 2:  # else the size is new, which says nothing about the machine
-            fresh = min(max(seconds / cell.median, 0.5), 2.0)
-            # Part of the way: a plain step is as noisy as any other, and ±20 % is usual.
-            self._pace += (fresh - self._pace) * (0.3 if self.near_plain() else 0.6)
         cell.add(seconds, self._step)
+        # The mean of the plain steps in a row: what came before may have been another spell.
+        self._in_a_row = self._in_a_row + 1 if self.near_plain() else 1
+        fresh = min(max(seconds / cell.median, 0.5), 2.0)
+        self._pace += (fresh - self._pace) / min(self._in_a_row, 4)
         self._plain_at = self._step
 
     def near_plain(self) -> bool:

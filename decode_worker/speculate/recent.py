@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-KEEP = 15  # enough for a median to shrug off a third of spoilt samples, few enough to follow drift
+KEEP = 31  # enough that spoilt samples do not matter, few enough to follow drift
 HALF_LIFE = 1024  # steps after which an old measurement counts half
 
 

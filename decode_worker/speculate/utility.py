@@ -60,23 +60,25 @@ class Utility:
         # Of the step in flight.
         self._believed = 1.0
         self._speculates = False
+        self._held = False  # the guard wants it plain: probes are compared, not verified
         self._budgets: list[Budget] = []
         self._probes: dict[str, int] = {}  # sequences, by drafter
 
     def plan(self, load: StepLoad) -> list[Budget]:
         self._step += 1
         self._probes = {}
-        self._speculates = False
+        self._speculates = self._held = False
         self._budgets = [NO_BUDGET] * len(load.candidates)
         rows = len(load.candidates) + load.other_rows
         plain = self.costs.plain_seconds(rows, load.kv_tokens)
         if not load.candidates or self._plain_steps < 2:
             return self._budgets  # without a plain step nothing can be compared
         choices = self._choose(load, plain)
-        if any(choice.max_nodes for choice in choices) and self.guard.allows(
-            self._believed, self.costs.knows(rows, load.kv_tokens)
-        ):
-            self._speculates = True
+        if any(choice.max_nodes for choice in choices):
+            known = self.costs.knows(rows, load.kv_tokens)
+            self._speculates = self.guard.allows(self._believed, known)
+            self._held = not self._speculates
+        if self._speculates:
             self._budgets = [
                 Budget(c.drafter, c.max_nodes) if c.max_nodes else NO_BUDGET for c in choices
             ]
@@ -94,7 +96,8 @@ class Utility:
         rows = len(drafts) + load.other_rows
         drafting = self._draft_seconds(self._asked())
         seconds = [drafting + s for s in self.costs.curve(rows, load.kv_tokens, len(ranked))]
-        keep = keep_best(survivals, best_count(ranked, len(drafts), seconds))
+        count = 0 if self._held else best_count(ranked, len(drafts), seconds)
+        keep = keep_best(survivals, count)
         kept = [draft.kept(k) if draft else draft for draft, k in zip(drafts, keep, strict=True)]
         for candidate, draft, left in zip(load.candidates, drafts, kept, strict=True):
             if draft and not left:
@@ -171,11 +174,13 @@ class Utility:
             due = self._due(load, drafter)
             if not due:
                 continue
-            if not self.draft_costs.knows(drafter):
-                due = due[:1]
+            idle = [at for at in due if not self._budgets[at].max_nodes]
+            # One at a time of those that another drafter serves: it misses that one's tokens.
+            due = idle if idle and self.draft_costs.knows(drafter) else (idle or due)[:1]
             nodes = self._probe_nodes(drafter, plain)
             price = self.draft_costs.seconds(drafter, len(due), nodes)
-            missed = sum(choices[at].gain for at in due) * plain / len(choices)
+            served = [at for at in due if self._budgets[at].max_nodes]
+            missed = sum(choices[at].gain for at in served) * plain / len(choices)
             if purse.allows(price + missed, plain):
                 purse.spend(missed)
                 self._ask(load, drafter, due, nodes)
