@@ -18,13 +18,15 @@ DRAFT_SIZES = SIZES[: SIZE_OF[HORIZON] + 1]
 
 class Choice(NamedTuple):
     drafter: str
-    nodes: int
+    max_nodes: int
     gain: float  # tokens, after all prices
     tokens: float  # expected to be right
     rows: float  # expected to be computed: some drafts are empty
+    ahead: Seq[float]  # survival by depth
+    offered: float  # share of drafts that are not empty
 
 
-NO_CHOICE = Choice("", 0, 0.0, 0.0, 0.0)
+NO_CHOICE = Choice("", 0, 0.0, 0.0, 0.0, (), 0.0)
 
 
 def row_price(sequences: int, ratios: Seq[float]) -> float:
@@ -52,13 +54,29 @@ def best_length(
         now = offered * total - prices[SIZE_OF[nodes]]
         if now > gain:
             best, gain, tokens = nodes, now, total + nodes * row
-    return Choice(drafter, best, gain, offered * tokens, offered * best) if best else NO_CHOICE
+    if not best:
+        return NO_CHOICE
+    return Choice(drafter, best, gain, offered * tokens, offered * best, ahead, offered)
 
 
 def believed_utility(
-    choices: Seq[Choice], ratios: Seq[float], draft_seconds: float, plain_seconds: float
-) -> float:
-    """Of the whole step against a plain one (Cascade's, brief 2.9): tokens / time, in its units."""
-    rows = min(round(sum(choice.rows for choice in choices)), len(ratios) - 1)
-    tokens = 1 + sum(choice.tokens for choice in choices) / len(choices)
-    return tokens / (ratios[rows] + draft_seconds / plain_seconds)
+    choices: Seq[Choice], ratios: Seq[float], drafting: float
+) -> tuple[float, float]:
+    """Of the whole step against a plain one (Cascade's, brief 2.9), and the least survival worth
+    a row: top-M over the nodes that are expected. `drafting`: in plain steps."""
+    nodes = sorted(((s, c.offered) for c in choices for s in c.ahead[: c.max_nodes]), reverse=True)
+    tokens, rows, share = 0.0, 0.0, 1 / len(choices)
+    best, least = 0.0, 1.0
+    for survival, offered in nodes:
+        tokens += survival * offered * share
+        rows += offered
+        utility = (1 + tokens) / (ratios[min(int(rows + 0.5), len(ratios) - 1)] + drafting)
+        if utility > best:
+            best, least = utility, survival
+    return best, least
+
+
+def cut(choice: Choice, least: float) -> Choice:
+    """Without nodes that survive less often."""
+    nodes = sum(survival >= least for survival in choice.ahead[: choice.max_nodes])
+    return choice._replace(max_nodes=nodes) if nodes else NO_CHOICE

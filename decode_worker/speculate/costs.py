@@ -18,8 +18,8 @@ from decode_worker.speculate.recent import Recent
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096)
 NEAR = 8  # steps; a ratio of steps further apart measures the machine's moods
-PRIOR_WEIGHT = 0.5  # samples; what an untried size is believed to cost counts so much
-UNTRIED = 1.5  # times as steep as what is known below
+SHRINK = 2.0  # samples; what other sizes say about one counts so much
+UNTRIED = 1.3  # times as steep as what is known below
 
 
 def size_of(count: int) -> int:
@@ -35,6 +35,7 @@ class StepCosts:
         self._plain: dict[tuple[int, int], Recent] = {}  # (rows, octave of KV): seconds
         self._ratios: dict[int, dict[int, Recent]] = {}  # plain rows: nodes: times plain
         self._plain_at = -NEAR  # the last plain step
+        self._in_a_row = 0  # plain steps near each other
         self._pace = 1.0  # of the machine then: its seconds by those in the table
         self._curves: dict[int, list[float]] = {}
 
@@ -53,11 +54,11 @@ class StepCosts:
 
     def _learn_plain(self, rows: int, kv_tokens: int, seconds: float) -> None:
         cell = self._plain.setdefault(_plain_key(rows, kv_tokens), Recent())
-        if len(cell) >= 2:  # else the size is new, which says nothing about the machine
-            fresh = min(max(seconds / cell.median, 0.5), 2.0)
-            # Part of the way: a plain step is as noisy as any other, and ±20 % is usual.
-            self._pace += (fresh - self._pace) * (0.3 if self.near_plain() else 0.6)
         cell.add(seconds, self._step)
+        # The mean of the plain steps in a row: what came before may have been another spell.
+        self._in_a_row = self._in_a_row + 1 if self.near_plain() else 1
+        fresh = min(max(seconds / cell.median, 0.5), 2.0)
+        self._pace += (fresh - self._pace) / min(self._in_a_row, 4)
         self._plain_at = self._step
 
     def near_plain(self) -> bool:
@@ -103,15 +104,20 @@ class StepCosts:
         return curve
 
     def _make_curve(self, plain_rows: int, max_nodes: int) -> list[float]:
-        prior = min(0.2, 0.4 / plain_rows)  # ratio per node
-        points: list[tuple[float, float, float]] = [(0.0, 1.0, 1e9)]  # nodes, ratio, weight
-        for size, cell in sorted(self._ratios.get(size_of(plain_rows), {}).items()):
-            if cell:
-                nodes, weight = SIZES[size], cell.weight(self._step)
-                believed = 1 + prior * nodes
-                ratio = (cell.median * weight + believed * PRIOR_WEIGHT) / (weight + PRIOR_WEIGHT)
-                points.append((nodes, max(ratio, 1.0), weight))
-        return _interpolated(_rising(points), max_nodes, prior)
+        cells = sorted(self._ratios.get(size_of(plain_rows), {}).items())
+        tried = [(SIZES[at], c.median, c.weight(self._step)) for at, c in cells if c]
+        prior = min(0.1, 0.25 / plain_rows)
+        # Rise per node, over all sizes: least squares through the plain step. Noise hides what a
+        # few nodes cost beside many rows, so these hardly move it away from the prior.
+        mass = max(2.0, plain_rows**2)
+        risen = sum((ratio - 1) * nodes * weight for nodes, ratio, weight in tried)
+        squares = sum(nodes**2 * weight for nodes, _, weight in tried)
+        slope = max((prior * mass + risen) / (mass + squares), prior / 8)
+        points = [(0.0, 1.0, 1e9)]  # nodes, ratio, weight
+        for nodes, ratio, weight in tried:
+            shrunk = (ratio * weight + (1 + slope * nodes) * SHRINK) / (weight + SHRINK)
+            points.append((nodes, max(shrunk, 1.0), weight + SHRINK))
+        return _interpolated(_rising(points), max_nodes, slope * UNTRIED if tried else slope / 2)
 
 
 def _plain_key(rows: int, kv_tokens: int) -> tuple[int, int]:
@@ -132,15 +138,13 @@ def _rising(points: Seq[tuple[float, float, float]]) -> list[tuple[float, float]
     return [(nodes, ratio) for ratio, _, members in pools for nodes in members]
 
 
-def _interpolated(points: Seq[tuple[float, float]], max_nodes: int, prior: float) -> list[float]:
+def _interpolated(points: Seq[tuple[float, float]], max_nodes: int, steep: float) -> list[float]:
     curve = [points[0][1]]
     for (left, low), (right, high) in pairwise(points):
         slope = (high - low) / (right - left)
         curve.extend(low + slope * (nodes - left) for nodes in range(len(curve), int(right) + 1))
-    last, ratio = int(points[-1][0]), points[-1][1]
-    known = (ratio - 1) / last * UNTRIED if last else prior
-    # Twice what was tried is a fair guess; further out only the prior is left.
-    for nodes in range(last + 1, max_nodes + 1):
-        ratio += max(known, prior / 4) if nodes <= 2 * last else max(known, prior)
+    last, ratio = points[-1]
+    for nodes in range(int(last) + 1, max_nodes + 1):
+        ratio += steep if nodes <= 2 * last else 2 * steep
         curve.append(ratio)
     return curve

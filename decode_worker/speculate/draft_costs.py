@@ -14,10 +14,10 @@ class DraftCosts:
         self._cells: dict[str, dict[tuple[int, int], Recent]] = {}
         self._known: dict[tuple[str, int, int], float] = {}  # answers, until something is learned
 
-    def learn(self, drafter: str, sequences: int, nodes: int, seconds: float) -> None:
-        """It was asked for so many nodes in all."""
+    def learn(self, drafter: str, sequences: int, nodes_each: int, seconds: float) -> None:
+        """It was asked for that many nodes, or for fewer of some sequences."""
         self._step += 1
-        key = size_of(sequences), size_of(-(-nodes // sequences))
+        key = size_of(sequences), size_of(nodes_each)
         cells = self._cells.setdefault(drafter, {})
         cells.setdefault(key, Recent()).add(seconds, self._step)
         self._known = {k: s for k, s in self._known.items() if k[0] != drafter}

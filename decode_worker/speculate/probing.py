@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from triptych.engine.draft import ROOT, Draft
 
-SHARE = 0.01  # of all time, for all drafters together
+SHARE = 0.008  # of all time, for all drafters together
 FIRST_WAIT, LAST_WAIT = 2, 8  # steps between probes of one sequence; the purse bounds the rest
 BUSY_WAIT = 64  # while another drafter serves it well
 
@@ -22,14 +22,14 @@ class Purse:
         self._credit: float | None = None
 
     def earn(self, plain_seconds: float, drafters: int) -> None:
-        """A step passed. It begins with a plain step's worth and never holds more."""
+        """A step passed. It never holds more than a plain step's worth."""
         if self._credit is None:
-            self._credit = plain_seconds
+            self._credit = plain_seconds / drafters
         share = SHARE / drafters * plain_seconds
         self._credit = min(self._credit + share, plain_seconds)
 
     def allows(self, seconds: float, plain_seconds: float) -> bool:
-        return self._credit is not None and self._credit >= min(seconds, plain_seconds)
+        return self._credit is not None and self._credit >= min(seconds, plain_seconds / 4)
 
     def spend(self, seconds: float) -> None:
         self._credit = (self._credit or 0.0) - seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-KEEP = 15  # enough for a median to shrug off a third of spoilt samples, few enough to follow drift
+KEEP = 31  # enough that spoilt samples do not matter, few enough to follow drift
 HALF_LIFE = 1024  # steps after which an old measurement counts half
 
 
@@ -32,8 +32,9 @@ class Recent:
 
     def weight(self, step: int) -> float:
         """How much it is worth, in fresh samples."""
-        age: int = step - self._at
-        return float(len(self._values)) * 0.5 ** (age / HALF_LIFE)
+        age = step - self._at
+        fade: float = 0.5 ** (age / HALF_LIFE)
+        return len(self._values) * fade
 
 
 def median(values: list[float]) -> float:

@@ -15,6 +15,7 @@ from decode_worker.speculate.choosing import (
     Choice,
     believed_utility,
     best_length,
+    cut,
     draft_prices,
     row_price,
 )
@@ -59,24 +60,28 @@ class Utility:
         # Of the step in flight.
         self._believed = 1.0
         self._speculates = False
+        self._held = False  # the guard wants it plain: probes are compared, not verified
         self._budgets: list[Budget] = []
         self._probes: dict[str, int] = {}  # sequences, by drafter
 
     def plan(self, load: StepLoad) -> list[Budget]:
         self._step += 1
         self._probes = {}
-        self._speculates = False
+        self._speculates = self._held = False
         self._budgets = [NO_BUDGET] * len(load.candidates)
         rows = len(load.candidates) + load.other_rows
         plain = self.costs.plain_seconds(rows, load.kv_tokens)
         if not load.candidates or self._plain_steps < 2:
             return self._budgets  # without a plain step nothing can be compared
         choices = self._choose(load, plain)
-        if any(choice.nodes for choice in choices) and self.guard.allows(
-            self._believed, self.costs.knows(rows, load.kv_tokens)
-        ):
-            self._speculates = True
-            self._budgets = [Budget(c.drafter, c.nodes) if c.nodes else NO_BUDGET for c in choices]
+        if any(choice.max_nodes for choice in choices):
+            known = self.costs.knows(rows, load.kv_tokens)
+            self._speculates = self.guard.allows(self._believed, known)
+            self._held = not self._speculates
+        if self._speculates:
+            self._budgets = [
+                Budget(c.drafter, c.max_nodes) if c.max_nodes else NO_BUDGET for c in choices
+            ]
         self._probe(load, choices, plain)
         return self._budgets
 
@@ -91,7 +96,8 @@ class Utility:
         rows = len(drafts) + load.other_rows
         drafting = self._draft_seconds(self._asked())
         seconds = [drafting + s for s in self.costs.curve(rows, load.kv_tokens, len(ranked))]
-        keep = keep_best(survivals, best_count(ranked, len(drafts), seconds))
+        count = 0 if self._held else best_count(ranked, len(drafts), seconds)
+        keep = keep_best(survivals, count)
         kept = [draft.kept(k) if draft else draft for draft, k in zip(drafts, keep, strict=True)]
         for candidate, draft, left in zip(load.candidates, drafts, kept, strict=True):
             if draft and not left:
@@ -144,17 +150,21 @@ class Utility:
     def _believe(
         self, choices: list[Choice], ratios: list[float], row: float, plain: float
     ) -> list[Choice]:
-        """Without the drafters whose batch turned out too small to pay, and all or nothing."""
+        """Without drafters whose batch is too small to pay, cut to what pays, and all or nothing.
+
+        Prices were of a batch in which everybody drafts; now it is known who does.
+        """
         count = len(choices)
-        asked = _asked([Budget(c.drafter, c.nodes) for c in choices])
+        asked = _asked(choices)
         for drafter in asked:
-            tokens = sum(c.tokens - row * c.rows for c in choices if c.drafter == drafter)
-            price = self._draft_seconds({drafter: asked[drafter]}) / plain * count
-            if tokens <= price:
+            gained = sum(c.tokens - row * c.rows for c in choices if c.drafter == drafter)
+            if gained <= self._draft_seconds({drafter: asked[drafter]}) / plain * count:
                 choices = [NO_CHOICE if c.drafter == drafter else c for c in choices]
-        asked = _asked([Budget(c.drafter, c.nodes) for c in choices])
-        self._believed = believed_utility(choices, ratios, self._draft_seconds(asked), plain)
-        return choices if self._believed >= MARGIN else [NO_CHOICE] * count
+        drafting = self._draft_seconds(_asked(choices)) / plain
+        self._believed, least = believed_utility(choices, ratios, drafting)
+        if self._believed < MARGIN:
+            return [NO_CHOICE] * count
+        return [cut(choice, least) for choice in choices]
 
     def _probe(self, load: StepLoad, choices: list[Choice], plain: float) -> None:
         drafters = {name for c in load.candidates if c.max_nodes for name in c.drafters}
@@ -164,11 +174,13 @@ class Utility:
             due = self._due(load, drafter)
             if not due:
                 continue
-            if not self.draft_costs.knows(drafter):
-                due = due[:1]
+            idle = [at for at in due if not self._budgets[at].max_nodes]
+            # One at a time of those that another drafter serves: it misses that one's tokens.
+            due = idle if idle and self.draft_costs.knows(drafter) else (idle or due)[:1]
             nodes = self._probe_nodes(drafter, plain)
             price = self.draft_costs.seconds(drafter, len(due), nodes)
-            missed = sum(choices[at].gain for at in due) * plain / len(choices)
+            served = [at for at in due if self._budgets[at].max_nodes]
+            missed = sum(choices[at].gain for at in served) * plain / len(choices)
             if purse.allows(price + missed, plain):
                 purse.spend(missed)
                 self._ask(load, drafter, due, nodes)
@@ -206,8 +218,8 @@ class Utility:
         for drafter, seconds in report.draft_seconds.items():
             if drafter not in asked:
                 continue
-            sequences, nodes = asked[drafter]
-            self.draft_costs.learn(drafter, sequences, nodes, seconds)
+            sequences, longest = asked[drafter]
+            self.draft_costs.learn(drafter, sequences, longest, seconds)
             if drafter in self._probes:
                 self._purses[drafter].spend(seconds * self._probes[drafter] / sequences)
 
@@ -269,16 +281,16 @@ class Utility:
 
     def _draft_seconds(self, asked: dict[str, tuple[int, int]]) -> float:
         return sum(
-            self.draft_costs.seconds(drafter, sequences, -(-nodes // sequences))
-            for drafter, (sequences, nodes) in asked.items()
+            self.draft_costs.seconds(drafter, sequences, longest)
+            for drafter, (sequences, longest) in asked.items()
         )
 
 
-def _asked(budgets: Seq[Budget]) -> dict[str, tuple[int, int]]:
-    """(sequences, nodes) by drafter."""
+def _asked(budgets: Seq[Budget | Choice]) -> dict[str, tuple[int, int]]:
+    """(sequences, nodes of the longest draft) by drafter: most draft in lock-step."""
     asked: dict[str, tuple[int, int]] = {}
-    for drafter, nodes in budgets:
-        if nodes:
-            sequences, before = asked.get(drafter, (0, 0))
-            asked[drafter] = sequences + 1, before + nodes
+    for budget in budgets:
+        if budget.max_nodes:
+            sequences, longest = asked.get(budget.drafter, (0, 0))
+            asked[budget.drafter] = sequences + 1, max(longest, budget.max_nodes)
     return asked

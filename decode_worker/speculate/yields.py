@@ -45,7 +45,7 @@ class Offset:
 class Skill:
     """Of one drafter, over all sequences."""
 
-    def __init__(self, prior: float = 0.6) -> None:
+    def __init__(self, prior: float = 0.55) -> None:
         self._blind = [log(prior / (1 - prior))] * DEPTHS  # without a look at confidences
         self._sure = [0.0] * DEPTHS
         self._slope = 1.0

@@ -1,0 +1,156 @@
+"""What the policies believe of costs, nodes and drafts, each by itself."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from random import Random
+
+import pytest
+
+from decode_worker.speculate.best_nodes import best_count, keep_best
+from decode_worker.speculate.costs import StepCosts
+from decode_worker.speculate.das import Tail, accepted, best_steps, nodes_per_step, proposals_for
+from decode_worker.speculate.draft_costs import DraftCosts
+from decode_worker.speculate.fixed import Fixed
+from decode_worker.speculate.guard import FIRST_BREAK, Guard
+from decode_worker.speculate.length_aware import LengthAware
+from decode_worker.speculate.policy import Budget, Candidate, StepLoad
+from decode_worker.speculate.table import Table
+from decode_worker.speculate.yields import Skill, Yield, labels_of
+from triptych.engine.draft import Draft
+from triptych.engine.sequence import Sequence
+from triptych.request import FinishReason
+
+
+def sequences(count: int) -> list[Sequence]:
+    return [Sequence(str(at), [1], b"", 16) for at in range(count)]
+
+
+def load_of(own: list[Sequence], nodes: int = 8) -> StepLoad:
+    return StepLoad(tuple(Candidate(s, nodes, ("ngram",)) for s in own), 0, 100)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_best_nodes_are_those_that_brute_force_finds(seed: int) -> None:
+    random = Random(seed)
+    seconds = [1.0]
+    for _ in range(8):
+        seconds.append(seconds[-1] + random.choice([0.0, 0.05, 0.4]))
+    nodes = [random.random() for _ in range(8)]
+    count = best_count(sorted(nodes, reverse=True), 2, seconds)
+    best = max(
+        (2 + sum(some)) / seconds[size] for size in range(9) for some in combinations(nodes, size)
+    )
+    kept = sum(sorted(nodes, reverse=True)[:count])
+    assert (2 + kept) / seconds[count] == pytest.approx(best)
+
+
+@pytest.mark.parametrize("count", range(7))
+def test_a_node_is_never_kept_without_its_parent(count: int) -> None:
+    tree = Draft((1, 2, 3, 4), parents=(-1, -1, 0, 2), drafter="ngram")
+    told = Yield(Skill())
+    chain = Draft((1, 2, 3), confidence=(0.99, 0.5, 0.999), drafter="ngram")
+    keep = keep_best([told.survival(tree), told.survival(chain)], count)
+    for draft, kept in zip((tree, chain), keep, strict=True):
+        assert all(draft.parent(n) == -1 or kept[draft.parent(n)] for n, k in enumerate(kept) if k)
+    assert sum(map(sum, keep)) == count
+
+
+def test_a_sequence_that_accepts_nothing_is_soon_believed_to() -> None:
+    told, draft = Yield(Skill()), Draft((1, 2, 3), drafter="ngram")
+    for _ in range(20):
+        told.learn(draft, labels_of(draft, (0, 1, 2)))
+    assert told.ahead()[0] > 0.8
+    for _ in range(6):
+        told.learn(draft, labels_of(draft, ()))
+    assert told.ahead()[0] < 0.2
+
+
+def test_siblings_are_judged_and_what_lies_below_a_wrong_node_is_not() -> None:
+    tree = Draft((1, 2, 3, 4), parents=(-1, -1, 0, 1))
+    assert labels_of(tree, (0, 2)) == [(0, 1, 1.0), (1, 1, 0.0), (2, 2, 1.0)]
+
+
+def test_measured_costs_keep_their_steps_and_never_fall() -> None:
+    costs = StepCosts()
+    for at in range(400):
+        nodes = (0, 1, 3, 4, 8)[at % 5]
+        costs.learn(1, nodes, 100, 0.010 if nodes < 4 else 0.015)
+    curve = costs.curve(1, 100, 32)
+    assert curve[3] < 0.0115 < 0.0135 < curve[4] and curve == sorted(curve)
+    assert curve[32] > curve[8] * 1.2  # never tried
+
+
+def test_a_slow_spell_of_the_machine_does_not_look_like_dear_nodes() -> None:
+    costs = StepCosts()
+    for at in range(600):
+        slow = 1.5 if at // 60 % 2 else 1.0
+        costs.learn(1, 4 * (at % 20 != 0), 100, slow * (0.011 if at % 20 else 0.010))
+    assert costs.ratios(1, 4)[4] == pytest.approx(1.1, abs=0.06)
+
+
+def test_prompt_rows_make_nodes_cheap_in_comparison() -> None:
+    costs = StepCosts()
+    costs.learn(1, 0, 100, 0.013)
+    costs.learn(513, 0, 100, 0.135)
+    assert costs.ratios(513, 8)[8] < costs.ratios(1, 8)[8]
+
+
+def test_untried_draft_sizes_cost_in_proportion() -> None:
+    costs = DraftCosts()
+    costs.learn("head", 1, 2, 0.003)
+    assert costs.seconds("head", 1, 4) == pytest.approx(0.006)
+    assert costs.seconds("head", 2, 2) == pytest.approx(0.006)
+    assert costs.seconds("head", 1, 1) == pytest.approx(0.003)
+
+
+def test_breaks_double_while_speculation_keeps_losing() -> None:
+    guard, lengths = Guard(), []
+    for _ in range(3):
+        while not guard.is_off:
+            guard.observe(1.0, 1.2, believed=1.1)
+        steps = 0
+        while guard.is_off:
+            guard.allows(1.1, True)
+            steps += 1
+        lengths.append(steps)
+    assert lengths == [FIRST_BREAK, 2 * FIRST_BREAK, 4 * FIRST_BREAK]
+
+
+def test_drafts_by_length_reach_their_target_and_the_printed_formula_does_not() -> None:
+    from math import log
+
+    tail, steps = Tail(1000.0, ceiling=0.7, efficiency=1.3), 500.0
+    ours = proposals_for(tail, steps)
+    assert tail.length - accepted(tail, ours) == pytest.approx(steps)
+    printed = -tail.length / tail.efficiency * log(1 - tail.ceiling * (1 - steps / tail.length))
+    assert tail.length - accepted(tail, printed) > 1.2 * steps
+
+
+def test_the_number_of_steps_is_the_cheapest() -> None:
+    tails = [Tail(length) for length in (50.0, 100.0, 400.0, 1000.0)]
+
+    def seconds(steps: float) -> float:
+        return 0.013 * steps + 0.0004 * sum(proposals_for(tail, steps) for tail in tails)
+
+    best = best_steps(tails, 0.013, 0.0004)
+    assert all(seconds(best) <= seconds(best * by) + 1e-9 for by in (0.9, 0.99, 1.01, 1.1))
+    assert nodes_per_step(tails, 0.013, 0.0004)[0] == 0 < nodes_per_step(tails, 0.013, 0.0004)[3]
+
+
+def test_only_long_answers_get_drafts() -> None:
+    policy = LengthAware(Fixed("ngram", 8), lambda sequence: sequence.request_id)
+    for sequence, length in zip(sequences(3), (10, 100, 1000), strict=True):
+        for _ in range(4):
+            sequence.tokens = [1] * (1 + length)
+            sequence.finish_reason = FinishReason.STOP
+            policy.forget(sequence)
+    short, medium, long = policy.plan(load_of(sequences(3)))
+    assert short.max_nodes == 0 and long.max_nodes > medium.max_nodes
+
+
+def test_a_table_drafts_by_batch_size() -> None:
+    table = Table("ngram", {1: 8, 4: 2, 16: 0})
+    assert table.plan(load_of(sequences(3)))[0] == Budget("ngram", 8)
+    assert table.plan(load_of(sequences(4)))[0] == Budget("ngram", 2)
+    assert table.plan(load_of(sequences(20)))[0] == Budget()

@@ -1,0 +1,125 @@
+"""The automatic mode in a simulated engine: it gains where there is something to gain."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import pytest
+
+from decode_worker.speculate.policy import Budget, Candidate, StepLoad, StepReport
+from decode_worker.speculate.simulated import (
+    SimulatedDrafter,
+    World,
+    always,
+    best_fixed,
+    flipping,
+    head,
+    model,
+    ngram,
+    simulate,
+    speedup,
+)
+from decode_worker.speculate.utility import Utility
+from triptych.drafters.drafter import Verdict
+from triptych.engine.draft import NO_DRAFT
+from triptych.engine.sequence import Sequence
+
+BATCHES = [1, 4, 16, 32]
+RANDOM = {
+    "ngram": ngram(always(0.03), always(0.3)),
+    "head": head(always(0.05)),
+    "model": model(always(0.05)),
+}
+
+
+def world(*drafters: SimulatedDrafter, batch: int, seed: int = 0, **more: int | float) -> World:
+    return World(drafters, lambda at: batch, seed=seed, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("drafter", RANDOM)
+def test_random_text_loses_at_most_two_percent(drafter: str, batch: int) -> None:
+    assert speedup(simulate(Utility(), world(RANDOM[drafter], batch=batch), 600)) > 0.98
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_three_useless_drafters_lose_no_more_than_one(batch: int) -> None:
+    assert speedup(simulate(Utility(), world(*RANDOM.values(), batch=batch), 600)) > 0.98
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_costs_that_no_table_explains_lose_at_most_two_percent(batch: int) -> None:
+    history = simulate(Utility(), world(ngram(always(0.3)), batch=batch, hidden=5e-3), 600)
+    assert speedup(history) > 0.98
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_copied_text_is_about_as_fast_as_with_the_best_fixed_length(batch: int) -> None:
+    copies = world(ngram(always(0.92)), batch=batch)
+    assert speedup(simulate(Utility(), copies, 400)[100:]) > 0.9 * best_fixed(copies, 0)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_it_stops_within_twenty_rounds_after_text_stops_repeating(batch: int) -> None:
+    history = simulate(Utility(), world(ngram(flipping(0.92, 0.03, 200)), batch=batch), 400)
+    assert speedup(history[220:]) > 0.95
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_it_speculates_again_within_twenty_rounds_after_text_repeats(batch: int) -> None:
+    flips = world(ngram(flipping(0.92, 0.03, 200)), batch=batch)
+    history = simulate(Utility(), flips, 440)
+    # Of the best: what it reached itself before the text changed.
+    assert speedup(history[420:]) > 0.9 * speedup(history[100:200])
+
+
+def test_every_sequence_gets_the_drafter_that_suits_it() -> None:
+    both = world(
+        SimulatedDrafter(
+            "ngram", lambda at, which: 0.03 if which % 2 else 0.92, lambda n, k: 4e-5 * n
+        ),
+        head(lambda at, which: 0.8 if which % 2 else 0.3),
+        batch=4,
+    )
+    last = simulate(Utility(), both, 300)[200:]
+    asked = [[step.asked[which].drafter for step in last] for which in range(4)]
+    assert asked[0].count("ngram") > 70 and asked[2].count("ngram") > 70
+    assert asked[1].count("head") > 70 and asked[3].count("head") > 70
+
+
+def test_the_same_history_leads_to_the_same_decisions() -> None:
+    one, two = (
+        simulate(Utility(), world(*RANDOM.values(), batch=4, life=50), 200) for _ in range(2)
+    )
+    assert one == two
+
+
+def test_sequences_that_ended_are_forgotten() -> None:
+    policy = Utility()
+    simulate(policy, world(*RANDOM.values(), batch=4, life=10), 200)
+    assert len(policy._known) <= 4
+
+
+def test_before_any_plain_step_nothing_is_drafted_and_then_something_is() -> None:
+    policy = Utility()
+    sequence = Sequence("a", [1], b"", 16)
+    load = StepLoad((Candidate(sequence, 8, ("ngram",)),), 0, 100)
+    plain = StepReport((Verdict(sequence, NO_DRAFT, (), (1,)),), 1, 100, {}, 0.013)
+    for _ in range(2):
+        assert policy.plan(load) == [Budget()]
+        policy.observe(plain)
+    assert policy.plan(load)[0].drafter == "ngram"
+
+
+def test_a_plan_of_thirty_two_is_cheap() -> None:
+    policy = Utility()
+    simulate(policy, world(ngram(always(0.03)), head(always(0.03)), batch=32), 100)
+    load = StepLoad(
+        tuple(Candidate(sequence, 8, ("ngram", "head")) for sequence in policy._known), 0, 10_000
+    )
+    seconds = []
+    for _ in range(50):
+        began = perf_counter()
+        policy.plan(load)
+        seconds.append(perf_counter() - began)
+    assert min(seconds) < 1e-3  # much less; other processes may be busy
