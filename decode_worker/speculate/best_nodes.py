@@ -1,4 +1,4 @@
-"""How many nodes a step should verify: survival top-M (brief 2.17)."""
+"""How many nodes a step should verify: survival top-M."""
 
 from __future__ import annotations
 

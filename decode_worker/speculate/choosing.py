@@ -62,7 +62,7 @@ def best_length(
 def believed_utility(
     choices: Seq[Choice], ratios: Seq[float], drafting: float
 ) -> tuple[float, float]:
-    """Of the whole step against a plain one (Cascade's, brief 2.9), and the least survival worth
+    """Of the whole step against a plain one (Cascade's), and the least survival worth
     a row: top-M over the nodes that are expected. `drafting`: in plain steps."""
     nodes = sorted(((s, c.offered) for c in choices for s in c.ahead[: c.max_nodes]), reverse=True)
     tokens, rows, share = 0.0, 0.0, 1 / len(choices)

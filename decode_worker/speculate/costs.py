@@ -4,8 +4,8 @@ The seconds of a step are no line in its rows: kernels work in tiles, so a row i
 where it falls, and n rows of one sequence cost less than one row each of n sequences. So there is
 a table of plain steps by (rows, KV tokens), and a table of how much dearer nodes make a step, by
 (plain rows, nodes). The second holds ratios between neighbours in time: machines have slow spells
-that last seconds, and they cancel out of a ratio (brief 2.9 and 2.17: Cascade's t_spec / t_base,
-from a table).
+that last seconds, and they cancel out of a ratio (Cascade's t_spec / t_base, arXiv
+2506.20675, from a table).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a batch should share its drafts so that the longest sequence ends soonest (DAS, brief 2.3).
+"""How a batch should share its drafts for its longest sequence to end soonest (DAS, 2511.13841).
 
 DAS = "Beat the long tail", arXiv 2511.13841. A step costs `base` seconds and `per_node` more for
 each node; sequence i still wants `length` tokens, and of p proposed nodes k·l·(1 - exp(-α·p / l))

@@ -1,4 +1,4 @@
-"""Does speculation pay as it goes? The outer loop of the automatic mode (Cascade, brief 2.9).
+"""Does speculation pay as it goes? The outer loop of the automatic mode (Cascade, 2506.20675).
 
 The tables believe that a plan pays; this measures it: utility = (tokens per sequence and step) /
 (seconds, in plain steps). For a fair comparison plain steps are interleaved, the fewer the more

@@ -1,4 +1,4 @@
-"""How long answers become, from the finished samples of the same problem (DAS, brief 2.3)."""
+"""How long answers become, from finished samples of the same problem (DAS, arXiv 2511.13841)."""
 
 from __future__ import annotations
 

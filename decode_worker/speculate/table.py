@@ -1,4 +1,4 @@
-"""A draft length by batch size, as an operator who measured would set it (TLT, brief 2.16)."""
+"""A draft length by batch size, as an operator who measured would set it (TLT, 2511.16665)."""
 
 from __future__ import annotations
 

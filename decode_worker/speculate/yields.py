@@ -1,7 +1,7 @@
 """How likely a draft's nodes are right, learned from the drafts that were verified.
 
 Per drafter a logistic model of P(node right | parent right): a bias per depth, and, for drafters
-that tell how sure they are, a slope for that (brief 2.17: sigmoid(w · logit(confidence) + bias)).
+that tell how sure they are, a slope for that (sigmoid(w · logit(confidence) + bias)).
 Per sequence an offset, shrunk to the drafter's: texts differ more than depths do. Labels: nodes
 whose parent is right; what lies below a wrong node was never judged.
 """
