@@ -50,7 +50,8 @@ def reads_body(model: type[Reply]) -> _Responses:
 def generated(model: type[Reply]) -> _Responses:
     """As `reads_body`, for an endpoint that asks workers and may stream."""
     responses = answers(model, *_READING, 502, 503, 504)
-    events = {"schema": {"type": "string", "description": "chunks as server-sent events"}}
+    # No type: some readers of the document check the stream's text, others each event of it.
+    events = {"schema": {"description": "chunks as server-sent events"}}
     responses[200] |= {"content": {"text/event-stream": events}}
     return responses
 
