@@ -132,12 +132,11 @@ class DecodeLoop:
             RowJob(sequence, sequence.num_computed, sequence.num_prompt) for sequence, _ in arrived
         ]
         hidden += [row[None] for _, row in arrived]
+        rows = sum(job.num_rows for job in jobs)
         if drawing:
             verdicts = self._draw(drawing, torch.cat(hidden) if arrived else hidden[0])
-            self._speculator.observe(
-                verdicts, sum(job.num_rows for job in jobs), time.monotonic() - began
-            )
-        self._count(began, sum(job.num_rows for job in jobs))
+            self._speculator.observe(verdicts, rows, time.monotonic() - began)
+        self._count(began, rows)
         return True
 
     def _draw(self, jobs: list[RowJob], hidden: Tensor) -> list[Verdict]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence as Seq
 
-from decode_worker.speculate.policy import Budget, StepLoad, StepReport
+from decode_worker.speculate.fixed import Unlearned
+from decode_worker.speculate.policy import Budget, StepLoad
 from triptych.engine.draft import Draft
-from triptych.engine.sequence import Sequence
 
 
-class Dice:
+class Dice(Unlearned):
     """Throws for every draft who makes it and how long it is, for every node whether it stays."""
 
     def __init__(self, most: int, seed: int = 0) -> None:
@@ -27,9 +27,3 @@ class Dice:
 
     def trim(self, load: StepLoad, drafts: Seq[Draft]) -> list[Draft]:
         return [draft.kept([self._random.random() < 0.9 for _ in draft.tokens]) for draft in drafts]
-
-    def observe(self, report: StepReport) -> None:
-        pass
-
-    def forget(self, sequence: Sequence) -> None:
-        pass

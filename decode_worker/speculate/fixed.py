@@ -9,7 +9,20 @@ from triptych.engine.draft import Draft
 from triptych.engine.sequence import Sequence
 
 
-class Fixed:
+class Unlearned:
+    """The part of a policy that learns nothing and trims nothing."""
+
+    def trim(self, load: StepLoad, drafts: Seq[Draft]) -> list[Draft]:
+        return list(drafts)
+
+    def observe(self, report: StepReport) -> None:
+        pass
+
+    def forget(self, sequence: Sequence) -> None:
+        pass
+
+
+class Fixed(Unlearned):
     """`nodes` by `drafter` for every sequence that allows it; learns nothing."""
 
     def __init__(self, drafter: str, nodes: int) -> None:
@@ -23,12 +36,3 @@ class Fixed:
             else NO_BUDGET
             for candidate in load.candidates
         ]
-
-    def trim(self, load: StepLoad, drafts: Seq[Draft]) -> list[Draft]:
-        return list(drafts)
-
-    def observe(self, report: StepReport) -> None:
-        pass
-
-    def forget(self, sequence: Sequence) -> None:
-        pass

@@ -87,9 +87,11 @@ class Speculator:
         return jobs
 
     def observe(self, verdicts: list[Verdict], rows: int, seconds: float) -> None:
-        """After the step: what became of every candidate; seconds from `draft` on, all together."""
+        """After the step; seconds: all of it, from `draft` on. Who was no candidate is left out."""
         if self._policy is None or self._load is None:
             return
+        candidates = {candidate.sequence for candidate in self._load.candidates}
+        verdicts = [verdict for verdict in verdicts if verdict.sequence in candidates]
         self._policy.observe(
             StepReport(
                 tuple(verdicts),

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from collections.abc import Sequence as Seq
 
-from decode_worker.speculate.fixed import Fixed
-from decode_worker.speculate.policy import Budget, StepLoad, StepReport
-from triptych.engine.draft import Draft
-from triptych.engine.sequence import Sequence
+from decode_worker.speculate.fixed import Fixed, Unlearned
+from decode_worker.speculate.policy import Budget, StepLoad
 
 
-class Table:
+class Table(Unlearned):
     """`nodes_from`: {least batch size: nodes}; smaller batches than all of them draft nothing.
 
     {1: 8, 4: 4, 16: 0} drafts 8 nodes for up to 3 sequences, 4 for up to 15, then none.
@@ -26,12 +23,3 @@ class Table:
     def plan(self, load: StepLoad) -> list[Budget]:
         row = bisect_right(self._sizes, len(load.candidates)) - 1
         return (self._fixed[row] if row >= 0 else self._none).plan(load)
-
-    def trim(self, load: StepLoad, drafts: Seq[Draft]) -> list[Draft]:
-        return list(drafts)
-
-    def observe(self, report: StepReport) -> None:
-        pass
-
-    def forget(self, sequence: Sequence) -> None:
-        pass

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kTile = kRowTile * kBf16Depth;  // values of a tile
 
-// Sums of up to two tiles of rows that still have to be finished.
+// Sums of up to a tile of rows that still have to be finished.
 struct Pending {
     const Linear& linear;
     const Epilogue& to;
