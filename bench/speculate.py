@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.one_answer import differing
 from bench.report import commit, finish, machine, print_table
 from bench.speculate_lane import Job, Lane, Outcome
 from bench.workload import DTYPES
@@ -108,12 +109,8 @@ def speedup(runs: dict[str, list[Outcome]], lane: str) -> float:
 
 def mismatches(runs: dict[str, list[Outcome]], lane: str) -> int:
     """Positions at which an answer differs from the plain one."""
-    total = 0
-    for plain, own in zip(runs[PLAIN], runs[lane], strict=True):
-        for wanted, got in zip(plain.answers, own.answers, strict=True):
-            same = sum(a == b for a, b in zip(wanted, got, strict=False))
-            total += max(len(wanted), len(got)) - same
-    return total
+    pairs = zip(runs[PLAIN], runs[lane], strict=True)
+    return sum(differing(plain.answers, own.answers) for plain, own in pairs)
 
 
 def rows_of(found: Found, lanes: Sequence[str]) -> list[dict[str, Any]]:

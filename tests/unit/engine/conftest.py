@@ -15,12 +15,12 @@ from triptych.drafters.drafter import Drafter
 from triptych.engine.runner import make_runner
 from triptych.engine.sampler import Sampler
 from triptych.engine.scheduler import Scheduler
-from triptych.engine.sequence import Sequence
+from triptych.engine.sequence import ANY_SPECULATION, Sequence
 from triptych.engine.storage import plain_storage
 from triptych.kv.pool import BlockPool
 from triptych.models.model import Model
 from triptych.obs.metrics import WorkerMetrics, new_registry
-from triptych.request import SamplingParams
+from triptych.request import SamplingParams, Speculation
 from triptych.testing.checkpoints import tiny_llama
 from triptych.testing.compute_modes import MODES, model_in
 from triptych.worker.boot import kv_layout
@@ -63,6 +63,7 @@ class Home:
         *,
         choice: int = 0,
         leader: Sequence | None = None,
+        speculation: Speculation = ANY_SPECULATION,
     ) -> Sequence:
         sequence = Sequence(
             request_id=str(len(self.sequences)),
@@ -72,6 +73,7 @@ class Home:
             params=params or SamplingParams(seed=0, max_tokens=8, temperature=0.0, ignore_eos=True),
             choice=choice,
             leader=leader,
+            speculation=speculation,
         )
         self.sequences.append(sequence)
         self.loop.submit(sequence)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from collections.abc import Sequence as Seq
 from typing import Any
 
 import pytest
 
+from decode_worker.speculate.dice import Dice
 from decode_worker.speculate.policy import Budget, StepLoad, StepReport
-from triptych.engine.draft import Draft
 from triptych.engine.sequence import Sequence
-from triptych.request import SamplingParams
+from triptych.request import SamplingParams, Speculation
 from triptych.testing.compute_modes import MODES
 from triptych.testing.drafters import Answers, Failing, Oracle
 
@@ -22,21 +21,18 @@ def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-class Dice:
+class RecordingDice(Dice):
     """Any budget for anybody, and any trim."""
 
-    def __init__(self, drafter: str, most: int = 9, seed: int = 3) -> None:
-        self._drafter = drafter
-        self._most = most
-        self._random = random.Random(seed)
+    def __init__(self) -> None:
+        super().__init__(most=9, seed=3)
+        self.loads: list[StepLoad] = []
         self.reports: list[StepReport] = []
         self.forgotten: list[Sequence] = []
 
     def plan(self, load: StepLoad) -> list[Budget]:
-        return [Budget(self._drafter, self._random.randint(0, self._most)) for _ in load.candidates]
-
-    def trim(self, load: StepLoad, drafts: Seq[Draft]) -> list[Draft]:
-        return [draft.kept([self._random.random() < 0.9 for _ in draft.tokens]) for draft in drafts]
+        self.loads.append(load)
+        return super().plan(load)
 
     def observe(self, report: StepReport) -> None:
         self.reports.append(report)
@@ -89,7 +85,7 @@ def test_any_draft_and_any_trim_give_the_tokens_of_plain_decoding(
     trees: bool,
     settings: dict[str, Any],
 ) -> None:
-    oracle, dice = Oracle(known(plain), trees=trees), Dice("oracle")
+    oracle, dice = Oracle(known(plain), trees=trees), RecordingDice()
     home = make_home(drafters={"oracle": oracle}, policy=dice, **settings)
     assert answers(home) == plain
     assert oracle.num_accepted > 20 and oracle.num_rejected > 10
@@ -102,7 +98,7 @@ def test_what_drafts_left_in_the_blocks_is_in_no_prefix_cache(
 ) -> None:
     """Answers that continue answers: their KV comes from blocks that drafts have been in."""
     oracle = Oracle(known(plain), spoils=2, trees=True)
-    home = make_home(drafters={"oracle": oracle}, policy=Dice("oracle"))
+    home = make_home(drafters={"oracle": oracle}, policy=RecordingDice())
     found = answers(home)
     fresh = make_home(cache=False)
     longer = [[*prompt, *answer, 9] for prompt, answer in zip(prompts(), found, strict=True)]
@@ -120,7 +116,7 @@ def test_what_drafts_left_in_the_blocks_is_in_no_prefix_cache(
 def test_a_drafter_that_fails_costs_nothing_but_its_drafts(
     make_home: Callable[..., Any], plain: list[list[int]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    home = make_home(drafters={"failing": Failing({})}, policy=Dice("failing"))
+    home = make_home(drafters={"failing": Failing({})}, policy=RecordingDice())
     assert answers(home) == plain
     assert caplog.text.count("drafter failing failed") == 1
 
@@ -129,14 +125,14 @@ def test_tokens_outside_the_vocabulary_are_cut_off(
     make_home: Callable[..., Any], plain: list[list[int]]
 ) -> None:
     liar = Oracle(known(plain), spoils=2, vocab=1 << 40)
-    home = make_home(drafters={"oracle": liar}, policy=Dice("oracle"))
+    home = make_home(drafters={"oracle": liar}, policy=RecordingDice())
     assert answers(home) == plain
 
 
 def test_a_policy_sees_every_step_and_its_rows(
     make_home: Callable[..., Any], plain: list[list[int]]
 ) -> None:
-    dice = Dice("oracle")
+    dice = RecordingDice()
     home = make_home(drafters={"oracle": Oracle(known(plain))}, policy=dice)
     assert answers(home) == plain
     drawn = sum(len(verdict.new_tokens) for report in dice.reports for verdict in report.verdicts)
@@ -144,3 +140,16 @@ def test_a_policy_sees_every_step_and_its_rows(
     for report in dice.reports:
         nodes = sum(1 + len(verdict.draft) for verdict in report.verdicts)
         assert report.rows >= nodes and report.step_seconds > 0
+
+
+def test_a_policy_hears_of_those_it_planned_for_and_of_nobody_else(
+    make_home: Callable[..., Any], plain: list[list[int]]
+) -> None:
+    dice = RecordingDice()
+    home = make_home(drafters={"oracle": Oracle(known(plain))}, policy=dice)
+    for index, prompt in enumerate(prompts()):
+        home.submit(prompt, params_of(index), speculation=Speculation(off=index % 2 == 0))
+    assert home.run() == plain
+    for load, report in zip(dice.loads, dice.reports, strict=True):
+        planned = [candidate.sequence for candidate in load.candidates]
+        assert [verdict.sequence for verdict in report.verdicts] == planned
