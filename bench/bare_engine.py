@@ -45,11 +45,12 @@ def run_batch(
         nonlocal drawn
         drawn += len(outputs)
 
+    sampler = Sampler(())
     loop = DecodeLoop(
         parts.scheduler,
         parts.runner,
-        Sampler(()),
-        make_speculator(speculation, parts),
+        sampler,
+        make_speculator(speculation, parts, sampler),
         count,
         WorkerMetrics(new_registry()),
         eos_token_ids=(),

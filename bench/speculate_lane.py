@@ -46,11 +46,12 @@ class Lane:
         self.name = name
         self._parts = parts
         self._outputs: list[StepOutput] = []
+        sampler = Sampler(eos)
         self._loop = DecodeLoop(
             parts.scheduler,
             parts.runner,
-            Sampler(eos),
-            make_speculator(config, parts),
+            sampler,
+            make_speculator(config, parts, sampler),
             self._outputs.extend,
             WorkerMetrics(new_registry()),
             eos_token_ids=tuple(eos),

@@ -31,12 +31,13 @@ def build_role(
     transport = args.config.transport
     tokenizer = Tokenizer.load(parts.model_path)
     eos_token_ids = (*{*parts.model.config.eos_token_ids, *tokenizer.eos_token_ids},)
-    speculator = make_speculator(args.config.speculation, parts)
+    sampler = Sampler(eos_token_ids)
+    speculator = make_speculator(args.config.speculation, parts, sampler)
     service = DecodeService(parts, tokenizer, metrics, speculator.names)
     loop = DecodeLoop(
         parts.scheduler,
         parts.runner,
-        Sampler(eos_token_ids),
+        sampler,
         speculator,
         service.emit,
         metrics,

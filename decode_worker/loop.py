@@ -121,7 +121,7 @@ class DecodeLoop:
             return False
         began = time.monotonic()
         jobs = self._speculator.draft(jobs)
-        hidden = [self._runner.forward(jobs)] if jobs else []
+        hidden = [self._runner.forward(jobs, self._speculator.taps(jobs))] if jobs else []
         for job in jobs:
             if job.sequence.first_step_at is None:
                 self._note_start(job.sequence, began)
@@ -133,9 +133,8 @@ class DecodeLoop:
         ]
         hidden += [row[None] for _, row in arrived]
         rows = sum(job.num_rows for job in jobs)
-        if drawing:
-            verdicts = self._draw(drawing, torch.cat(hidden) if arrived else hidden[0])
-            self._speculator.observe(verdicts, rows, time.monotonic() - began)
+        verdicts = self._draw(drawing, torch.cat(hidden)) if drawing else []
+        self._speculator.observe(verdicts, rows, time.monotonic() - began)
         self._count(began, rows)
         return True
 

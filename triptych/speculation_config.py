@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -37,7 +38,19 @@ class SuffixConfig(_Frozen):
     trees: bool = Field(False, description="also draft less likely branches")
 
 
-DrafterConfig = Annotated[NgramConfig | SuffixConfig, Field(discriminator="kind")]
+class HeadDrafterConfig(_Frozen):
+    """A head that `triptych draft train` made for this model."""
+
+    kind: Literal["eagle3", "parallel"]
+    path: Path = Field(description="its directory")
+    width: int = Field(1, ge=1, le=8, description="nodes expanded per level; 1: chains")
+    min_prob: float = Field(0.1, gt=0, le=1, description="of a drafted path")
+    window: int = Field(256, ge=16, description="tokens before the first draft that it looks at")
+
+
+DrafterConfig = Annotated[
+    NgramConfig | SuffixConfig | HeadDrafterConfig, Field(discriminator="kind")
+]
 
 
 class SpeculationConfig(_Frozen):

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from decode_worker.speculate.dice import Dice
 from decode_worker.speculate.fixed import Fixed
+from decode_worker.speculate.make_drafter import make_drafter
 from decode_worker.speculate.policy import BudgetPolicy
 from decode_worker.speculate.speculator import Speculator
 from decode_worker.speculate.table import Table
 from decode_worker.speculate.utility import Utility
-from triptych.drafters.drafter import Drafter
-from triptych.drafters.ngram import NgramDrafter
-from triptych.drafters.suffix import SuffixDrafter, SuffixOptions
-from triptych.speculation_config import DrafterConfig, NgramConfig, SpeculationConfig
+from triptych.engine.sampler import Sampler
+from triptych.speculation_config import SpeculationConfig
 from triptych.worker.boot import EngineParts
 
 
-def make_speculator(config: SpeculationConfig, parts: EngineParts) -> Speculator:
+def make_speculator(config: SpeculationConfig, parts: EngineParts, sampler: Sampler) -> Speculator:
+    """`sampler`: what draws the target's tokens, so that drafts are drawn alike."""
     policy = _policy(config)
     drafters = () if policy is None else config.drafters
     return Speculator(
         parts.scheduler,
-        {drafter.kind: _drafter(drafter) for drafter in drafters},
+        {drafter.kind: make_drafter(drafter, parts, sampler) for drafter in drafters},
         policy,
         max_model_len=parts.max_model_len,
         vocab_size=parts.model.config.vocab_size,
@@ -40,11 +40,3 @@ def _policy(config: SpeculationConfig) -> BudgetPolicy | None:
             return Dice(config.max_nodes)
         case "auto":
             return Utility()
-
-
-def _drafter(config: DrafterConfig) -> Drafter:
-    if isinstance(config, NgramConfig):
-        return NgramDrafter(config.min_n, config.max_n)
-    return SuffixDrafter(
-        SuffixOptions(depth=config.depth, min_prob=config.min_prob, tree=config.trees)
-    )

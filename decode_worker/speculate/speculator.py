@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from decode_worker.speculate.policy import BudgetPolicy, Candidate, StepLoad, StepReport
+from decode_worker.speculate.tap_bus import TapBus
 from triptych.drafters.drafter import Ask, Drafter, Hints, Verdict
 from triptych.engine.draft import NO_DRAFT, Draft
 from triptych.engine.rows import RowJob
 from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import Sequence
+from triptych.models.taps import LayerTap
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class Speculator:
     ) -> None:
         self._scheduler = scheduler
         self._drafters = dict(drafters or {})
+        self._bus = TapBus(self._drafters.values())
         self._vocab_size = vocab_size
         self._max_nodes = max_nodes
         self._policy = policy
@@ -86,8 +89,15 @@ class Speculator:
             jobs[place] = replace(jobs[place], draft=draft)
         return jobs
 
+    def taps(self, jobs: list[RowJob]) -> list[LayerTap]:
+        """What drafters want to see of the forward of these jobs."""
+        return self._bus.taps(jobs, self._known)
+
     def observe(self, verdicts: list[Verdict], rows: int, seconds: float) -> None:
-        """After the step; seconds: all of it, from `draft` on. Who was no candidate is left out."""
+        """After every step that had rows; seconds: all of it, from `draft` on. Who was no candidate
+        is left out.
+        """
+        self._bus.hand_out(verdicts, self._known)
         if self._policy is None or self._load is None:
             return
         candidates = {candidate.sequence for candidate in self._load.candidates}

@@ -40,8 +40,15 @@ class NativeRunner:
         wanted = wanted_rows(jobs)
         return self._native.final_norm(hidden if len(wanted) == len(hidden) else hidden[wanted])
 
-    def forward_all(self, jobs: Sequence[RowJob]) -> Tensor:
-        return self._native.final_norm(self._run(jobs, ()))
+    def forward_all(self, jobs: Sequence[RowJob], taps: Sequence[LayerTap] = ()) -> Tensor:
+        return self._native.final_norm(self._run(jobs, taps))
+
+    @torch.inference_mode()
+    def forward_hidden(self, jobs: Sequence[RowJob], hidden: Tensor) -> Tensor:
+        return self._layers(jobs, hidden.contiguous(), ())
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        return self._native.final_norm(hidden)
 
     def move_kv(self, blocks: Sequence[int], moves: Sequence[tuple[int, int]]) -> None:
         slots = array("i", [slot for move in moves for slot in move])
@@ -54,14 +61,17 @@ class NativeRunner:
     def _run(self, jobs: Sequence[RowJob], taps: Sequence[LayerTap]) -> Tensor:
         """The residual stream behind the last layer, [M, H]."""
         tokens = [token for job in jobs for token in job.tokens]
+        hidden = self._native.embed(torch.tensor(tokens, dtype=torch.int32))
+        return self._layers(jobs, hidden, taps)
+
+    def _layers(self, jobs: Sequence[RowJob], hidden: Tensor, taps: Sequence[LayerTap]) -> Tensor:
         blocks = array("i")
         for job in jobs:
-            blocks.extend(job.sequence.blocks)
+            blocks.extend(job.seen_blocks)
         parents = [_as_array(job.parents) for job in jobs]
-        hidden = self._native.embed(torch.tensor(tokens, dtype=torch.int32))
         self._native.run(
             hidden,
-            _job_structs(jobs, blocks, parents),
+            _job_structs(jobs, blocks, parents, self._storage.layout.block_tokens),
             self._cache,
             max(job.end + len(job.draft) for job in jobs),
             taps,
@@ -74,14 +84,18 @@ def _as_array(values: list[int] | None) -> array[int] | None:
 
 
 def _job_structs(
-    jobs: Sequence[RowJob], blocks: array[int], parents: Sequence[array[int] | None]
+    jobs: Sequence[RowJob],
+    blocks: array[int],
+    parents: Sequence[array[int] | None],
+    block_tokens: int,
 ) -> ctypes.Array[JobStruct]:
     """`blocks`: block tables, one behind the other. All arguments must outlive the structs."""
     fields, row, table = [], 0, blocks.buffer_info()[0]
     for job, tree in zip(jobs, parents, strict=True):
         rows = job.num_rows
         above = None if tree is None else tree.buffer_info()[0]
-        fields.append(JobStruct(row, rows, job.start, 0, table, above))
+        skipped = job.first_block * block_tokens
+        fields.append(JobStruct(row, rows, job.start - skipped, skipped, table, above))
         row += rows
-        table += blocks.itemsize * len(job.sequence.blocks)
+        table += blocks.itemsize * len(job.seen_blocks)
     return (JobStruct * len(jobs))(*fields)

@@ -32,18 +32,27 @@ class ReferenceRunner:
         return hidden[wanted_rows(jobs)]
 
     @torch.inference_mode()
-    def forward_all(self, jobs: Sequence[RowJob]) -> Tensor:
-        hidden, spans = self._run(jobs, ())
+    def forward_all(self, jobs: Sequence[RowJob], taps: Sequence[LayerTap] = ()) -> Tensor:
+        hidden, spans = self._run(jobs, taps)
         return hidden[: spans[-1][1]]
 
     def _run(
         self, jobs: Sequence[RowJob], taps: Sequence[LayerTap]
     ) -> tuple[Tensor, list[tuple[int, int]]]:
         tokens = [token for job in jobs for token in job.tokens]
-        positions = torch.tensor([position for job in jobs for position in job.positions])
+        positions = _positions(jobs)
         view = PagedView(self._storage, jobs)
         hidden = self.model.forward(pad_rows(torch.tensor(tokens)), pad_rows(positions), view, taps)
         return hidden, view.spans
+
+    @torch.inference_mode()
+    def forward_hidden(self, jobs: Sequence[RowJob], hidden: Tensor) -> Tensor:
+        positions, view = _positions(jobs), PagedView(self._storage, jobs)
+        return self.model.layers_over(pad_rows(hidden), pad_rows(positions), view)[: len(hidden)]
+
+    @torch.inference_mode()
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        return self.model.norm(hidden)
 
     def move_kv(self, blocks: Sequence[int], moves: Sequence[tuple[int, int]]) -> None:
         self._storage.move(blocks, moves)
@@ -59,15 +68,16 @@ class PagedView:
     def __init__(self, storage: KvStorage, jobs: Sequence[RowJob]) -> None:
         self._storage = storage
         self._jobs = jobs
-        self._blocks = [torch.tensor(job.sequence.blocks) for job in jobs]
+        self._blocks = [torch.tensor(job.seen_blocks) for job in jobs]
+        self._skipped = [job.first_block * storage.layout.block_tokens for job in jobs]
         self.spans: list[tuple[int, int]] = []  # rows of each job in the batch
         slots, row = [], 0
-        for job, blocks in zip(jobs, self._blocks, strict=True):
+        for job, blocks, skipped in zip(jobs, self._blocks, self._skipped, strict=True):
             self.spans.append((row, row + job.num_rows))
             row += job.num_rows
-            position = torch.arange(job.start, job.end + len(job.draft))
+            slot = torch.arange(job.start, job.end + len(job.draft)) - skipped
             size = storage.layout.block_tokens
-            slots.append(blocks[position // size] * size + position % size)
+            slots.append(blocks[slot // size] * size + slot % size)
         self._slots = torch.cat(slots)
 
     def attend(
@@ -90,21 +100,29 @@ class PagedView:
         append_kv(values, v[:real], self._slots)
         out = torch.zeros_like(q)
         attention = partial(paged_attention, scale=scale, window=window, softcap=softcap)
-        for (begin, end), job, blocks in zip(self.spans, self._jobs, self._blocks, strict=True):
+        views = zip(self.spans, self._jobs, self._blocks, self._skipped, strict=True)
+        for (begin, end), job, blocks, skipped in views:
             nodes = end if job.draft.parents is None else end - len(job.draft)
-            out[begin:nodes] = attention(q[begin:nodes], keys, values, blocks, job.start)
+            start = job.start - skipped
+            out[begin:nodes] = attention(q[begin:nodes], keys, values, blocks, start)
             for node in range(end - nodes):
                 row = nodes + node
-                path = _path_of(job, node, blocks, keys, values)
+                path = _path_of(job, node, blocks, job.end - skipped, keys, values)
                 out[row : row + 1] = attention(q[row : row + 1], *path)
         return out
 
 
+def _positions(jobs: Sequence[RowJob]) -> Tensor:
+    return torch.tensor([position for job in jobs for position in job.positions])
+
+
 def _path_of(
-    job: RowJob, node: int, blocks: Tensor, keys: Tensor, values: Tensor
+    job: RowJob, node: int, blocks: Tensor, end: int, keys: Tensor, values: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """KV of a node's path as if it were alone: keys, values, blocks, the node's position."""
-    slots = torch.tensor([*range(job.end), *(job.end + step for step in job.draft.path(node))])
+    """KV of a node's path, which begins in slot `end`, as if it were alone: keys, values, blocks,
+    the node's slot.
+    """
+    slots = torch.tensor([*range(end), *(end + step for step in job.draft.path(node))])
     size = keys.shape[1]
     count = -(-len(slots) // size)
     alone = []

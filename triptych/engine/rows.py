@@ -22,6 +22,12 @@ class RowJob:
     start: int
     end: int
     draft: Draft = NO_DRAFT
+    first_block: int = 0  # of the sequence's; the rows see nothing of earlier ones
+
+    @property
+    def seen_blocks(self) -> list[int]:
+        blocks = self.sequence.blocks
+        return blocks[self.first_block :] if self.first_block else blocks
 
     @property
     def num_rows(self) -> int:

@@ -28,8 +28,16 @@ class Runner(Protocol):
         job order. A tap sees the rows of all jobs, job after job.
         """
 
-    def forward_all(self, jobs: Sequence[RowJob]) -> Tensor:
+    def forward_all(self, jobs: Sequence[RowJob], taps: Sequence[LayerTap] = ()) -> Tensor:
         """The same, with the hidden states of all rows [M, H], job after job."""
+
+    def forward_hidden(self, jobs: Sequence[RowJob], hidden: Tensor) -> Tensor:
+        """The layers alone, for rows that are no tokens: hidden [M, H] float32, job after job →
+        [M, H], the residual stream behind the last layer. It may be the same memory.
+        """
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """hidden [R, H] of `forward_hidden` → [R, H], as `logits` wants it."""
 
     def move_kv(self, blocks: Sequence[int], moves: Sequence[tuple[int, int]]) -> None:
         """Copies KV from one slot of a sequence's blocks to another, in all layers, in order."""

@@ -24,6 +24,17 @@ def build_model(config: ModelConfig, reader: WeightReader, experts: Experts | No
     """Without `experts` the FFNs are read too, and run in this process. Raises ModelError."""
     reader.skip(*_NOT_TEXT, *(f"model.{prefix}" for prefix in _NOT_TEXT))
     embedding, head = _read_vocabulary(reader, config)
+    return build_body(config, reader, experts, embedding, head)
+
+
+def build_body(
+    config: ModelConfig,
+    reader: WeightReader,
+    experts: Experts | None,
+    embedding: TableLike,
+    head: LinearLike,
+) -> Model:
+    """All but the vocabulary's matrices, which are there already; ends the reading."""
     inv_freqs = _read_inv_freqs(reader, config)
     layers, ffns = [], []
     for index in range(config.num_layers):

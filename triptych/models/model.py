@@ -65,6 +65,12 @@ class Model:
         hidden = self.embedding.row(token_ids)
         if self.config.embed_scale is not None:
             hidden = hidden * self.config.embed_scale
+        return self.norm(self.layers_over(hidden, positions, kv, taps))
+
+    def layers_over(
+        self, hidden: Tensor, positions: Tensor, kv: KvView, taps: Sequence[LayerTap] = ()
+    ) -> Tensor:
+        """hidden [M, H] float32 through all layers, without the final norm."""
         rotary = self._rotary(positions)
         for index, layer in enumerate(self.layers):
             cos, sin = rotary[self.config.ropes[index]]
@@ -73,7 +79,7 @@ class Model:
             rows = self.experts(index, layer.before_ffn(hidden), None, None)
             hidden = hidden + _optional(layer.behind_ffn, rows)
             tell(taps, index, hidden)
-        return self.norm(hidden)
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, H], rows of what `forward` returned → float32 [R, V]."""

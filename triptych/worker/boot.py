@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from transport.kv.region import Region, RegionShape
-from triptych.engine.backend import choose_backend
+from triptych.engine.backend import Backend, choose_backend
 from triptych.engine.runner import Runner, make_runner
 from triptych.engine.scheduler import Scheduler
 from triptych.engine.storage import KvStorage
@@ -45,6 +45,8 @@ class EngineParts:
     runner: Runner
     scheduler: Scheduler
     max_model_len: int  # what the model and the KV pool both can hold
+    backend: Backend
+    fingerprint: str  # of the weights
 
     def root(self, salt: str) -> bytes:
         """Parent hash of the first block of a request with this cache salt."""
@@ -92,13 +94,14 @@ def build_engine(args: WorkerArgs) -> EngineParts:
             }
         },
     )
+    fingerprint = weight_fingerprint(path)
     return EngineParts(
         model_path=path,
         model=model,
         layout=layout,
         layout_text=layout.describe(
             model=config.served_name,
-            weights=weight_fingerprint(path),
+            weights=fingerprint,
             compute=backend.identity,
         ),
         region=region,
@@ -112,6 +115,8 @@ def build_engine(args: WorkerArgs) -> EngineParts:
             max_running=engine.max_running,
         ),
         max_model_len=model_len(config.max_model_len, model.config.max_model_len, shape, layout),
+        backend=backend,
+        fingerprint=fingerprint,
     )
 
 

@@ -39,7 +39,7 @@ class JobStruct(ctypes.Structure):
         ("first_row", _int32),
         ("rows", _int32),
         ("start", _int32),
-        ("reserved", _int32),
+        ("skipped", _int32),
         ("blocks", _pointer),
         ("parents", _pointer),
     ]

@@ -16,15 +16,17 @@ namespace triptych {
 // stand one behind the other and a slot is a position. With them they are a tree of drafts:
 // parents[i] < i is the row before row i, -1 the last position before `start`; a row sees all
 // positions before `start` and its own path, at the positions that the path would have alone.
+// The table may begin behind the first blocks of a sequence: a position is then `skipped` more than
+// its slot.
 struct Job {
     std::int32_t first_row, rows;  // in the batch
     std::int32_t start;
-    std::int32_t reserved;
+    std::int32_t skipped;
     const std::int32_t* blocks;
     const std::int32_t* parents;  // or null
 };
 
-// Of row `row` of the job.
+// Of row `row` of the job, in slots: what it sees lies before.
 int position_of(const Job& job, int row);
 
 struct AttentionShape {

@@ -94,7 +94,7 @@ void finish_row(const Layer& layer, int index, const Pass& pass, const Job& job,
                 float* heads) {
     const KvCache& cache = *pass.cache;
     const int dim = cache.head_dim;
-    const std::size_t at_position = static_cast<std::size_t>(position_of(job, i)) * (dim / 2);
+    const std::size_t at_position = static_cast<std::size_t>(position_of(job, i) + job.skipped) * (dim / 2);
     const float* cosines = pass.cosines[layer.rope] + at_position;
     const float* sines = pass.sines[layer.rope] + at_position;
     float* keys = heads + layer.attention.heads * dim;

@@ -1,0 +1,82 @@
+"""Hidden states of the target on their way to drafters that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Sequence as Seq
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from triptych.drafters.drafter import Drafter, Verdict
+from triptych.engine.rows import RowJob
+from triptych.engine.sequence import Sequence
+from triptych.models.taps import LayerTap
+
+
+@runtime_checkable
+class TapDrafter(Drafter, Protocol):
+    """Learns what the target knew at every position whose token is final."""
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Layers of the target, ascending, behind which the residual stream is read."""
+
+    def feed(self, sequence: Sequence, start: int, taps: Tensor) -> None:
+        """taps float32 [m, taps · H] of rows from `start` on. In order, each row once, unless the
+        sequence is computed again.
+        """
+
+
+class TapBus:
+    """Copies in the forward, hands out when it is known which rows stay. Without readers, nothing."""
+
+    def __init__(self, drafters: Iterable[Drafter]) -> None:
+        self._readers = [drafter for drafter in drafters if isinstance(drafter, TapDrafter)]
+        self._layers = sorted({layer for reader in self._readers for layer in reader.taps})
+        self._kept: dict[int, Tensor] = {}
+        self._jobs: Seq[RowJob] = ()
+
+    def taps(self, jobs: Seq[RowJob], known: Collection[Sequence]) -> list[LayerTap]:
+        """For the forward of these jobs; `known`: sequences that somebody may draft for."""
+        self._kept, self._jobs = {}, ()
+        if not self._readers or not any(job.sequence in known for job in jobs):
+            return []
+        self._jobs = jobs
+        return [LayerTap(self._layers, self._keep)]
+
+    def hand_out(self, verdicts: Seq[Verdict], known: Collection[Sequence]) -> None:
+        """After the step. Rows of nodes that were wrong are nobody's."""
+        if not self._kept:
+            return
+        paths = {verdict.sequence: verdict.path for verdict in verdicts}
+        wanted = {reader: self._of(reader) for reader in self._readers}
+        row = 0
+        for job in self._jobs:
+            begin, row = row, row + job.num_rows
+            if job.sequence in known:
+                rows = _rows_that_stay(job, begin, paths)
+                for reader, kept in wanted.items():
+                    reader.feed(job.sequence, job.start, kept[rows])
+        self._kept, self._jobs = {}, ()
+
+    def drop(self, reader: Drafter) -> None:
+        """It failed and reads no more."""
+        self._readers = [other for other in self._readers if other is not reader]
+
+    def _keep(self, layer: int, hidden: Tensor) -> None:
+        self._kept[layer] = hidden.clone()
+
+    def _of(self, reader: TapDrafter) -> Tensor:
+        return torch.cat([self._kept[layer] for layer in reader.taps], dim=-1)
+
+
+def _rows_that_stay(
+    job: RowJob, begin: int, paths: Mapping[Sequence, tuple[int, ...]]
+) -> slice | list[int]:
+    known = job.end - job.start
+    path = paths.get(job.sequence, ())
+    if path == tuple(range(len(path))):
+        return slice(begin, begin + known + len(path))
+    return [*range(begin, begin + known), *(begin + known + node for node in path)]

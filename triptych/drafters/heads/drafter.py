@@ -1,0 +1,120 @@
+"""Drafts by a trained head (EAGLE-3, arXiv 2503.01840; in one pass after DFlash, arXiv 2602.06036).
+
+Row t of the head joins token t+1 with the target's states at position t; its KV lies in slot t of
+the sequence's blocks, in memory of the head's own. States wait until the head is asked: a head that
+is never asked costs the copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from triptych.drafters.drafter import Ask, Hints, Verdict
+from triptych.drafters.heads.growers import Grower, Round
+from triptych.drafters.heads.head import DraftHead
+from triptych.drafters.heads.memory import Memory
+from triptych.drafters.tree_growth import GrowingTree, Growth
+from triptych.engine.draft import NO_DRAFT, Draft
+from triptych.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOptions:
+    width: int = 1
+    min_prob: float = 0.1
+    window: int = 256  # rows before the first draft that a head catches up with
+
+
+class HeadDrafter:
+    """Knows what a head remembers of whom; how a draft grows is told by the head's kind."""
+
+    def __init__(
+        self,
+        name: str,
+        head: DraftHead,
+        grower: Grower,
+        options: HeadOptions,
+        generations: NDArray[np.uint64],
+        block_tokens: int,
+    ) -> None:
+        """generations: of the pool's blocks; tells rows that somebody computed from stale ones."""
+        self.name = name
+        self._head = head
+        self._grower = grower
+        self._options = options
+        self._block_tokens = block_tokens
+        self._generations = generations
+        self._whole = np.zeros(len(generations), dtype=np.uint64)  # generation + 1 of whole blocks
+        self._memories: dict[Sequence, Memory] = {}
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return self._head.config.taps
+
+    def begin(self, sequence: Sequence, hints: Hints) -> None:
+        self._memories[sequence] = Memory(self._block_tokens, self._options.window)
+
+    def end(self, sequence: Sequence) -> None:
+        self._memories.pop(sequence, None)
+
+    def observe(self, verdicts: Seq[Verdict]) -> None:
+        """What was right comes as states."""
+
+    def feed(self, sequence: Sequence, start: int, taps: Tensor) -> None:
+        """The target's states [m, taps · H] of rows from `start` on, whose tokens are final."""
+        memory = self._memories.get(sequence)
+        if memory is None:
+            return
+        skipped = max(0, len(taps) - self._options.window)
+        memory.feed(start + skipped, taps[skipped:].bfloat16())
+
+    @torch.inference_mode()
+    def propose(self, asks: Seq[Ask]) -> list[Draft]:
+        rounds = [round_ for round_ in map(self._round, asks) if round_ is not None]
+        if not rounds:
+            return [NO_DRAFT] * len(asks)
+        self._grower.grow(rounds)
+        for round_ in rounds:
+            self._remember(round_)
+        drafts = {round_.sequence: round_.tree.draft(self.name) for round_ in rounds}
+        return [drafts.get(ask.sequence, NO_DRAFT) for ask in asks]
+
+    def _round(self, ask: Ask) -> Round | None:
+        """None: the head knows nothing of the last tokens."""
+        sequence, memory = ask.sequence, self._memories.get(ask.sequence)
+        if memory is None:
+            return None
+        end, size = len(sequence.tokens) - 1, self._block_tokens
+        if memory.blocks != sequence.blocks[memory.origin // size :][: len(memory.blocks)]:
+            memory.restart(memory.synced)
+        if memory.synced == memory.origin:
+            memory.trust(self._first_known(sequence, memory.origin // size))
+        states = memory.take(end)
+        if states is None or memory.synced + len(states) != end:
+            return None
+        options = self._options
+        tree = GrowingTree(Growth(ask.max_nodes, options.width, options.min_prob))
+        return Round(sequence, memory.synced, end, memory.origin // size, states, tree)
+
+    def _first_known(self, sequence: Sequence, block: int) -> int:
+        """Walks back over blocks whose rows are there, from when their tokens were first seen."""
+        while block > 0:
+            before = sequence.blocks[block - 1]
+            if self._whole[before] != self._generations[before] + 1:
+                break
+            block -= 1
+        return block
+
+    def _remember(self, round_: Round) -> None:
+        memory, size = self._memories[round_.sequence], self._block_tokens
+        for index in range(-(-round_.begin // size), round_.end // size):
+            block = round_.sequence.blocks[index]
+            self._whole[block] = self._generations[block] + 1
+        memory.synced = round_.end
+        memory.blocks = round_.sequence.blocks[memory.origin // size : -(-round_.end // size)]

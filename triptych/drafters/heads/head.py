@@ -1,0 +1,127 @@
+"""A trained head, loaded: rows of hidden states in, rows and logits over its vocabulary out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from triptych.drafters.heads.head_config import HeadConfig, layer_config
+from triptych.engine.rows import RowJob
+from triptych.engine.runner import Runner, make_runner
+from triptych.engine.storage import plain_storage
+from triptych.errors import ModelError
+from triptych.kv.layout import KvLayout
+from triptych.models.build import build_body
+from triptych.models.model import Model
+from triptych.models.safetensors_source import SafetensorsSource
+from triptych.models.sources import CheckedSource
+from triptych.models.storage import WeightDtype
+from triptych.models.weights import WeightReader
+from triptych_kernels import rms_norm
+from triptych_kernels.packer import LinearLike, Packer
+
+
+@dataclass(frozen=True, slots=True)
+class HeadPlace:
+    """Where a head works: beside this target, over the blocks of its pool."""
+
+    target: Model
+    fingerprint: str  # of the target's weights
+    num_blocks: int
+    block_tokens: int
+    packer: Packer
+    weights: WeightDtype
+    kv_dtype: str
+
+
+class DraftHead:
+    """Its KV lies in memory of its own, under the ids of the target's blocks."""
+
+    def __init__(self, folder: Path, place: HeadPlace) -> None:
+        """Raises ModelError when the head is not there, damaged, or of another target."""
+        self.config = config = HeadConfig.load(folder)
+        _check(config, place, folder)
+        self._target = place.target
+        reader = _reader(folder, place)
+        size = config.hidden_size
+        self._eps = place.target.config.rms_norm_eps
+        self._tap_norms = [
+            reader.tensor(f"tap_norms.{index}.weight", size) for index in range(len(config.taps))
+        ]
+        self._embed_norm = reader.tensor("embed_norm.weight", size)
+        self._feature_norm = reader.tensor("feature_norm.weight", size)
+        self._fuse = _linear(reader, "fuse", len(config.taps) * size, size)
+        self._combine = _linear(reader, "combine", 2 * size, size)
+        self.marks = (
+            reader.tensor("marks", config.block - 1, size) if config.kind == "parallel" else None
+        )
+        self.token_ids = reader.tensor("draft_ids", config.draft_vocab_size).long()
+        self.runner = _runner(config, place, reader)
+
+    def known(self, taps: Tensor) -> Tensor:
+        """taps [M, taps · H], the target's states → what stands for them [M, H]."""
+        parts = torch.split(taps.float(), self.config.hidden_size, dim=-1)
+        normed = [self._norm(part, w) for part, w in zip(parts, self._tap_norms, strict=True)]
+        return self._fuse(torch.cat(normed, dim=-1))
+
+    def embedded(self, token_ids: Sequence[int]) -> Tensor:
+        """The target's embedding, normed, [M, H]."""
+        rows = self._target.embedding.row(torch.tensor(token_ids))
+        return self._norm(rows, self._embed_norm)
+
+    def join(self, embedded: Tensor, feature: Tensor) -> Tensor:
+        """A row's token and what is known before it, each [M, H] → the layers' input [M, H]."""
+        return self._combine(torch.cat([embedded, self._norm(feature, self._feature_norm)], dim=-1))
+
+    def layers(self, jobs: Sequence[RowJob], rows: Tensor) -> Tensor:
+        """rows [M, H], job after job → [M, H]; `rows` may change."""
+        return self.runner.forward_hidden(jobs, rows)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [R, H] → float32 [R, Vd], valid until the next call."""
+        return self.runner.logits(self.runner.final_norm(hidden))
+
+    def _norm(self, rows: Tensor, weight: Tensor) -> Tensor:
+        return rms_norm(rows, weight, self._eps)
+
+
+def _check(config: HeadConfig, place: HeadPlace, folder: Path) -> None:
+    target = place.target.config
+    if config.target != place.fingerprint:
+        raise ModelError(
+            f"{folder}: this head was trained on other weights (target {config.target}, here "
+            f"{place.fingerprint}); train one with `triptych draft train` or remove it from "
+            "speculation.drafters"
+        )
+    shapes = (config.hidden_size, config.target_vocab_size)
+    if shapes != (target.hidden_size, target.vocab_size) or max(config.taps) >= target.num_layers:
+        raise ModelError(f"{folder}: head.json does not fit the target's shapes")
+
+
+def _reader(folder: Path, place: HeadPlace) -> WeightReader:
+    source = CheckedSource(SafetensorsSource(folder), None)
+    return WeightReader(source, place.weights, 32, place.packer)
+
+
+def _linear(reader: WeightReader, name: str, inputs: int, outputs: int) -> LinearLike:
+    return reader.linear([name], inputs, [outputs], bias=False)
+
+
+def _runner(config: HeadConfig, place: HeadPlace, reader: WeightReader) -> Runner:
+    shape = layer_config(place.target.config, config)
+    head = reader.linear(
+        ["lm_head"], config.hidden_size, [config.draft_vocab_size], bias=False, head=True
+    )
+    model = build_body(shape, reader, None, place.target.embedding, head)
+    layout = KvLayout(
+        num_layers=config.num_layers,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        block_tokens=place.block_tokens,
+        dtype=place.kv_dtype,
+    )
+    return make_runner(model, plain_storage(layout, place.num_blocks))

@@ -1,0 +1,1 @@
+"""Trains drafters: texts that the target wrote, its hidden states, a head that learns from both."""
