@@ -30,7 +30,7 @@ class TapDrafter(Drafter, Protocol):
 
 
 class TapBus:
-    """Copies in the forward, hands out when it is known which rows stay. Without readers, nothing."""
+    """Copies in the forward, hands out when it is known which rows stay. Idle without readers."""
 
     def __init__(self, drafters: Iterable[Drafter]) -> None:
         self._readers = [drafter for drafter in drafters if isinstance(drafter, TapDrafter)]

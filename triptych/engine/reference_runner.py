@@ -104,7 +104,8 @@ class PagedView:
         for (begin, end), job, blocks, skipped in views:
             nodes = end if job.draft.parents is None else end - len(job.draft)
             start = job.start - skipped
-            out[begin:nodes] = attention(q[begin:nodes], keys, values, blocks, start)
+            if nodes > begin:
+                out[begin:nodes] = attention(q[begin:nodes], keys, values, blocks, start)
             for node in range(end - nodes):
                 row = nodes + node
                 path = _path_of(job, node, blocks, job.end - skipped, keys, values)

@@ -22,7 +22,7 @@ def save_head(learner: HeadLearner, folder: Path) -> None:
         name: value.detach().bfloat16().contiguous()
         for name, value in learner.module.state_dict().items()
     }
-    tensors["draft_ids"] = learner.draft_ids.to(torch.int32)
+    tensors["draft_ids"] = learner.draft_ids.float()  # exact: ids are far below 2^24
     scratch = folder / "model.safetensors.part"
     save_file(tensors, scratch)
     learner.module.config.save(folder)

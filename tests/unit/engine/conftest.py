@@ -95,9 +95,12 @@ def home_of(
     max_running: int,
     cache: bool,
     drafters: dict[str, Drafter] | None = None,
+    drafters_of: Callable[[BlockPool], dict[str, Drafter]] | None = None,
     policy: BudgetPolicy | None = None,
 ) -> Home:
     pool = BlockPool(blocks, cache=cache)
+    if drafters_of is not None:
+        drafters = drafters_of(pool)
     storage = plain_storage(kv_layout(model.config, BLOCK_TOKENS, kv_dtype), blocks)
     scheduler = Scheduler(
         pool, block_tokens=BLOCK_TOKENS, chunk_tokens=chunk_tokens, max_running=max_running
@@ -133,6 +136,7 @@ def make_home(model: Model, mode: str) -> Callable[..., Home]:
         max_running: int = 32,
         cache: bool = True,
         drafters: dict[str, Drafter] | None = None,
+        drafters_of: Callable[[BlockPool], dict[str, Drafter]] | None = None,
         policy: BudgetPolicy | None = None,
     ) -> Home:
         return home_of(
@@ -143,6 +147,7 @@ def make_home(model: Model, mode: str) -> Callable[..., Home]:
             max_running=max_running,
             cache=cache,
             drafters=drafters,
+            drafters_of=drafters_of,
             policy=policy,
         )
 

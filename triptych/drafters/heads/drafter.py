@@ -88,15 +88,15 @@ class HeadDrafter:
     def _round(self, ask: Ask) -> Round | None:
         """None: the head knows nothing of the last tokens."""
         sequence, memory = ask.sequence, self._memories.get(ask.sequence)
-        if memory is None:
-            return None
         end, size = len(sequence.tokens) - 1, self._block_tokens
+        if memory is None or memory.end < end:
+            return None
         if memory.blocks != sequence.blocks[memory.origin // size :][: len(memory.blocks)]:
             memory.restart(memory.synced)
         if memory.synced == memory.origin:
             memory.trust(self._first_known(sequence, memory.origin // size))
         states = memory.take(end)
-        if states is None or memory.synced + len(states) != end:
+        if states is None:
             return None
         options = self._options
         tree = GrowingTree(Growth(ask.max_nodes, options.width, options.min_prob))
