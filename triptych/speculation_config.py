@@ -42,7 +42,7 @@ class HeadDrafterConfig(_Frozen):
     """A head that `triptych draft train` made for this model."""
 
     kind: Literal["eagle3", "parallel"]
-    path: Path = Field(description="its directory")
+    path: Path | None = Field(None, description="its directory; default: in the cache")
     width: int = Field(1, ge=1, le=8, description="nodes expanded per level; 1: chains")
     min_prob: float = Field(0.1, gt=0, le=1, description="of a drafted path")
     window: int = Field(256, ge=16, description="tokens before the first draft that it looks at")

@@ -7,6 +7,7 @@ from triptych.drafters.guess import Guesser
 from triptych.drafters.heads.drafter import HeadDrafter, HeadOptions
 from triptych.drafters.heads.growers import AllAtOnce, LevelByLevel
 from triptych.drafters.heads.head import DraftHead, HeadPlace
+from triptych.drafters.heads.place import head_dir
 from triptych.drafters.ngram import NgramDrafter
 from triptych.drafters.suffix import SuffixDrafter, SuffixOptions
 from triptych.engine.sampler import Sampler
@@ -43,10 +44,11 @@ def _head_drafter(config: HeadDrafterConfig, parts: EngineParts, sampler: Sample
         weights=parts.backend.weights,
         kv_dtype=parts.backend.kv,
     )
-    head = DraftHead(config.path, place)
+    folder = config.path or head_dir(parts.fingerprint, config.kind)
+    head = DraftHead(folder, place)
     if head.config.kind != config.kind:
         raise ConfigError(
-            f"speculation.drafters: {config.path} holds a head of kind {head.config.kind}, "
+            f"speculation.drafters: {folder} holds a head of kind {head.config.kind}, "
             f"not {config.kind}"
         )
     guesser = Guesser(sampler, parts.model.config.vocab_size, head.token_ids)
