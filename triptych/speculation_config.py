@@ -48,8 +48,20 @@ class HeadDrafterConfig(_Frozen):
     window: int = Field(256, ge=16, description="tokens before the first draft that it looks at")
 
 
+class DraftModelConfig(_Frozen):
+    """A smaller model with the target's vocabulary."""
+
+    kind: Literal["draft_model"] = "draft_model"
+    model: str = Field(description="a known name, a HF directory or a .gguf file")
+    dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = Field(
+        "auto", description="of its weights; auto: the target's"
+    )
+    width: int = Field(1, ge=1, le=8, description="nodes expanded per level; 1: chains")
+    min_prob: float = Field(0.1, gt=0, le=1, description="of a drafted path")
+
+
 DrafterConfig = Annotated[
-    NgramConfig | SuffixConfig | HeadDrafterConfig, Field(discriminator="kind")
+    NgramConfig | SuffixConfig | HeadDrafterConfig | DraftModelConfig, Field(discriminator="kind")
 ]
 
 

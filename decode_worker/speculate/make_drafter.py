@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from triptych.drafters.draft_model import DraftModelDrafter, DraftModelOptions
 from triptych.drafters.drafter import Drafter
 from triptych.drafters.guess import Guesser
 from triptych.drafters.heads.drafter import HeadDrafter, HeadOptions
@@ -10,15 +11,22 @@ from triptych.drafters.heads.head import DraftHead, HeadPlace
 from triptych.drafters.heads.place import head_dir
 from triptych.drafters.ngram import NgramDrafter
 from triptych.drafters.suffix import SuffixDrafter, SuffixOptions
+from triptych.engine.backend import choose_backend
+from triptych.engine.runner import make_runner
 from triptych.engine.sampler import Sampler
+from triptych.engine.storage import plain_storage
 from triptych.errors import ConfigError
+from triptych.hub import resolve_model
+from triptych.models.load import load_model
 from triptych.speculation_config import (
     DrafterConfig,
+    DraftModelConfig,
     HeadDrafterConfig,
     NgramConfig,
     SuffixConfig,
 )
-from triptych.worker.boot import EngineParts
+from triptych.tokenizer import Tokenizer
+from triptych.worker.boot import EngineParts, kv_layout
 
 
 def make_drafter(config: DrafterConfig, parts: EngineParts, sampler: Sampler) -> Drafter:
@@ -32,6 +40,8 @@ def make_drafter(config: DrafterConfig, parts: EngineParts, sampler: Sampler) ->
             )
         case HeadDrafterConfig():
             return _head_drafter(config, parts, sampler)
+        case DraftModelConfig():
+            return _draft_model(config, parts, sampler)
 
 
 def _head_drafter(config: HeadDrafterConfig, parts: EngineParts, sampler: Sampler) -> Drafter:
@@ -56,3 +66,26 @@ def _head_drafter(config: HeadDrafterConfig, parts: EngineParts, sampler: Sample
     options = HeadOptions(config.width, config.min_prob, config.window)
     generations, size = parts.pool.generations, parts.layout.block_tokens
     return HeadDrafter(config.kind, head, grower, options, generations, size)
+
+
+_PROBE = "The quick brown fox; \u00fcber 12345 \u4f60\u597d\n\tdef f(x): return x\n"
+
+
+def _draft_model(config: DraftModelConfig, parts: EngineParts, sampler: Sampler) -> Drafter:
+    path, target = resolve_model(config.model), parts.model.config
+    ours, theirs = Tokenizer.load(parts.model_path), Tokenizer.load(path)
+    dtype = parts.backend.weights if config.dtype == "auto" else config.dtype
+    backend = choose_backend(dtype, parts.backend.kv, parts.backend.group)
+    model = load_model(path, dtype=backend.weights, group=backend.group, packer=backend.packer)
+    same_size = model.config.vocab_size == target.vocab_size
+    if not same_size or ours.encode(_PROBE) != theirs.encode(_PROBE):
+        raise ConfigError(
+            f"speculation.drafters: {config.model} has another vocabulary than the target; a draft "
+            "model must share it"
+        )
+    size = parts.layout.block_tokens
+    storage = plain_storage(kv_layout(model.config, size, backend.kv), parts.pool.num_blocks)
+    guesser = Guesser(sampler, target.vocab_size)
+    options = DraftModelOptions(config.width, config.min_prob)
+    generations = parts.pool.generations
+    return DraftModelDrafter(make_runner(model, storage), guesser, options, generations, size)

@@ -19,6 +19,7 @@ from triptych.drafters.drafter import Ask, Hints, Verdict
 from triptych.drafters.heads.growers import Grower, Round
 from triptych.drafters.heads.head import DraftHead
 from triptych.drafters.heads.memory import Memory
+from triptych.drafters.known_blocks import KnownBlocks
 from triptych.drafters.tree_growth import GrowingTree, Growth
 from triptych.engine.draft import NO_DRAFT, Draft
 from triptych.engine.sequence import Sequence
@@ -49,8 +50,7 @@ class HeadDrafter:
         self._grower = grower
         self._options = options
         self._block_tokens = block_tokens
-        self._generations = generations
-        self._whole = np.zeros(len(generations), dtype=np.uint64)  # generation + 1 of whole blocks
+        self._known = KnownBlocks(generations)
         self._memories: dict[Sequence, Memory] = {}
 
     @property
@@ -104,17 +104,12 @@ class HeadDrafter:
 
     def _first_known(self, sequence: Sequence, block: int) -> int:
         """Walks back over blocks whose rows are there, from when their tokens were first seen."""
-        while block > 0:
-            before = sequence.blocks[block - 1]
-            if self._whole[before] != self._generations[before] + 1:
-                break
+        while block > 0 and self._known.knows(sequence.blocks[block - 1]):
             block -= 1
         return block
 
     def _remember(self, round_: Round) -> None:
         memory, size = self._memories[round_.sequence], self._block_tokens
-        for index in range(-(-round_.begin // size), round_.end // size):
-            block = round_.sequence.blocks[index]
-            self._whole[block] = self._generations[block] + 1
+        self._known.add(round_.sequence.blocks[round_.begin // size : round_.end // size])
         memory.synced = round_.end
         memory.blocks = round_.sequence.blocks[memory.origin // size : -(-round_.end // size)]

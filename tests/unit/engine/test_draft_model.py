@@ -1,0 +1,110 @@
+"""A draft model that is the target drafts exactly what the target will say."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from decode_worker.speculate.dice import Dice
+from decode_worker.speculate.fixed import Fixed
+from triptych.drafters.draft_model import DraftModelDrafter, DraftModelOptions
+from triptych.drafters.guess import Guesser
+from triptych.engine.runner import make_runner
+from triptych.engine.sampler import Sampler
+from triptych.engine.storage import plain_storage
+from triptych.kv.pool import BlockPool
+from triptych.models.model import Model
+from triptych.request import SamplingParams
+from triptych.testing.compute_modes import MODES
+from triptych.worker.boot import kv_layout
+
+BLOCK_TOKENS = 16
+
+
+@pytest.fixture(params=["torch", "bfloat16", "int8", "int8 KV"])
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def twin(model: Model, mode: str) -> Callable[..., Any]:
+    """The target again, as a draft model with KV of its own."""
+
+    def make(**options: Any) -> Callable[[BlockPool], dict[str, Any]]:
+        def drafters(pool: BlockPool) -> dict[str, Any]:
+            layout = kv_layout(model.config, BLOCK_TOKENS, MODES[mode][1])
+            drafter = DraftModelDrafter(
+                make_runner(model, plain_storage(layout, pool.num_blocks)),
+                Guesser(Sampler(model.config.eos_token_ids), model.config.vocab_size),
+                DraftModelOptions(min_prob=1e-9, **options),
+                pool.generations,
+                BLOCK_TOKENS,
+            )
+            return {drafter.name: drafter}
+
+        return drafters
+
+    return make
+
+
+def params_of(index: int) -> SamplingParams:
+    return SamplingParams(
+        seed=index,
+        max_tokens=30,
+        temperature=(0.0, 0.9)[index % 2],
+        top_p=0.9,
+        frequency_penalty=0.4 if index % 3 == 0 else 0.0,
+        ignore_eos=True,
+    )
+
+
+def answers(home: Any) -> list[list[int]]:
+    draw = random.Random(2)
+    for index, size in enumerate((1, 15, 16, 33, 130)):
+        home.submit([draw.randrange(3, 250) for _ in range(size)], params_of(index))
+    return home.run()  # type: ignore[no-any-return]
+
+
+def test_every_node_of_its_chains_is_right(
+    make_home: Callable[..., Any], twin: Callable[..., Any]
+) -> None:
+    plain = answers(make_home())
+    home = make_home(drafters_of=twin(), policy=Fixed("draft_model", 5))
+    assert answers(home) == plain
+    for sequence in home.sequences:
+        assert sequence.num_accepted == sequence.num_drafted > 15
+
+
+@pytest.mark.parametrize("settings", [{"chunk_tokens": 20}, {"blocks": 24}], ids=str)
+def test_trims_trees_and_preemption_change_no_token(
+    make_home: Callable[..., Any], twin: Callable[..., Any], settings: dict[str, Any]
+) -> None:
+    plain = answers(make_home())
+    home = make_home(drafters_of=twin(width=3), policy=Dice(9, seed=4), **settings)
+    assert answers(home) == plain
+    assert sum(sequence.num_accepted for sequence in home.sequences) > 20
+
+
+def test_it_reads_long_prompts_piece_by_piece(
+    make_home: Callable[..., Any], twin: Callable[..., Any]
+) -> None:
+    plain = answers(make_home())
+    home = make_home(drafters_of=twin(catch_up_rows=16), policy=Fixed("draft_model", 5))
+    assert answers(home) == plain
+    for sequence in home.sequences:
+        assert sequence.num_accepted == sequence.num_drafted > 15
+
+
+def test_a_prompt_from_the_prefix_cache_is_not_read_twice(
+    make_home: Callable[..., Any], twin: Callable[..., Any]
+) -> None:
+    home = make_home(drafters_of=twin(), policy=Fixed("draft_model", 5))
+    answers(home)
+    home.submit(home.sequences[4].tokens[:150], params_of(0))
+    home.run()
+    again = home.sequences[-1]
+    assert again.num_cached >= 128
+    assert again.num_accepted == again.num_drafted > 15
