@@ -152,9 +152,9 @@ class DecodeLoop:
             told = [self._sampler.tell(tokens[at], logits[at], spots[at]) for at in rows]
             new = self._commit(job, path, told)
             outputs += new
-            verdicts.append(
-                Verdict(job.sequence, job.draft, tuple(path), tuple(o.drawn.token_id for o in new))
-            )
+            found = tuple(output.drawn.token_id for output in new)
+            last = logits[rows[len(new) - 1]]
+            verdicts.append(Verdict(job.sequence, job.draft, tuple(path), found, last))
             row = end
         self._emit(outputs)
         return verdicts

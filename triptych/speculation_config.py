@@ -60,9 +60,17 @@ class DraftModelConfig(_Frozen):
     min_prob: float = Field(0.1, gt=0, le=1, description="of a drafted path")
 
 
-DrafterConfig = Annotated[
-    NgramConfig | SuffixConfig | HeadDrafterConfig | DraftModelConfig, Field(discriminator="kind")
-]
+_Single = NgramConfig | SuffixConfig | HeadDrafterConfig | DraftModelConfig
+
+
+class SwitchingConfig(_Frozen):
+    """Two drafters or more, chosen from by how sure the target is of its next token."""
+
+    kind: Literal["switching"] = "switching"
+    between: tuple[Annotated[_Single, Field(discriminator="kind")], ...] = Field(min_length=2)
+
+
+DrafterConfig = Annotated[_Single | SwitchingConfig, Field(discriminator="kind")]
 
 
 class SpeculationConfig(_Frozen):

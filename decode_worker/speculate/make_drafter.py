@@ -11,6 +11,7 @@ from triptych.drafters.heads.head import DraftHead, HeadPlace
 from triptych.drafters.heads.place import head_dir
 from triptych.drafters.ngram import NgramDrafter
 from triptych.drafters.suffix import SuffixDrafter, SuffixOptions
+from triptych.drafters.switching import SwitchingDrafter
 from triptych.engine.backend import choose_backend
 from triptych.engine.runner import make_runner
 from triptych.engine.sampler import Sampler
@@ -24,6 +25,7 @@ from triptych.speculation_config import (
     HeadDrafterConfig,
     NgramConfig,
     SuffixConfig,
+    SwitchingConfig,
 )
 from triptych.tokenizer import Tokenizer
 from triptych.worker.boot import EngineParts, kv_layout
@@ -42,6 +44,8 @@ def make_drafter(config: DrafterConfig, parts: EngineParts, sampler: Sampler) ->
             return _head_drafter(config, parts, sampler)
         case DraftModelConfig():
             return _draft_model(config, parts, sampler)
+        case SwitchingConfig():
+            return SwitchingDrafter([make_drafter(c, parts, sampler) for c in config.between])
 
 
 def _head_drafter(config: HeadDrafterConfig, parts: EngineParts, sampler: Sampler) -> Drafter:

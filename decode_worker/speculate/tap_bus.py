@@ -4,36 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Sequence as Seq
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from triptych.drafters.drafter import Drafter, Verdict
+from triptych.drafters.drafter import Drafter, TapDrafter, Verdict
 from triptych.engine.rows import RowJob
 from triptych.engine.sequence import Sequence
 from triptych.models.taps import LayerTap
-
-
-@runtime_checkable
-class TapDrafter(Drafter, Protocol):
-    """Learns what the target knew at every position whose token is final."""
-
-    @property
-    def taps(self) -> tuple[int, ...]:
-        """Layers of the target, ascending, behind which the residual stream is read."""
-
-    def feed(self, sequence: Sequence, start: int, taps: Tensor) -> None:
-        """taps float32 [m, taps · H] of rows from `start` on. In order, each row once, unless the
-        sequence is computed again.
-        """
 
 
 class TapBus:
     """Copies in the forward, hands out when it is known which rows stay. Idle without readers."""
 
     def __init__(self, drafters: Iterable[Drafter]) -> None:
-        self._readers = [drafter for drafter in drafters if isinstance(drafter, TapDrafter)]
+        self._readers = [
+            drafter for drafter in drafters if isinstance(drafter, TapDrafter) and drafter.taps
+        ]
         self._layers = sorted({layer for reader in self._readers for layer in reader.taps})
         self._kept: dict[int, Tensor] = {}
         self._jobs: Seq[RowJob] = ()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
 
 from triptych.engine.draft import Draft
 from triptych.engine.sequence import Sequence
@@ -32,6 +34,7 @@ class Verdict(NamedTuple):
     draft: Draft
     path: tuple[int, ...]  # the draft's nodes that were right, from the root down
     new_tokens: tuple[int, ...]  # theirs and one more; fewer if the sequence ended
+    logits: Tensor | None = None  # [V] that the last token was drawn from; gone in the next step
 
     @property
     def num_accepted(self) -> int:
@@ -59,3 +62,17 @@ class Drafter(Protocol):
 
     def end(self, sequence: Sequence) -> None:
         """Finished, cancelled or moved away: nothing of it is needed here any more."""
+
+
+@runtime_checkable
+class TapDrafter(Drafter, Protocol):
+    """Also learns what the target knew at every position whose token is final."""
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Layers of the target, ascending, behind which the residual stream is read."""
+
+    def feed(self, sequence: Sequence, start: int, taps: Tensor) -> None:
+        """taps float32 [m, taps · H] of rows from `start` on. In order, each row once, unless the
+        sequence is computed again.
+        """
