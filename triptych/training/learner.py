@@ -128,16 +128,16 @@ class HeadLearner:
         places = batch.counts.flatten().nonzero().squeeze(-1)
         wanted = self._draft_of[batch.labels].flatten()[places]
         weights = self._weights(batch, places, wanted)
-        target = Target(batch.final.flatten(0, 1)[places], self._rows, self._softcap)
+        target = Target(batch.final.flatten(0, 1)[places], self._rows, self._softcap, wanted)
         total = weights.sum()
-        loss, guesses = soft_target_loss(
+        loss, correct = soft_target_loss(
             self.module.lm_head.weight,
             torch.stack([out.flatten(0, 1)[places] for out in outputs]),
             weights / total,
             target,
         )
         right = torch.full((passes, batch.counts.numel()), False)
-        right[:, places] = (guesses == wanted) & (wanted >= 0)
+        right[:, places] = correct
         return loss, _score(right.view(passes, *batch.counts.shape), batch.counts, loss.item())
 
     def _weights(self, batch: Batch, places: Tensor, wanted: Tensor) -> Tensor:

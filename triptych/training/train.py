@@ -12,6 +12,7 @@ from typing import Protocol
 from triptych.drafters.heads.head_config import HeadConfig, HeadKind, default_taps
 from triptych.errors import ConfigError
 from triptych.tokenizer import Tokenizer
+from triptych.training.allocator import keep_freed_memory
 from triptych.training.batches import batches, collate, usable
 from triptych.training.checkpoint import drop_state, load_state, save_head, save_state
 from triptych.training.corpus import Corpus, Text
@@ -55,6 +56,7 @@ def train(plan: Plan, parts: EngineParts, watcher: Watcher) -> Score:
     """Leaves a head in `plan.out` and returns its score on texts that it never saw. Cut off at any
     moment and called again with the same plan, it goes on. Raises ConfigError or ModelError.
     """
+    keep_freed_memory()
     plan.out.mkdir(parents=True, exist_ok=True)
     corpus = _write(plan, parts, watcher)
     texts = [text for text in (usable(t, plan.max_tokens) for t in corpus.texts()) if text]
