@@ -6,7 +6,6 @@ from triptych.drafters.draft_model import DraftModelDrafter, DraftModelOptions
 from triptych.drafters.drafter import Drafter
 from triptych.drafters.guess import Guesser
 from triptych.drafters.heads.drafter import HeadDrafter, HeadOptions
-from triptych.drafters.heads.growers import AllAtOnce, LevelByLevel
 from triptych.drafters.heads.head import DraftHead, HeadPlace
 from triptych.drafters.heads.place import head_dir
 from triptych.drafters.ngram import NgramDrafter
@@ -59,17 +58,16 @@ def _head_drafter(config: HeadDrafterConfig, parts: EngineParts, sampler: Sample
         kv_dtype=parts.backend.kv,
     )
     folder = config.path or head_dir(parts.fingerprint, config.kind)
-    head = DraftHead(folder, place)
+    head = DraftHead.load(folder, place)
     if head.config.kind != config.kind:
         raise ConfigError(
             f"speculation.drafters: {folder} holds a head of kind {head.config.kind}, "
             f"not {config.kind}"
         )
     guesser = Guesser(sampler, parts.model.config.vocab_size, head.token_ids)
-    grower = LevelByLevel(head, guesser) if config.kind == "eagle3" else AllAtOnce(head, guesser)
     options = HeadOptions(config.width, config.min_prob, config.window)
     generations, size = parts.pool.generations, parts.layout.block_tokens
-    return HeadDrafter(config.kind, head, grower, options, generations, size)
+    return HeadDrafter(head, guesser, options, generations, size)
 
 
 _PROBE = "The quick brown fox; \u00fcber 12345 \u4f60\u597d\n\tdef f(x): return x\n"

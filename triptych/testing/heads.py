@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 
 from triptych.drafters.guess import Guesser
 from triptych.drafters.heads.drafter import HeadDrafter, HeadOptions
-from triptych.drafters.heads.growers import AllAtOnce, LevelByLevel
 from triptych.drafters.heads.head import DraftHead, HeadPlace
 from triptych.drafters.heads.head_config import HeadConfig, HeadKind, default_taps
 from triptych.engine.backend import choose_backend
@@ -67,9 +66,7 @@ def head_drafter(
         weights=weights,
         kv_dtype=weights,
     )
-    head = DraftHead(folder, place)
+    head = DraftHead.load(folder, place)
     guesser = Guesser(Sampler(()), model.config.vocab_size, head.token_ids)
-    grower = LevelByLevel(head, guesser) if head.marks is None else AllAtOnce(head, guesser)
-    return HeadDrafter(
-        head.config.kind, head, grower, options or HeadOptions(), pool.generations, block_tokens
-    )
+    options = options or HeadOptions()
+    return HeadDrafter(head, guesser, options, pool.generations, block_tokens)

@@ -71,7 +71,7 @@ def _rows_of(text: Text, teacher: Teacher, states: States) -> Batch:
     tokens = torch.tensor(text.tokens)
     places = torch.arange(2, len(tokens))
     return Batch(
-        teacher.embedded(tokens[1:-1]),
+        teacher.vocabulary.embedded(tokens[1:-1]),
         states.taps[:-2],
         states.final[1:-1],
         tokens[2:],

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from triptych.errors import ModelError
 from triptych.training.learner import HeadLearner
@@ -18,15 +19,25 @@ _STATE = "training.pt"
 def save_head(learner: HeadLearner, folder: Path) -> None:
     """What `DraftHead` loads: model.safetensors (bfloat16) and head.json. Whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / "model.safetensors.part"
+    save_file(head_tensors(learner), scratch)
+    learner.module.config.save(folder)
+    os.replace(scratch, folder / "model.safetensors")
+
+
+def head_tensors(learner: HeadLearner) -> dict[str, Tensor]:
+    """The head as it is now, in checkpoint names; copies."""
     tensors = {
-        name: value.detach().bfloat16().contiguous()
+        name: value.detach().to(torch.bfloat16, copy=True).contiguous()
         for name, value in learner.module.state_dict().items()
     }
     tensors["draft_ids"] = learner.draft_ids.float()  # exact: ids are far below 2^24
-    scratch = folder / "model.safetensors.part"
-    save_file(tensors, scratch)
-    learner.module.config.save(folder)
-    os.replace(scratch, folder / "model.safetensors")
+    return tensors
+
+
+def load_head_tensors(folder: Path) -> dict[str, Tensor]:
+    """What `save_head` wrote."""
+    return load_file(folder / "model.safetensors")
 
 
 def save_state(learner: HeadLearner, folder: Path, more: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from triptych.models.config import ModelConfig
 from triptych.training.batches import Batch
 from triptych.training.head_module import HeadModule
 from triptych.training.soft_targets import Target, soft_target_loss
-from triptych.training.teacher import Teacher
+from triptych.training.teacher import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +69,14 @@ class HeadLearner:
         config: HeadConfig,
         target: ModelConfig,
         draft_ids: Tensor,
-        teacher: Teacher,
+        vocabulary: Vocabulary,
         settings: Settings,
     ) -> None:
         """A new head: its own output matrix starts as the target's rows of `draft_ids` [Vd]."""
         self.settings = settings
         self.draft_ids = draft_ids
         self.module = HeadModule(config, target)
-        rows = teacher.head_rows(draft_ids)
+        rows = vocabulary.head_rows(draft_ids)
         self._rows = rows.bfloat16()
         self._softcap = target.final_softcap
         with torch.no_grad():

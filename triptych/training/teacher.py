@@ -13,6 +13,7 @@ from triptych.engine.runner import Runner
 from triptych.engine.sequence import Sequence as TokenSequence
 from triptych.errors import ConfigError
 from triptych.kv.pool import BlockPool
+from triptych.models.model import Model
 from triptych.models.taps import LayerTap
 
 _ROWS = 1024  # of one forward
@@ -25,6 +26,22 @@ class States(NamedTuple):
     final: Tensor  # bfloat16 [T, H], behind the final norm: what the target's own head reads
 
 
+class Vocabulary:
+    """The target's matrices of tokens, however packed."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def embedded(self, token_ids: Tensor) -> Tensor:
+        """token_ids [M] int64 → float32 [M, H]."""
+        return self._model.embedding.row(token_ids)
+
+    def head_rows(self, token_ids: Tensor) -> Tensor:
+        """Rows [M, H] float32 of the matrix that the target's logits come from."""
+        head = self._model.head
+        return head(torch.eye(head.in_features))[:, token_ids].t().contiguous()
+
+
 class Teacher:
     """Runs the target over whole texts, on the engine's kernels."""
 
@@ -35,15 +52,7 @@ class Teacher:
         self._pool = pool
         self._block_tokens = block_tokens
         self._taps = tuple(taps)
-
-    def embedded(self, token_ids: Tensor) -> Tensor:
-        """The target's embedding of token_ids [M] → float32 [M, H]."""
-        return self._runner.model.embedding.row(token_ids)
-
-    def head_rows(self, token_ids: Tensor) -> Tensor:
-        """Rows [M, H] float32 of the matrix that the target's logits come from, however packed."""
-        head = self._runner.model.head
-        return head(torch.eye(head.in_features))[:, token_ids].t().contiguous()
+        self.vocabulary = Vocabulary(runner.model)
 
     def states(self, texts: Sequence[Sequence[int]]) -> list[States]:
         """Of each text. Raises ConfigError when the KV pool cannot hold one."""

@@ -20,7 +20,7 @@ from triptych.training.draft_vocab import choose_draft_vocab, coverage
 from triptych.training.generate import Recipe, write_corpus
 from triptych.training.learner import HeadLearner, Score, Settings
 from triptych.training.offline import OfflineEngine
-from triptych.training.teacher import Teacher
+from triptych.training.teacher import Teacher, Vocabulary
 from triptych.worker.boot import EngineParts
 
 _HELD_OUT = 0.02  # of the texts, and 32 at least
@@ -109,7 +109,7 @@ def _learner(plan: Plan, parts: EngineParts, texts: Sequence[Text]) -> HeadLearn
     rows = sum(len(text.tokens) for text in texts)
     total = max(1, plan.epochs * rows // plan.batch_rows)
     settings = replace(plan.settings, total_steps=total)
-    learner = HeadLearner(config, target, ids, _teacher(parts, config), settings)
+    learner = HeadLearner(config, target, ids, Vocabulary(parts.model), settings)
     if state is not None:
         learner.restore(state["learner"])
     return learner

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triptych.drafters.drafter import Ask, Hints, Verdict
-from triptych.drafters.heads.growers import Grower, Round
+from triptych.drafters.guess import Guesser
+from triptych.drafters.heads.growers import Round, make_grower
 from triptych.drafters.heads.head import DraftHead
 from triptych.drafters.heads.memory import Memory
 from triptych.drafters.known_blocks import KnownBlocks
@@ -37,25 +38,29 @@ class HeadDrafter:
 
     def __init__(
         self,
-        name: str,
         head: DraftHead,
-        grower: Grower,
+        guesser: Guesser,
         options: HeadOptions,
         generations: NDArray[np.uint64],
         block_tokens: int,
     ) -> None:
         """generations: of the pool's blocks; tells rows that somebody computed from stale ones."""
-        self.name = name
-        self._head = head
-        self._grower = grower
+        self.name = head.config.kind
+        self._guesser = guesser
+        self.load(head)
         self._options = options
         self._block_tokens = block_tokens
         self._known = KnownBlocks(generations)
         self._memories: dict[Sequence, Memory] = {}
 
+    def load(self, head: DraftHead) -> None:
+        """Drafts with this one from now on: a version of the head so far."""
+        self.head = head
+        self._grower = make_grower(head, self._guesser)
+
     @property
     def taps(self) -> tuple[int, ...]:
-        return self._head.config.taps
+        return self.head.config.taps
 
     def begin(self, sequence: Sequence, hints: Hints) -> None:
         self._memories[sequence] = Memory(self._block_tokens, self._options.window)

@@ -158,3 +158,7 @@ class AllAtOnce:
         children = iter(self._guesser.children(logits.repeat_interleave(counts, 0), spots, width))
         for round_ in rounds:
             round_.tree.expand([next(children) for _ in round_.tree.frontier])
+
+
+def make_grower(head: DraftHead, guesser: Guesser) -> Grower:
+    return LevelByLevel(head, guesser) if head.marks is None else AllAtOnce(head, guesser)

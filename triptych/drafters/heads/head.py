@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +12,15 @@ from torch import Tensor
 from triptych.drafters.heads.head_config import HeadConfig, layer_config
 from triptych.engine.rows import RowJob
 from triptych.engine.runner import Runner, make_runner
-from triptych.engine.storage import plain_storage
+from triptych.engine.storage import KvStorage, plain_storage
 from triptych.errors import ModelError
 from triptych.kv.layout import KvLayout
 from triptych.models.build import build_body
 from triptych.models.model import Model
 from triptych.models.safetensors_source import SafetensorsSource
-from triptych.models.sources import CheckedSource
+from triptych.models.sources import CheckedSource, WeightSource
 from triptych.models.storage import WeightDtype
+from triptych.models.tensor_source import TensorSource
 from triptych.models.weights import WeightReader
 from triptych_kernels import rms_norm
 from triptych_kernels.packer import LinearLike, Packer
@@ -41,12 +42,22 @@ class HeadPlace:
 class DraftHead:
     """Its KV lies in memory of its own, under the ids of the target's blocks."""
 
-    def __init__(self, folder: Path, place: HeadPlace) -> None:
-        """Raises ModelError when the head is not there, damaged, or of another target."""
-        self.config = config = HeadConfig.load(folder)
-        _check(config, place, folder)
+    def __init__(
+        self,
+        config: HeadConfig,
+        source: WeightSource,
+        place: HeadPlace,
+        storage: KvStorage | None = None,
+    ) -> None:
+        """`storage`: of an older version of the head, which this one replaces. Raises ModelError
+        when the weights are incomplete or the head is of another target.
+        """
+        self.config = config
+        _check(config, place, source.origin)
+        self.place = place
+        self.storage = storage or _storage(config, place)
         self._target = place.target
-        reader = _reader(folder, place)
+        reader = WeightReader(CheckedSource(source), place.weights, 32, place.packer)
         size = config.hidden_size
         self._eps = place.target.config.rms_norm_eps
         self._tap_norms = [
@@ -60,7 +71,20 @@ class DraftHead:
             reader.tensor("marks", config.block - 1, size) if config.kind == "parallel" else None
         )
         self.token_ids = reader.tensor("draft_ids", config.draft_vocab_size).long()
-        self.runner = _runner(config, place, reader)
+        self.runner = _runner(config, place, reader, self.storage)
+
+    @classmethod
+    def load(cls, folder: Path, place: HeadPlace) -> DraftHead:
+        """Raises ModelError when the head is not there, damaged, or of another target."""
+        return cls(HeadConfig.load(folder), SafetensorsSource(folder), place)
+
+    def successor(self, version: int, tensors: Mapping[str, Tensor]) -> DraftHead:
+        """The head with other weights, in checkpoint names. It goes on with the KV of this one:
+        what older weights left there fades as the texts grow.
+        """
+        config = self.config.model_copy(update={"version": version})
+        source = TensorSource(tensors, f"version {version} of the head")
+        return DraftHead(config, source, self.place, self.storage)
 
     def known(self, taps: Tensor) -> Tensor:
         """taps [M, taps · H], the target's states → what stands for them [M, H]."""
@@ -89,34 +113,25 @@ class DraftHead:
         return rms_norm(rows, weight, self._eps)
 
 
-def _check(config: HeadConfig, place: HeadPlace, folder: Path) -> None:
+def _check(config: HeadConfig, place: HeadPlace, origin: str) -> None:
     target = place.target.config
     if config.target != place.fingerprint:
         raise ModelError(
-            f"{folder}: this head was trained on other weights (target {config.target}, here "
+            f"{origin}: this head was trained on other weights (target {config.target}, here "
             f"{place.fingerprint}); train one with `triptych draft train` or remove it from "
             "speculation.drafters"
         )
     shapes = (config.hidden_size, config.target_vocab_size)
     if shapes != (target.hidden_size, target.vocab_size) or max(config.taps) >= target.num_layers:
-        raise ModelError(f"{folder}: head.json does not fit the target's shapes")
-
-
-def _reader(folder: Path, place: HeadPlace) -> WeightReader:
-    source = CheckedSource(SafetensorsSource(folder), None)
-    return WeightReader(source, place.weights, 32, place.packer)
+        raise ModelError(f"{origin}: head.json does not fit the target's shapes")
 
 
 def _linear(reader: WeightReader, name: str, inputs: int, outputs: int) -> LinearLike:
     return reader.linear([name], inputs, [outputs], bias=False)
 
 
-def _runner(config: HeadConfig, place: HeadPlace, reader: WeightReader) -> Runner:
+def _storage(config: HeadConfig, place: HeadPlace) -> KvStorage:
     shape = layer_config(place.target.config, config)
-    head = reader.linear(
-        ["lm_head"], config.hidden_size, [config.draft_vocab_size], bias=False, head=True
-    )
-    model = build_body(shape, reader, None, place.target.embedding, head)
     layout = KvLayout(
         num_layers=config.num_layers,
         num_kv_heads=shape.num_kv_heads,
@@ -124,4 +139,15 @@ def _runner(config: HeadConfig, place: HeadPlace, reader: WeightReader) -> Runne
         block_tokens=place.block_tokens,
         dtype=place.kv_dtype,
     )
-    return make_runner(model, plain_storage(layout, place.num_blocks))
+    return plain_storage(layout, place.num_blocks)
+
+
+def _runner(
+    config: HeadConfig, place: HeadPlace, reader: WeightReader, storage: KvStorage
+) -> Runner:
+    shape = layer_config(place.target.config, config)
+    head = reader.linear(
+        ["lm_head"], config.hidden_size, [config.draft_vocab_size], bias=False, head=True
+    )
+    model = build_body(shape, reader, None, place.target.embedding, head)
+    return make_runner(model, storage)
