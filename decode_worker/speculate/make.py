@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decode_worker.speculate.dice import Dice
 from decode_worker.speculate.fixed import Fixed
+from decode_worker.speculate.length_aware import LengthAware
 from decode_worker.speculate.policy import BudgetPolicy
 from decode_worker.speculate.speculator import Speculator
 from decode_worker.speculate.table import Table
@@ -40,6 +41,8 @@ def _policy(config: SpeculationConfig) -> BudgetPolicy | None:
             return Dice(config.max_nodes)
         case "auto":
             return Utility()
+        case "length_aware":
+            return LengthAware(Utility())
 
 
 def _drafter(config: DrafterConfig) -> Drafter:
