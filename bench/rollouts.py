@@ -66,7 +66,9 @@ def jobs_of(
     max_tokens: int,
     salt: str = "",
 ) -> list[Job]:
-    """All samples of a problem follow each other, as trainers submit them."""
+    """A sample of every problem, then the next: while places last for a few samples of each, later
+    ones find the text of earlier ones.
+    """
     return [
         Job(
             prompt,
@@ -78,8 +80,8 @@ def jobs_of(
             problem_id=f"problem-{problem}",
             cache_salt=salt,
         )
-        for problem, prompt in enumerate(prompts)
         for sample in range(samples)
+        for problem, prompt in enumerate(prompts)
     ]
 
 

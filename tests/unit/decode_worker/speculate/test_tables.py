@@ -11,7 +11,6 @@ from decode_worker.speculate.best_nodes import best_count, keep_best
 from decode_worker.speculate.costs import StepCosts
 from decode_worker.speculate.das import Tail, accepted, best_steps, nodes_per_step, proposals_for
 from decode_worker.speculate.draft_costs import DraftCosts
-from decode_worker.speculate.fixed import Fixed
 from decode_worker.speculate.guard import FIRST_BREAK, Guard
 from decode_worker.speculate.policy import Budget, Candidate, StepLoad
 from decode_worker.speculate.table import Table
