@@ -46,8 +46,9 @@ class SpeculationConfig(_Frozen):
     mode: Annotated[Literal["auto", "off", "fixed", "table", "length_aware", "dice"], yaml_off] = (
         Field(
             "auto",
-            description="auto: by measured utility; length_aware: the same, but most for the answers "
-            "that will end last; fixed and table: always the first drafter; dice: anything, for tests",
+            description="auto: by measured utility; length_aware: the same, but only for answers "
+            "that will end last; fixed and table: always the first drafter; dice: anything, for "
+            "tests",
         )
     )
     drafters: tuple[DrafterConfig, ...] = (SuffixConfig(),)
