@@ -23,6 +23,7 @@ class Job:
     prompt: list[int]
     params: SamplingParams
     problem_id: str = ""
+    cache_salt: str = ""  # jobs with another one share no blocks of KV
 
 
 @dataclass(slots=True)
@@ -78,11 +79,21 @@ class Lane:
         self._outputs.clear()
         return outcome
 
+    def finish(self, jobs: Seq[Job]) -> tuple[float, list[Sequence]]:
+        """All jobs at once: seconds until the last one has ended, prompts included."""
+        began = time.perf_counter()
+        sequences = [self._submit(number, job) for number, job in enumerate(jobs)]
+        while self._loop.step():
+            pass
+        seconds = time.perf_counter() - began
+        self._outputs.clear()
+        return seconds, sequences
+
     def _submit(self, number: int, job: Job) -> Sequence:
         sequence = Sequence(
             f"bench-{number}",
             list(job.prompt),
-            self._parts.root(""),
+            self._parts.root(job.cache_salt),
             self._parts.layout.block_tokens,
             job.params,
             speculation=Speculation(problem_id=job.problem_id),

@@ -76,10 +76,13 @@ DrafterConfig = Annotated[_Single | SwitchingConfig, Field(discriminator="kind")
 class SpeculationConfig(_Frozen):
     """Who drafts on decode workers, and how much. No token depends on any of it."""
 
-    mode: Annotated[Literal["auto", "off", "fixed", "table", "dice"], yaml_off] = Field(
-        "auto",
-        description="auto: by measured utility; fixed and table: always the first drafter; dice: "
-        "anything, for tests",
+    mode: Annotated[Literal["auto", "off", "fixed", "table", "length_aware", "dice"], yaml_off] = (
+        Field(
+            "auto",
+            description="auto: by measured utility; length_aware: the same, but only for answers "
+            "that will end last; fixed and table: always the first drafter; dice: anything, for "
+            "tests",
+        )
     )
     drafters: tuple[DrafterConfig, ...] = (SuffixConfig(),)
     max_nodes: int = Field(16, ge=1, le=256, description="of one draft; all of them when fixed")

@@ -8,7 +8,7 @@ are accepted. The batch takes as many steps as its slowest sequence.
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from math import exp, inf, log
+from math import ceil, exp, inf, log
 from typing import NamedTuple
 
 HALVINGS = 40
@@ -58,8 +58,8 @@ def best_steps(tails: Seq[Tail], base: float, per_node: float) -> float:
 
 
 def nodes_per_step(tails: Seq[Tail], base: float, per_node: float) -> list[int]:
-    """K of every sequence; 0 for those that end in time anyway."""
+    """K of every sequence, rounded up; 0 for those that end in time anyway."""
     if not tails:
         return []
     steps = best_steps(tails, base, per_node)
-    return [round(min(proposals_for(tail, steps) / steps, 1e6)) for tail in tails]
+    return [ceil(min(proposals_for(tail, steps) / steps, 1e6)) for tail in tails]

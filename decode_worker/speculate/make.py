@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decode_worker.speculate.dice import Dice
 from decode_worker.speculate.fixed import Fixed
+from decode_worker.speculate.length_aware import LengthAware
 from decode_worker.speculate.make_drafter import make_drafter
 from decode_worker.speculate.policy import BudgetPolicy
 from decode_worker.speculate.speculator import Speculator
@@ -40,3 +41,5 @@ def _policy(config: SpeculationConfig) -> BudgetPolicy | None:
             return Dice(config.max_nodes)
         case "auto":
             return Utility()
+        case "length_aware":
+            return LengthAware(Utility())

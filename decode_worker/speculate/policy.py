@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
-from triptych.drafters.drafter import Verdict
+from triptych.drafters.drafter import Hints, Verdict
 from triptych.engine.draft import Draft
 from triptych.engine.sequence import Sequence
 
@@ -57,3 +57,12 @@ class BudgetPolicy(Protocol):
 
     def forget(self, sequence: Sequence) -> None:
         """It ended."""
+
+
+@runtime_checkable
+class Introduced(Protocol):
+    """What a policy also is that must know sequences before they draw: who waits, and whose samples
+    they are. What begins here is forgotten later, drawn or not.
+    """
+
+    def begin(self, sequence: Sequence, hints: Hints) -> None: ...

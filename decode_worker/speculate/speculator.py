@@ -8,7 +8,13 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from decode_worker.speculate.policy import BudgetPolicy, Candidate, StepLoad, StepReport
+from decode_worker.speculate.policy import (
+    BudgetPolicy,
+    Candidate,
+    Introduced,
+    StepLoad,
+    StepReport,
+)
 from decode_worker.speculate.tap_bus import TapBus
 from triptych.drafters.drafter import Ask, Drafter, Hints, Verdict
 from triptych.engine.draft import NO_DRAFT, Draft
@@ -61,6 +67,8 @@ class Speculator:
             return
         self._known.add(sequence)
         hints = Hints(wanted.tenant, wanted.problem_id)
+        if isinstance(self._policy, Introduced):
+            self._policy.begin(sequence, hints)
         for drafter in self._drafters.values():
             drafter.begin(sequence, hints)
 

@@ -11,15 +11,12 @@ from decode_worker.speculate.best_nodes import best_count, keep_best
 from decode_worker.speculate.costs import StepCosts
 from decode_worker.speculate.das import Tail, accepted, best_steps, nodes_per_step, proposals_for
 from decode_worker.speculate.draft_costs import DraftCosts
-from decode_worker.speculate.fixed import Fixed
 from decode_worker.speculate.guard import FIRST_BREAK, Guard
-from decode_worker.speculate.length_aware import LengthAware
 from decode_worker.speculate.policy import Budget, Candidate, StepLoad
 from decode_worker.speculate.table import Table
 from decode_worker.speculate.yields import Skill, Yield, labels_of
 from triptych.engine.draft import Draft
 from triptych.engine.sequence import Sequence
-from triptych.request import FinishReason
 
 
 def sequences(count: int) -> list[Sequence]:
@@ -136,17 +133,6 @@ def test_the_number_of_steps_is_the_cheapest() -> None:
     best = best_steps(tails, 0.013, 0.0004)
     assert all(seconds(best) <= seconds(best * by) + 1e-9 for by in (0.9, 0.99, 1.01, 1.1))
     assert nodes_per_step(tails, 0.013, 0.0004)[0] == 0 < nodes_per_step(tails, 0.013, 0.0004)[3]
-
-
-def test_only_long_answers_get_drafts() -> None:
-    policy = LengthAware(Fixed("ngram", 8), lambda sequence: sequence.request_id)
-    for sequence, length in zip(sequences(3), (10, 100, 1000), strict=True):
-        for _ in range(4):
-            sequence.tokens = [1] * (1 + length)
-            sequence.finish_reason = FinishReason.STOP
-            policy.forget(sequence)
-    short, medium, long = policy.plan(load_of(sequences(3)))
-    assert short.max_nodes == 0 and long.max_nodes > medium.max_nodes
 
 
 def test_a_table_drafts_by_batch_size() -> None:
