@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decode_worker.speculate.acceptance import AcceptanceRule, Equality, InLaw
 from decode_worker.speculate.dice import Dice
 from decode_worker.speculate.fixed import Fixed
 from decode_worker.speculate.policy import BudgetPolicy
@@ -13,6 +14,7 @@ from triptych.drafters.ngram import NgramDrafter
 from triptych.drafters.suffix import SuffixDrafter, SuffixOptions
 from triptych.speculation_config import DrafterConfig, NgramConfig, SpeculationConfig
 from triptych.worker.boot import EngineParts
+from triptych_kernels.verification import block, rejection
 
 
 def make_speculator(config: SpeculationConfig, parts: EngineParts) -> Speculator:
@@ -25,7 +27,15 @@ def make_speculator(config: SpeculationConfig, parts: EngineParts) -> Speculator
         max_model_len=parts.max_model_len,
         vocab_size=parts.model.config.vocab_size,
         max_nodes=config.max_nodes,
+        rule=_rule(config),
     )
+
+
+def _rule(config: SpeculationConfig) -> AcceptanceRule:
+    """Where nobody drafts, equality is plain decoding at its plain price."""
+    if config.mode == "off" or config.rule == "equality":
+        return Equality()
+    return InLaw(rejection if config.rule == "rejection" else block)
 
 
 def _policy(config: SpeculationConfig) -> BudgetPolicy | None:
