@@ -27,11 +27,11 @@ def make_speculator(config: SpeculationConfig, parts: EngineParts) -> Speculator
         max_model_len=parts.max_model_len,
         vocab_size=parts.model.config.vocab_size,
         max_nodes=config.max_nodes,
-        rule=_rule(config),
+        rule=make_rule(config),
     )
 
 
-def _rule(config: SpeculationConfig) -> AcceptanceRule:
+def make_rule(config: SpeculationConfig) -> AcceptanceRule:
     """Where nobody drafts, equality is plain decoding at its plain price."""
     if config.mode == "off" or config.rule == "equality":
         return Equality()
