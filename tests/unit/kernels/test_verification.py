@@ -369,7 +369,8 @@ def test_what_the_target_never_says_is_never_right(verify: Verify) -> None:
 def test_where_both_models_agree_everything_is_right(verify: Verify) -> None:
     law = torch.tensor([0.25, 0.75])
     made = Round(CHAIN, torch.tensor([[1, 0]]), law.expand(1, 3, 2), law.expand(1, 2, 2))
-    assert int(verify(made, torch.full((1, 2), 1.0 - 2.0**-53)).node) == 1
+    coins = torch.full((1, 2), 1.0 - 2.0**-53, dtype=torch.float64)
+    assert int(verify(made, coins).node) == 1
 
 
 def test_a_coin_picks_no_token_without_mass() -> None:
