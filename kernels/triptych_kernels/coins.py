@@ -18,7 +18,12 @@ _NO_POSITION = 1 << 63  # from here on: no token is that far behind
 
 
 class Purpose(IntEnum):
-    """What a stream is for. The seed itself belongs to plain draws and to who drafts as they do."""
+    """What a stream is for. The seed itself belongs to plain draws and to who drafts as they do.
+
+    Coins of drafts and nodes are those of the round's first position, one per node, not those of
+    the nodes' positions: a rule may look at nodes that it does not take, and what it has seen is no
+    chance for the next round.
+    """
 
     DRAFT = 1  # draws of drafters that state their laws
     ACCEPT = 2  # whether a node is right
