@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from decode_worker.speculate.speculator import Speculator
-from decode_worker.speculate.verify import moves_of, right_path, spots_of
+from decode_worker.speculate.verify import moves_of
 from triptych.drafters.drafter import Verdict
 from triptych.engine.finish import check_finish
 from triptych.engine.rows import RowJob
@@ -140,22 +140,19 @@ class DecodeLoop:
 
     def _draw(self, jobs: list[RowJob], hidden: Tensor) -> list[Verdict]:
         """Tokens for all jobs, from the hidden states of their wanted rows."""
-        spots = [spot for job in jobs for spot in spots_of(job.sequence, job.draft)]
         logits = self._runner.logits(hidden)
-        tokens = self._sampler.draw(logits, spots)
+        judged = self._speculator.rule.judge(jobs, logits, self._sampler)
         outputs: list[StepOutput] = []
-        verdicts, row = [], 0
-        for job in jobs:
-            end = row + job.num_wanted
-            path = right_path(job.draft, tokens[row:end])
-            rows = [row, *(row + 1 + node for node in path)]
-            told = [self._sampler.tell(tokens[at], logits[at], spots[at]) for at in rows]
+        verdicts, row = list[Verdict](), 0
+        for job, (path, told) in zip(jobs, judged, strict=True):
             new = self._commit(job, path, told)
             outputs += new
             found = tuple(output.drawn.token_id for output in new)
-            last = logits[rows[len(new) - 1]]
-            verdicts.append(Verdict(job.sequence, job.draft, tuple(path), found, last))
-            row = end
+            drawn_from = row if len(new) == 1 else row + 1 + path[len(new) - 2]
+            verdicts.append(
+                Verdict(job.sequence, job.draft, tuple(path), found, logits[drawn_from])
+            )
+            row += job.num_wanted
         self._emit(outputs)
         return verdicts
 

@@ -74,7 +74,10 @@ DrafterConfig = Annotated[_Single | SwitchingConfig, Field(discriminator="kind")
 
 
 class SpeculationConfig(_Frozen):
-    """Who drafts on decode workers, and how much. No token depends on any of it."""
+    """Who drafts on decode workers, how much, and when a draft is right.
+
+    No token depends on any of it while `rule` is `equality`.
+    """
 
     mode: Annotated[Literal["auto", "off", "fixed", "table", "length_aware", "dice"], yaml_off] = (
         Field(
@@ -86,6 +89,11 @@ class SpeculationConfig(_Frozen):
     )
     drafters: tuple[DrafterConfig, ...] = (SuffixConfig(),)
     max_nodes: int = Field(16, ge=1, le=256, description="of one draft; all of them when fixed")
+    rule: Literal["equality", "rejection", "block"] = Field(
+        "equality",
+        description="equality: right is what plain decoding draws; rejection and block: more may "
+        "be right, and answers keep the law of plain decoding but not its tokens",
+    )
     nodes_from: dict[int, int] = Field(
         {1: 8, 4: 4, 16: 0}, description="table: nodes of a draft from so many sequences on"
     )

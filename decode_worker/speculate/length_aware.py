@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Hashable
 from collections.abc import Sequence as Seq
 
-from decode_worker.speculate.acceptance import Acceptance
 from decode_worker.speculate.costs import StepCosts
 from decode_worker.speculate.das import Tail, nodes_per_step
+from decode_worker.speculate.das_acceptance import Acceptance
 from decode_worker.speculate.lengths import Lengths
 from decode_worker.speculate.policy import Budget, BudgetPolicy, StepLoad, StepReport
 from triptych.drafters.drafter import Hints

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decode_worker.speculate.acceptance import AcceptanceRule, Equality, InLaw
 from decode_worker.speculate.dice import Dice
 from decode_worker.speculate.fixed import Fixed
 from decode_worker.speculate.length_aware import LengthAware
@@ -13,6 +14,7 @@ from decode_worker.speculate.utility import Utility
 from triptych.engine.sampler import Sampler
 from triptych.speculation_config import SpeculationConfig
 from triptych.worker.boot import EngineParts
+from triptych_kernels.verification import block, rejection
 
 
 def make_speculator(config: SpeculationConfig, parts: EngineParts, sampler: Sampler) -> Speculator:
@@ -26,7 +28,15 @@ def make_speculator(config: SpeculationConfig, parts: EngineParts, sampler: Samp
         max_model_len=parts.max_model_len,
         vocab_size=parts.model.config.vocab_size,
         max_nodes=config.max_nodes,
+        rule=make_rule(config),
     )
+
+
+def make_rule(config: SpeculationConfig) -> AcceptanceRule:
+    """Where nobody drafts, equality is plain decoding at its plain price."""
+    if config.mode == "off" or config.rule == "equality":
+        return Equality()
+    return InLaw(rejection if config.rule == "rejection" else block)
 
 
 def _policy(config: SpeculationConfig) -> BudgetPolicy | None:

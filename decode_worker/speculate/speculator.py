@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from decode_worker.speculate.acceptance import AcceptanceRule, Equality
 from decode_worker.speculate.policy import (
     BudgetPolicy,
     Candidate,
@@ -41,8 +42,10 @@ class Speculator:
         max_model_len: int,
         vocab_size: int,
         max_nodes: int = 16,
+        rule: AcceptanceRule | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self.rule = rule or Equality()
         self._scheduler = scheduler
         self._drafters = dict(drafters or {})
         self._bus = TapBus(self._drafters.values())
@@ -91,7 +94,7 @@ class Speculator:
         if not places:
             return jobs
         self._load = self._load_of(jobs, places)
-        drafts = self._policy.trim(self._load, self._propose(self._load, jobs))
+        drafts = self._trim(self._load, self._propose(self._load, jobs))
         jobs = list(jobs)
         for place, draft in zip(places, drafts, strict=True):
             jobs[place] = replace(jobs[place], draft=draft)
@@ -162,8 +165,26 @@ class Speculator:
             made = self._ask(name, [ask for _, ask in asks])
             for (place, ask), draft in zip(asks, made, strict=True):
                 sound = [0 <= token < self._vocab_size for token in draft.tokens]
-                drafts[place] = replace(draft.kept(sound).first(ask.max_nodes), drafter=name)
+                if not all(sound):
+                    draft = draft.kept(sound)
+                drafts[place] = replace(draft.first(ask.max_nodes), drafter=name)
         return drafts
+
+    def _trim(self, load: StepLoad, drafts: list[Draft]) -> list[Draft]:
+        """By the policy, but for drafts whose laws the rule reads: it must not see what was drawn.
+
+        Its plan said how long they are. To drop the laws of those that it cut would not do: of the
+        rest the law is no longer the stated one.
+        """
+        whole = [bool(draft.laws) and self.rule.reads_laws for draft in drafts]
+        fixed = sum(len(draft) for draft, stays in zip(drafts, whole, strict=True) if stays)
+        assert self._policy is not None
+        trimmed = self._policy.trim(
+            load._replace(other_rows=load.other_rows + fixed),
+            [NO_DRAFT if s else draft for draft, s in zip(drafts, whole, strict=True)],
+        )
+        each = zip(drafts, trimmed, whole, strict=True)
+        return [draft if stays else cut for draft, cut, stays in each]
 
     def _ask(self, name: str, asks: list[Ask]) -> list[Draft]:
         drafter = self._drafters.get(name)

@@ -48,6 +48,7 @@ class Draw(NamedTuple):
 
 
 DrawTokens = Callable[[Sequence[Draw]], list[int]]
+TokenLaw = Callable[[Draw], Tensor]
 
 
 def draw_tokens(draws: Sequence[Draw]) -> list[int]:
@@ -55,18 +56,37 @@ def draw_tokens(draws: Sequence[Draw]) -> list[int]:
     return [_draw_token(draw) for draw in draws]
 
 
+def token_law(draw: Draw) -> Tensor:
+    """P(token) [V] float32 under the seeds' noise; all 0 where `draw_tokens` finds NO_TOKEN."""
+    logits = _kept_logits(draw)
+    greatest = logits.max()
+    if draw.temperature >= GREEDY_BELOW and greatest.isfinite():
+        return logits.softmax(-1)
+    law = torch.zeros_like(logits)
+    if greatest > -torch.inf:
+        law[logits.argmax()] = 1.0
+    return law
+
+
 def _draw_token(draw: Draw) -> int:
-    logits = torch.where(draw.logits.isnan(), -torch.inf, draw.logits)
+    logits = _kept_logits(draw)
     if draw.temperature >= GREEDY_BELOW:
-        logits = filter_logits(
-            logits * inverse_temperature(draw.temperature),
-            top_k=draw.top_k,
-            top_p=draw.top_p,
-            min_p=draw.min_p,
-        )
         logits = logits + gumbel_noise(draw.seed, draw.position, logits.shape[0])
     token = int(logits.argmax())
     return token if logits[token] > -torch.inf else NO_TOKEN
+
+
+def _kept_logits(draw: Draw) -> Tensor:
+    """What the token is drawn from, [V] float32; −∞: dropped."""
+    logits = torch.where(draw.logits.isnan(), -torch.inf, draw.logits)
+    if draw.temperature < GREEDY_BELOW:
+        return logits
+    return filter_logits(
+        logits * inverse_temperature(draw.temperature),
+        top_k=draw.top_k,
+        top_p=draw.top_p,
+        min_p=draw.min_p,
+    )
 
 
 def inverse_temperature(temperature: float) -> float:
@@ -85,9 +105,14 @@ def gumbel_noise(seed: int, position: int, vocab_size: int) -> Tensor:
     Bits: the 64-bit key (seed, position) and the token id go through SplitMix64's finaliser
     (Steele, Lea, Flood 2014), twice for the key; the 24 high ones count.
     """
-    key = _mix((_mix(seed & _MASK64) + position * _GOLDEN) & _MASK64)
+    key = noise_key(seed, position)
     ids = torch.arange(1, vocab_size + 1, dtype=torch.int64)
     return noise_of_bits(_shift_right(_mix_tensor(ids * _signed(_GOLDEN) + _signed(key)), 40))
+
+
+def noise_key(seed: int, position: int) -> int:
+    """64 bits that look random, whatever the two look like."""
+    return _mix((_mix(seed & _MASK64) + position * _GOLDEN) & _MASK64)
 
 
 def noise_of_bits(bits: Tensor) -> Tensor:

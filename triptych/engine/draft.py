@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 ROOT = -1  # parent of the nodes that follow the sequence's last token
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Law:
+    """The distribution that a node was drawn from; whatever was drawn from is what is stated.
+
+    A sibling that was drawn without replacement was drawn from the law without its elder siblings,
+    renormalised. A law that was cut to its likely tokens is the cut one, renormalised.
+    """
+
+    ids: Tensor  # int32 [S], distinct
+    probs: Tensor  # float32 [S], their sum is 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,13 +27,19 @@ class Draft:
     """A tree of tokens whose root is the last token of a sequence; most are chains.
 
     Whoever made it, a node is right iff it is the token that plain decoding draws behind its path.
-    So nothing in here can change an answer.
+    So nothing in here can change an answer. (Rules that are lossless in law only judge it by `laws`
+    and chance: `decode_worker.speculate.acceptance`.)
     """
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...] | None = None  # parents[i] < i, or ROOT; None: a chain
     # Per node P(right | its parent is right) as the drafter sees it; empty: it does not know.
     confidence: tuple[float, ...] = ()
+    # Per node what it was drawn from, siblings in the order of their draws; empty: whoever drafted
+    # has no law (fixed text) or does not tell. Only for nodes that were drawn with noise of their
+    # own (`triptych_kernels.coins`), all of which are here: none was left out, and none was added,
+    # because of what was drawn.
+    laws: tuple[Law, ...] = ()
     drafter: str = ""
 
     def __len__(self) -> int:
@@ -45,7 +65,19 @@ class Draft:
         return path[::-1]
 
     def kept(self, keep: Seq[bool]) -> Draft:
-        """Without the nodes that `keep` leaves out; with a node everything below it goes."""
+        """Without the nodes that `keep` leaves out; with a node everything below it goes.
+
+        And without laws, even if all stay: who chooses nodes has seen what was drawn, and of those
+        that such a choice passes the law is another one.
+        """
+        left = self._without(keep)
+        return replace(left, laws=()) if left.laws else left
+
+    def first(self, count: int) -> Draft:
+        """At most `count` nodes, a number that what was drawn has no influence on; with laws."""
+        return self._without([node < count for node in range(len(self.tokens))])
+
+    def _without(self, keep: Seq[bool]) -> Draft:
         place: dict[int, int] = {ROOT: ROOT}
         for node in range(len(self.tokens)):
             if keep[node] and self.parent(node) in place:
@@ -59,10 +91,8 @@ class Draft:
             tokens=tuple(self.tokens[node] for node in nodes),
             parents=parents,
             confidence=tuple(self.confidence[node] for node in nodes) if self.confidence else (),
+            laws=tuple(self.laws[node] for node in nodes) if self.laws else (),
         )
-
-    def first(self, count: int) -> Draft:
-        return self.kept([node < count for node in range(len(self.tokens))])
 
 
 NO_DRAFT = Draft(())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from triptych.engine.sequence import Sequence
 from triptych.request import SamplingParams, TokenLogprobs
-from triptych_kernels.cpu.sampling import best_draw_tokens
+from triptych_kernels.cpu.sampling import best_draw_tokens, best_token_law
 from triptych_kernels.sampling import NO_TOKEN, Draw, DrawTokens
 
 _log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class Sampler:
     def __init__(self, eos_token_ids: Seq[int], draw_tokens: DrawTokens | None = None) -> None:
         self._eos = tuple(eos_token_ids)
         self._draw_tokens = draw_tokens or best_draw_tokens()
+        self._token_law = best_token_law()
 
     @torch.inference_mode()
     def draw(self, logits: Tensor, spots: Seq[Spot]) -> list[int]:
@@ -55,6 +56,16 @@ class Sampler:
         return self._draw_tokens(
             [self._wish(row, spot) for row, spot in zip(rows, spots, strict=True)]
         )
+
+    @torch.inference_mode()
+    def laws(self, logits: Tensor, spots: Seq[Spot]) -> list[Tensor]:
+        """What `draw` draws from, for rows as there: P(token) [V] float32 after bias, penalties,
+        temperature and filters. One-hot if greedy, all 0 for a row that draws NO_TOKEN.
+        """
+        rows = logits.contiguous().unbind(0)
+        return [
+            self._token_law(self._wish(row, spot)) for row, spot in zip(rows, spots, strict=True)
+        ]
 
     @torch.inference_mode()
     def tell(self, token: int, logits: Tensor, spot: Spot) -> Drawn:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from triptych_kernels import sampling as reference
 from triptych_kernels.cpu.native import Library, native
-from triptych_kernels.sampling import GREEDY_BELOW, Draw, DrawTokens
+from triptych_kernels.sampling import GREEDY_BELOW, Draw, DrawTokens, TokenLaw
 
 # `TkDraw` of sampling.h: logits, seed, position, top_p, 1/temperature, log min_p, top_k, unused.
 _ROW = struct.Struct("=QQQdffii")
@@ -25,6 +25,12 @@ def best_draw_tokens() -> DrawTokens:
     """The native function where there is one, the torch reference elsewhere."""
     library = native()
     return reference.draw_tokens if library is None else NativeSampling(library).draw_tokens
+
+
+@functools.cache
+def best_token_law() -> TokenLaw:
+    library = native()
+    return reference.token_law if library is None else NativeSampling(library).token_law
 
 
 class NativeSampling:
@@ -55,6 +61,16 @@ class NativeSampling:
         tokens = torch.empty(vocab_size, dtype=torch.int32)
         count = self._kept(_pack_row(draw, vocab_size), vocab_size, tokens.data_ptr())
         return tokens[:count].long().sort().values
+
+    def token_law(self, draw: Draw) -> Tensor:
+        """The reference's but for rounding; the same tokens have a probability."""
+        plain = draw.top_k <= 0 and draw.top_p >= 1.0 and draw.min_p <= 0.0
+        if plain or draw.temperature < GREEDY_BELOW or draw.logits.isposinf().any():
+            return reference.token_law(draw)
+        kept = self.kept_tokens(draw)
+        law = torch.zeros_like(draw.logits)
+        law[kept] = (draw.logits[kept] * reference.inverse_temperature(draw.temperature)).softmax(0)
+        return law
 
     def gumbel_noise(self, seed: int, position: int, vocab_size: int) -> Tensor:
         noise = torch.empty(vocab_size)

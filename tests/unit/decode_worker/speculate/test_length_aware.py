@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from decode_worker.speculate.acceptance import Acceptance
+from decode_worker.speculate.das_acceptance import Acceptance
 from decode_worker.speculate.fixed import Fixed
 from decode_worker.speculate.length_aware import LengthAware
 from decode_worker.speculate.lengths import PROBLEMS, Lengths
