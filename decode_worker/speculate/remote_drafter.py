@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 from decode_worker.speculate.draft_link import Link
 from decode_worker.speculate.patience import Patience
@@ -30,8 +31,8 @@ class RemoteDrafter:
     """Verbs on the engine's thread, answers on the event loop's; one lock between them.
 
     As soon as a step commits tokens, those who wanted a draft in it are asked for again, so that
-    the drafter works meanwhile. `propose` waits for what is missing, no longer than `deadline_s`
-    and than the drafts are worth. A late answer is used if its sequence went the way it said.
+    the drafter works meanwhile. `propose` waits for what is missing, as long as
+    `patience` says. A late answer is used if its sequence went the way it said.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class RemoteDrafter:
         link: Link,
         count: Count,
         *,
-        deadline_s: float,
+        patience: Patience,
         vocab_size: int,
         name: str = "remote",
         clock: Callable[[], float] = time.monotonic,
@@ -48,7 +49,7 @@ class RemoteDrafter:
         self._link = link
         self._count = count
         self._vocab_size = vocab_size
-        self._patience = Patience(deadline_s)
+        self._patience = patience
         self._clock = clock
         self._news = threading.Condition()
         self._contexts: dict[Sequence, RemoteContext] = {}
@@ -173,7 +174,7 @@ class RemoteDrafter:
         rest = behind(draft, context.sequence.tokens[base:]).first(max_nodes)
         in_time = base == len(context.sequence.tokens)
         self._count("in-time" if in_time else "late" if rest else "stale")
-        return rest
+        return replace(rest, drafter=self.name)
 
 
 def _useful(context: RemoteContext) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from decode_worker.speculate.draft_link import DraftLink
+from decode_worker.speculate.patience import Patience
 from decode_worker.speculate.remote_drafter import RemoteDrafter
 from decode_worker.speculate.troubled_link import TroubledLink
 from transport.protos import worker_pb2 as pb
@@ -46,7 +47,7 @@ class RemoteLinks:
         drafter = RemoteDrafter(
             link,
             partial(_count, self.metrics, config.kind),
-            deadline_s=config.deadline_ms / 1e3,
+            patience=Patience(config.deadline_ms / 1e3),
             vocab_size=vocab_size,
         )
         link.start(drafter)

@@ -29,4 +29,4 @@ def target_identity(served_name: str, model_path: Path) -> str:
 
 
 def config_hash(config: LocalDrafterConfig) -> str:
-    return xxhash.xxh3_64(config.model_dump_json()).hexdigest()
+    return xxhash.xxh3_64(config.model_dump_json().encode()).hexdigest()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 
-from triptych.drafters.drafter import Ask, Hints, Verdict
+from triptych.drafters.drafter import Ask, Drafter, Hints, Verdict
 from triptych.engine.draft import NO_DRAFT, ROOT, Draft
 from triptych.engine.sequence import Sequence
 
@@ -122,3 +123,17 @@ class Misshapen(Oracle):
 
     def propose(self, asks: Seq[Ask]) -> list[Draft]:
         return self._spoil(super().propose(asks))
+
+
+class Gated:
+    """Another drafter whose drafts are made when `gate` opens."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        self.name = drafter.name
+        self.gate = threading.Event()
+        self.begin, self.observe, self.end = drafter.begin, drafter.observe, drafter.end
+        self._drafter = drafter
+
+    def propose(self, asks: Seq[Ask]) -> list[Draft]:
+        assert self.gate.wait(60), "somebody opens the gate"
+        return self._drafter.propose(asks)
