@@ -35,7 +35,7 @@ def build_role(args: WorkerArgs, target: str, metrics: WorkerMetrics, fail: Fail
     )
     loop = DraftLoop(drafters, metrics)
     thread = StepThread(loop.step, fail, "draft-loop")
-    hashes = {config.kind: config_hash(config) for config in configs}
+    hashes: dict[str, str] = {config.kind: config_hash(config) for config in configs}
     service = DraftService(hashes, target, loop, thread)
     return RoleParts(
         thread=thread,

@@ -41,7 +41,7 @@ class WorkerView:
 
     worker_id: str
     epoch: int  # random per process start
-    role: str  # prefill | decode
+    role: str  # prefill | decode | draft
     address: str  # gRPC target
     model: str  # served name
     max_model_len: int  # tokens
