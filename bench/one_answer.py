@@ -57,10 +57,19 @@ MODES = (
 )
 
 
+REMOTE = "remote, pool: draft"
+# Its drafters differ from those at home, so that it shows which were at work.
+DRAFT_POOL = (
+    "pools=[{name: decode, role: decode}, "
+    "{name: draft, role: draft, threads: 1, drafters: [{kind: suffix, trees: true}]}]",
+    PLAIN,
+)
+
+
 def drafting(batch: int, mode: str, *kinds: str, pools: tuple[str, ...] = AGGREGATED) -> Mode:
     """Speculation of one kind, on top of `pools`."""
     drafters = ", ".join(f"{{kind: {kind}}}" for kind in kinds)
-    name = "pd" if pools is not AGGREGATED else "aggregated"
+    name = "aggregated" if pools in (AGGREGATED, DRAFT_POOL) else "pd"
     overrides = (f"speculation.mode={mode}", f"speculation.drafters=[{drafters}]")
     return Mode(f"{name}/{mode}/{'+'.join(kinds)}/{batch}", (*pools, *overrides), batch)
 
@@ -77,6 +86,10 @@ SPECULATION = (
     drafting(32, "auto", "suffix", "ngram"),
     drafting(32, "auto", "suffix", "ngram", pools=pd("shm")),
     drafting(32, "dice", "suffix, trees: true", "ngram", pools=pd("shm")),
+    drafting(32, "fixed", REMOTE, pools=DRAFT_POOL),
+    drafting(32, "auto", REMOTE, "ngram", pools=DRAFT_POOL),
+    drafting(32, "dice", f"{REMOTE}, trouble: 0.3", "ngram", pools=DRAFT_POOL),
+    drafting(1, "dice", f"{REMOTE}, trouble: 0.3", "ngram", pools=DRAFT_POOL),
 )
 
 

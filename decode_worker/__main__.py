@@ -11,11 +11,13 @@ from decode_worker.loop import DecodeLoop
 from decode_worker.peers import PeerBook
 from decode_worker.service import DecodeService, worker_load
 from decode_worker.speculate.make import make_speculator
+from decode_worker.speculate.remote_links import RemoteLinks
 from transport.kv.links import make_links
 from transport.protos.worker_pb2_grpc import add_DecodeWorkerServicer_to_server
 from triptych.engine.sampler import Sampler
 from triptych.engine.thread import StepThread
 from triptych.obs.metrics import WorkerMetrics
+from triptych.obs.speculation import SpeculationMetrics
 from triptych.tokenizer import Tokenizer
 from triptych.worker.args import WorkerArgs
 from triptych.worker.boot import EngineParts
@@ -32,7 +34,11 @@ def build_role(
     tokenizer = Tokenizer.load(parts.model_path)
     eos_token_ids = (*{*parts.model.config.eos_token_ids, *tokenizer.eos_token_ids},)
     sampler = Sampler(eos_token_ids)
-    speculator = make_speculator(args.config.speculation, parts, sampler)
+    speculation = SpeculationMetrics(metrics.registry)
+    drafting = RemoteLinks(args, parts, speculation)
+    speculator = make_speculator(
+        args.config.speculation, parts, sampler, speculation, drafting.drafter
+    )
     service = DecodeService(parts, tokenizer, metrics, speculator.names)
     loop = DecodeLoop(
         parts.scheduler,
@@ -51,13 +57,18 @@ def build_role(
         parts.region, parts.layout, parts.model.config.hidden_size, parts.ledger, metrics
     )
     service.connect(Intake(parts.pool, peers, fetcher, loop, thread, transport))
+
+    async def close() -> None:
+        await drafting.close()
+        await peers.close()
+
     return RoleParts(
         thread=thread,
         register=partial(add_DecodeWorkerServicer_to_server, service),
         service_name="triptych.DecodeWorker",
         load=lambda: worker_load(parts, service),
         tend=peers.sweep,
-        close=peers.close,
+        close=close,
         leave=service.leave,
     )
 

@@ -98,6 +98,7 @@ class DecodeLoop:
         if sequence.finished:
             return
         sequence.prompt_done_at = time.monotonic()
+        sequence.prefilled_remotely = True
         sequence.num_computed = sequence.num_prompt
         self.scheduler.add(sequence)
         self.scheduler.commit_blocks(sequence)
@@ -177,6 +178,7 @@ class DecodeLoop:
         if moves:
             self._runner.move_kv(sequence.blocks, moves)
         sequence.num_accepted += len(right)
+        sequence.count_draft(job.draft.drafter, len(job.draft), len(right))
         self.scheduler.advance(job, len(right))
         if outputs[-1].drawn.broken or sequence.finish_reason is not None:
             self._remove(sequence)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 
 from decode_worker.loop import StepOutput
@@ -124,6 +125,8 @@ class HomeRequest:
             drafted_tokens=sum(sequence.num_drafted for sequence in self.sequences),
             accepted_tokens=sum(sequence.num_accepted for sequence in self.sequences),
             rounds=sum(sequence.num_rounds for sequence in self.sequences),
+            drafters=drafter_stats(self.sequences),
+            draft_ms=sum(sequence.draft_seconds for sequence in self.sequences) * 1e3,
         )
         if remote is not None:
             stats.cached_tokens = remote.cached_tokens
@@ -136,6 +139,18 @@ class HomeRequest:
             stats.fetch_ms = remote.fetch_ms
             stats.hidden_ms = remote.hidden_ms
         return stats
+
+
+def drafter_stats(sequences: Seq[Sequence]) -> list[pb.DrafterStats]:
+    """Who drafted for all of them together, by name."""
+    found: dict[str, pb.DrafterStats] = {}
+    for sequence in sequences:
+        for name, count in list(sequence.drafts.items()):  # the engine's thread may be counting
+            stats = found.setdefault(name, pb.DrafterStats(drafter=name))
+            stats.rounds += count.rounds
+            stats.drafted_tokens += count.drafted
+            stats.accepted_tokens += count.accepted
+    return [found[name] for name in sorted(found)]
 
 
 def open_request(

@@ -8,12 +8,13 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from router.drafts import completion_details
 from router.merge import merged
 from router.metrics import RouterMetrics
 from router.place import Placement
 from router.prompt import Prompt
 from router.relay import Call, Relay
-from router.reply import CompletionDetails, PromptDetails, Reply, Timings, Usage, timings
+from router.reply import PromptDetails, Reply, Timings, Usage, timings
 from router.text import ChoiceText, Piece
 from transport.protos import worker_pb2 as pb
 from triptych.errors import WorkerError
@@ -112,18 +113,8 @@ class Generation:
         running = self.running_usage(self._completion_tokens)
         known: dict[str, Reply] = {"prompt_tokens_details": details}
         if self.job.speculation is not None:  # it was asked for by name
-            known["completion_tokens_details"] = self._drafts
+            known["completion_tokens_details"] = completion_details([*self._stats.values()])
         return running.model_copy(update=known)
-
-    @property
-    def _drafts(self) -> CompletionDetails:
-        stats = self._stats.values()
-        accepted = sum(each.accepted_tokens for each in stats)
-        return CompletionDetails(
-            accepted_prediction_tokens=accepted,
-            rejected_prediction_tokens=sum(each.drafted_tokens for each in stats) - accepted,
-            rounds=sum(each.rounds for each in stats),
-        )
 
     @property
     def timings(self) -> Timings:

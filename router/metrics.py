@@ -74,7 +74,7 @@ class RouterMetrics:
 
     def watch_workers(self, count: Callable[[str], int]) -> None:
         """Reports `count(role)` at every scrape."""
-        for role in ("prefill", "decode"):
+        for role in ("prefill", "decode", "draft"):
             self._workers.labels(role).set_function(partial(count, role))
 
 

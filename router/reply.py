@@ -27,12 +27,25 @@ class PromptDetails(Reply):
     cached_tokens: int
 
 
+class DrafterDetails(Reply):
+    """A drafter's part: its verified drafts, their tokens and those that were right."""
+
+    rounds: int
+    drafted_tokens: int
+    accepted_tokens: int
+
+
 class CompletionDetails(Reply):
-    """Drafts in OpenAI's words; `rounds`, our own, are the steps that the tokens took."""
+    """Drafts in OpenAI's words. Our own: `rounds`, the steps that the tokens took; tokens per
+    round; each drafter's part; the time that steps spent on drafts for this request.
+    """
 
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int
     rounds: int
+    acceptance_length: float
+    drafters: dict[str, DrafterDetails]
+    draft_ms: float
 
 
 class Usage(Reply):

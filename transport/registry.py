@@ -41,7 +41,7 @@ class WorkerView:
 
     worker_id: str
     epoch: int  # random per process start
-    role: str  # prefill | decode
+    role: str  # prefill | decode | draft
     address: str  # gRPC target
     model: str  # served name
     max_model_len: int  # tokens
@@ -242,7 +242,7 @@ async def stay_attached(
     """
     fields = {"router": target, "worker": hello.worker_id}
     complained = False
-    delays = _back_off()
+    delays = back_off()
     while True:
         try:
             # A new channel each time: ours is then the only back-off.
@@ -250,7 +250,7 @@ async def stay_attached(
                 call: _AttachCall = RegistryStub(channel).Attach()
                 note = await _introduce(call, pb.WorkerReport(hello=hello, load=load()))
                 _log.info("attached to router %x", note.router_epoch, extra={"fields": fields})
-                complained, delays = False, _back_off()
+                complained, delays = False, back_off()
                 await _report(call, load, interval_s)
         except (grpc.aio.AioRpcError, TimeoutError, ConnectionError) as error:
             if not complained:
@@ -284,7 +284,7 @@ async def _report(call: _AttachCall, load: Callable[[], pb.WorkerLoad], interval
     await call.read()
 
 
-def _back_off() -> Iterator[float]:
+def back_off() -> Iterator[float]:
     """Delays in seconds: doubling up to one, each between half and all of its nominal value."""
     nominal = 0.05
     while True:

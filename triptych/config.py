@@ -15,12 +15,18 @@ import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from triptych.errors import ConfigError
-from triptych.speculation_config import SpeculationConfig, yaml_off
+from triptych.speculation_config import (
+    HostedDrafterConfig,
+    RemoteConfig,
+    SpeculationConfig,
+    SuffixConfig,
+    yaml_off,
+)
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-Role = Literal["prefill", "decode"]
+Role = Literal["prefill", "decode", "draft"]
 LinkName = Literal["shm", "tcp", "nixl"]
 
 
@@ -57,6 +63,9 @@ class PoolConfig(_Frozen):
     threads: int = Field(0, ge=0, description="compute threads of a worker; 0: one per core")
     engine: EngineConfig | None = None
     kv: KvConfig | None = None
+    drafters: tuple[HostedDrafterConfig, ...] = Field(
+        (SuffixConfig(),), min_length=1, description="what draft workers host"
+    )
 
 
 class TransportConfig(_Frozen):
@@ -128,10 +137,21 @@ class ClusterConfig(_Frozen):
         required = self.transport.require
         if required is not None and required not in self.transport.links:
             raise ValueError(f"transport.require: {required} is not among transport.links")
+        for drafter in self.speculation.drafters:
+            if isinstance(drafter, RemoteConfig) and drafter.pool is not None:
+                self._check_draft_pool(drafter.pool)
         sizes = {self.kv_of(pool).block_tokens for pool in self.pools}
         if len(sizes) > 1:
             raise ValueError(f"kv.block_tokens: all pools must agree, found {sorted(sizes)}")
         return self
+
+    def _check_draft_pool(self, name: str) -> None:
+        drafting = [pool.name for pool in self.pools if pool.role == "draft" and pool.replicas]
+        if name not in drafting:
+            raise ValueError(
+                f"speculation.drafters: no workers in a pool {name!r} of role draft; "
+                f"there are {drafting}"
+            )
 
     def pool(self, name: str) -> PoolConfig:
         for pool in self.pools:

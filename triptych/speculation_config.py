@@ -70,7 +70,29 @@ class SwitchingConfig(_Frozen):
     between: tuple[Annotated[_Single, Field(discriminator="kind")], ...] = Field(min_length=2)
 
 
-DrafterConfig = Annotated[_Single | SwitchingConfig, Field(discriminator="kind")]
+class RemoteConfig(_Frozen):
+    """A drafter in another process, asked over gRPC; what comes too late is not waited for."""
+
+    kind: Literal["remote"] = "remote"
+    pool: str | None = Field(None, description="of draft workers, in the same run directory")
+    url: str | None = Field(None, description="or the gRPC target of a draft worker")
+    drafter: str = Field("", description="which of the draft worker's; default: its first")
+    deadline_ms: float = Field(5.0, gt=0, description="the longest that a step waits for drafts")
+    trouble: float = Field(
+        0.0, ge=0, le=1, description="for proofs: share of messages lost, late, twice or garbled"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> RemoteConfig:
+        if (self.pool is None) == (self.url is None):
+            raise ValueError("remote: name either a pool or a url")
+        return self
+
+
+DrafterConfig = Annotated[_Single | SwitchingConfig | RemoteConfig, Field(discriminator="kind")]
+# What a draft worker can host: drafters that read tokens alone.
+LocalDrafterConfig = NgramConfig | SuffixConfig
+HostedDrafterConfig = Annotated[LocalDrafterConfig, Field(discriminator="kind")]
 
 
 class SpeculationConfig(_Frozen):

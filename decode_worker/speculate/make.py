@@ -6,29 +6,43 @@ from decode_worker.speculate.acceptance import AcceptanceRule, Equality, InLaw
 from decode_worker.speculate.dice import Dice
 from decode_worker.speculate.fixed import Fixed
 from decode_worker.speculate.length_aware import LengthAware
-from decode_worker.speculate.make_drafter import make_drafter
+from decode_worker.speculate.make_drafter import DrafterMaker, MakeRemote
 from decode_worker.speculate.policy import BudgetPolicy
 from decode_worker.speculate.speculator import Speculator
 from decode_worker.speculate.table import Table
 from decode_worker.speculate.utility import Utility
 from triptych.engine.sampler import Sampler
+from triptych.obs.speculation import SpeculationMetrics
 from triptych.speculation_config import SpeculationConfig
 from triptych.worker.boot import EngineParts
 from triptych_kernels.verification import block, rejection
 
 
-def make_speculator(config: SpeculationConfig, parts: EngineParts, sampler: Sampler) -> Speculator:
-    """`sampler`: what draws the target's tokens, so that drafts are drawn alike."""
+def make_speculator(
+    config: SpeculationConfig,
+    parts: EngineParts,
+    sampler: Sampler,
+    metrics: SpeculationMetrics | None = None,
+    remote: MakeRemote | None = None,
+) -> Speculator:
+    """sampler: what draws the target's tokens, so that drafts are drawn alike; metrics None: nobody
+    reads them; remote None: nobody drafts elsewhere.
+    """
+    make = DrafterMaker(parts, sampler, remote)
     policy = _policy(config)
+    if metrics is not None and isinstance(policy, Utility):
+        metrics.utility.set_function(lambda: policy.guard.utility)
+        metrics.breaks.set_function(lambda: policy.guard.breaks)
     drafters = () if policy is None else config.drafters
     return Speculator(
         parts.scheduler,
-        {drafter.kind: make_drafter(drafter, parts, sampler) for drafter in drafters},
+        {drafter.kind: make(drafter) for drafter in drafters},
         policy,
         max_model_len=parts.max_model_len,
         vocab_size=parts.model.config.vocab_size,
         max_nodes=config.max_nodes,
         rule=make_rule(config),
+        metrics=metrics,
     )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from triptych.drafters.draft_model import DraftModelDrafter, DraftModelOptions
 from triptych.drafters.drafter import Drafter
 from triptych.drafters.guess import Guesser
 from triptych.drafters.heads.drafter import HeadDrafter, HeadOptions
 from triptych.drafters.heads.head import DraftHead, HeadPlace
 from triptych.drafters.heads.place import head_dir
-from triptych.drafters.ngram import NgramDrafter
-from triptych.drafters.suffix import SuffixDrafter, SuffixOptions
+from triptych.drafters.make import make_drafter
 from triptych.drafters.switching import SwitchingDrafter
 from triptych.engine.backend import choose_backend
 from triptych.engine.runner import make_runner
@@ -22,29 +23,42 @@ from triptych.speculation_config import (
     DrafterConfig,
     DraftModelConfig,
     HeadDrafterConfig,
-    NgramConfig,
-    SuffixConfig,
+    RemoteConfig,
     SwitchingConfig,
 )
 from triptych.tokenizer import Tokenizer
 from triptych.worker.boot import EngineParts, kv_layout
 
+MakeRemote = Callable[[RemoteConfig], Drafter]
 
-def make_drafter(config: DrafterConfig, parts: EngineParts, sampler: Sampler) -> Drafter:
-    """Raises ConfigError or ModelError, with the remedy."""
-    match config:
-        case NgramConfig():
-            return NgramDrafter(config.min_n, config.max_n)
-        case SuffixConfig():
-            return SuffixDrafter(
-                SuffixOptions(depth=config.depth, min_prob=config.min_prob, tree=config.trees)
-            )
-        case HeadDrafterConfig():
-            return _head_drafter(config, parts, sampler)
-        case DraftModelConfig():
-            return _draft_model(config, parts, sampler)
-        case SwitchingConfig():
-            return SwitchingDrafter([make_drafter(c, parts, sampler) for c in config.between])
+
+class DrafterMaker:
+    """Drafters of a decode worker."""
+
+    def __init__(
+        self, parts: EngineParts, sampler: Sampler, remote: MakeRemote | None = None
+    ) -> None:
+        self._parts = parts
+        self._sampler = sampler
+        self._remote = remote
+
+    def __call__(self, config: DrafterConfig) -> Drafter:
+        """Raises ConfigError or ModelError, with the remedy."""
+        match config:
+            case HeadDrafterConfig():
+                return _head_drafter(config, self._parts, self._sampler)
+            case DraftModelConfig():
+                return _draft_model(config, self._parts, self._sampler)
+            case SwitchingConfig():
+                return SwitchingDrafter([self(part) for part in config.between])
+            case RemoteConfig():
+                if self._remote is None:
+                    raise ConfigError(
+                        "speculation.drafters: a remote drafter needs a decode worker's process"
+                    )
+                return self._remote(config)
+            case _:
+                return make_drafter(config)
 
 
 def _head_drafter(config: HeadDrafterConfig, parts: EngineParts, sampler: Sampler) -> Drafter:

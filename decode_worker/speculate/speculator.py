@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+
+from prometheus_client import CollectorRegistry
 
 from decode_worker.speculate.acceptance import AcceptanceRule, Equality
 from decode_worker.speculate.policy import (
@@ -16,21 +17,22 @@ from decode_worker.speculate.policy import (
     StepLoad,
     StepReport,
 )
+from decode_worker.speculate.tally import Tally
 from decode_worker.speculate.tap_bus import TapBus
+from triptych.drafters.contained import Contained
 from triptych.drafters.drafter import Ask, Drafter, Hints, Verdict
 from triptych.engine.draft import NO_DRAFT, Draft
 from triptych.engine.rows import RowJob
 from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import Sequence
 from triptych.models.taps import LayerTap
-
-_log = logging.getLogger(__name__)
+from triptych.obs.speculation import SpeculationMetrics
 
 
 class Speculator:
     """Without a policy every draft is empty, and that is plain decoding: there is no other path.
 
-    A drafter that raises is asked no more; its drafts are empty from then on.
+    A drafter that fails is switched off: its drafts are empty from then on.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class Speculator:
         max_nodes: int = 16,
         rule: AcceptanceRule | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        metrics: SpeculationMetrics | None = None,  # None: nobody reads them
     ) -> None:
+        metrics = metrics or SpeculationMetrics(CollectorRegistry())
         self.rule = rule or Equality()
         self._scheduler = scheduler
-        self._drafters = dict(drafters or {})
-        self._bus = TapBus(self._drafters.values())
-        self._vocab_size = vocab_size
+        self._drafters = Contained(drafters or {}, vocab_size, metrics.drafters)
+        self._bus = TapBus(self._drafters)
+        self._tally = Tally(metrics)
         self._max_nodes = max_nodes
         self._policy = policy
         self._max_model_len = max_model_len
@@ -61,7 +65,7 @@ class Speculator:
     @property
     def names(self) -> tuple[str, ...]:
         """Drafters that a request may name."""
-        return tuple(self._drafters)
+        return self._drafters.names
 
     def begin(self, sequence: Sequence) -> None:
         """May be called again for a sequence that came back."""
@@ -72,16 +76,14 @@ class Speculator:
         hints = Hints(wanted.tenant, wanted.problem_id)
         if isinstance(self._policy, Introduced):
             self._policy.begin(sequence, hints)
-        for drafter in self._drafters.values():
-            drafter.begin(sequence, hints)
+        self._drafters.begin(sequence, hints)
 
     def end(self, sequence: Sequence) -> None:
         if sequence not in self._known or self._policy is None:
             return
         self._known.discard(sequence)
         self._policy.forget(sequence)
-        for drafter in self._drafters.values():
-            drafter.end(sequence)
+        self._drafters.end(sequence)
 
     def draft(self, jobs: list[RowJob]) -> list[RowJob]:
         """The jobs, those that reach their end with a draft behind them where one may pay."""
@@ -94,7 +96,9 @@ class Speculator:
         if not places:
             return jobs
         self._load = self._load_of(jobs, places)
-        drafts = self._trim(self._load, self._propose(self._load, jobs))
+        proposed = self._propose(self._load, jobs)
+        drafts = self._trim(self._load, proposed)
+        self._tally.drafted(self._load, proposed, drafts, self._draft_seconds)
         jobs = list(jobs)
         for place, draft in zip(places, drafts, strict=True):
             jobs[place] = replace(jobs[place], draft=draft)
@@ -113,17 +117,12 @@ class Speculator:
             return
         candidates = {candidate.sequence for candidate in self._load.candidates}
         verdicts = [verdict for verdict in verdicts if verdict.sequence in candidates]
+        rest = seconds - sum(self._draft_seconds.values())
         self._policy.observe(
-            StepReport(
-                tuple(verdicts),
-                rows,
-                self._load.kv_tokens,
-                self._draft_seconds,
-                seconds - sum(self._draft_seconds.values()),
-            )
+            StepReport(tuple(verdicts), rows, self._load.kv_tokens, self._draft_seconds, rest)
         )
-        for drafter in self._drafters.values():
-            drafter.observe(verdicts)
+        self._drafters.observe(verdicts)
+        self._tally.verified(verdicts, rest)
 
     def _load_of(self, jobs: list[RowJob], places: list[int]) -> StepLoad:
         left = self._scheduler.rows_left(jobs)
@@ -144,7 +143,8 @@ class Speculator:
             self._max_nodes,
             wanted.max_nodes or self._max_nodes,
         )
-        names = [name for name in self._drafters if not wanted.drafters or name in wanted.drafters]
+        working = self._drafters.working
+        names = [name for name in working if not wanted.drafters or name in wanted.drafters]
         return Candidate(sequence, max(0, room), tuple(names))
 
     def _propose(self, load: StepLoad, jobs: list[RowJob]) -> list[Draft]:
@@ -162,12 +162,11 @@ class Speculator:
                 asked[budget.drafter].append((place, Ask(sequence, wanted)))
         drafts = [NO_DRAFT] * len(load.candidates)
         for name, asks in asked.items():
-            made = self._ask(name, [ask for _, ask in asks])
-            for (place, ask), draft in zip(asks, made, strict=True):
-                sound = [0 <= token < self._vocab_size for token in draft.tokens]
-                if not all(sound):
-                    draft = draft.kept(sound)
-                drafts[place] = replace(draft.first(ask.max_nodes), drafter=name)
+            began = self._clock()
+            made = self._drafters.propose(name, [ask for _, ask in asks])
+            self._draft_seconds[name] = self._clock() - began
+            for (place, _), draft in zip(asks, made, strict=True):
+                drafts[place] = draft
         return drafts
 
     def _trim(self, load: StepLoad, drafts: list[Draft]) -> list[Draft]:
@@ -185,17 +184,3 @@ class Speculator:
         )
         each = zip(drafts, trimmed, whole, strict=True)
         return [draft if stays else cut for draft, cut, stays in each]
-
-    def _ask(self, name: str, asks: list[Ask]) -> list[Draft]:
-        drafter = self._drafters.get(name)
-        if drafter is None:
-            return [NO_DRAFT] * len(asks)
-        began = self._clock()
-        try:
-            return drafter.propose(asks)
-        except Exception:
-            _log.exception("drafter %s failed and is switched off", name)
-            del self._drafters[name]
-            return [NO_DRAFT] * len(asks)
-        finally:
-            self._draft_seconds[name] = self._clock() - began

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Seq
 
 import torch
 from torch import Tensor
 
-from triptych.drafters.drafter import Drafter, TapDrafter, Verdict
+from triptych.drafters.contained import Contained
+from triptych.drafters.drafter import Verdict
 from triptych.engine.rows import RowJob
 from triptych.engine.sequence import Sequence
 from triptych.models.taps import LayerTap
@@ -17,46 +18,41 @@ from triptych.models.taps import LayerTap
 class TapBus:
     """Copies in the forward, hands out when it is known which rows stay. Idle without readers."""
 
-    def __init__(self, drafters: Iterable[Drafter]) -> None:
-        self._readers = [
-            drafter for drafter in drafters if isinstance(drafter, TapDrafter) and drafter.taps
-        ]
-        self._layers = sorted({layer for reader in self._readers for layer in reader.taps})
+    def __init__(self, drafters: Contained) -> None:
+        self._drafters = drafters
         self._kept: dict[int, Tensor] = {}
         self._jobs: Seq[RowJob] = ()
 
     def taps(self, jobs: Seq[RowJob], known: Collection[Sequence]) -> list[LayerTap]:
         """For the forward of these jobs; `known`: sequences that somebody may draft for."""
         self._kept, self._jobs = {}, ()
-        if not self._readers or not any(job.sequence in known for job in jobs):
+        readers = self._drafters.readers
+        if not readers or not any(job.sequence in known for job in jobs):
             return []
         self._jobs = jobs
-        return [LayerTap(self._layers, self._keep)]
+        layers = sorted({layer for taps in readers.values() for layer in taps})
+        return [LayerTap(layers, self._keep)]
 
     def hand_out(self, verdicts: Seq[Verdict], known: Collection[Sequence]) -> None:
         """After the step. Rows of nodes that were wrong are nobody's."""
         if not self._kept:
             return
         paths = {verdict.sequence: verdict.path for verdict in verdicts}
-        wanted = {reader: self._of(reader) for reader in self._readers}
+        wanted = {
+            name: torch.cat([self._kept[layer] for layer in layers], dim=-1)
+            for name, layers in self._drafters.readers.items()
+        }
         row = 0
         for job in self._jobs:
             begin, row = row, row + job.num_rows
             if job.sequence in known:
                 rows = _rows_that_stay(job, begin, paths)
-                for reader, kept in wanted.items():
-                    reader.feed(job.sequence, job.start, kept[rows])
+                for name, kept in wanted.items():
+                    self._drafters.feed(name, job.sequence, job.start, kept[rows])
         self._kept, self._jobs = {}, ()
-
-    def drop(self, reader: Drafter) -> None:
-        """It failed and reads no more."""
-        self._readers = [other for other in self._readers if other is not reader]
 
     def _keep(self, layer: int, hidden: Tensor) -> None:
         self._kept[layer] = hidden.clone()
-
-    def _of(self, reader: TapDrafter) -> Tensor:
-        return torch.cat([self._kept[layer] for layer in reader.taps], dim=-1)
 
 
 def _rows_that_stay(

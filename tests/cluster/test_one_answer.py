@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import os
 import random
+import signal
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
-from triptych.testing.cluster import Cluster
+from triptych.testing.cluster import Cluster, eventually
 
 pytestmark = pytest.mark.cluster
 
@@ -63,6 +66,21 @@ async def answers(cluster: Cluster) -> list[list[list[int]]]:
     return found
 
 
+DRAFT_POOL = "pools=[{name: decode, role: decode}, {name: draft, role: draft, threads: 1}]"
+REMOTE = {
+    "remote drafts": [
+        DRAFT_POOL,
+        "speculation.mode=fixed",
+        "speculation.drafters=[{kind: remote, pool: draft, deadline_ms: 200}]",
+    ],
+    "remote drafts in trouble": [
+        DRAFT_POOL,
+        "speculation.mode=dice",
+        "speculation.drafters=[{kind: remote, pool: draft, trouble: 0.4}, {kind: ngram}]",
+    ],
+}
+
+
 @pytest.fixture(scope="module")
 def aggregated(start_cluster: StartCluster) -> list[list[list[int]]]:
     async def ask() -> list[list[list[int]]]:
@@ -88,3 +106,34 @@ async def test_a_split_cluster_gives_the_tokens_of_an_aggregated_one_cold_and_wa
         moved = [v for (name, _), v in decode.items() if name == "triptych_kv_transfer_bytes_total"]
         assert sum(moved) > 0
         assert not [name for name, _ in decode if name == "triptych_kv_fallbacks_total"]
+
+
+@pytest.mark.parametrize("overrides", REMOTE.values(), ids=REMOTE)
+async def test_a_draft_worker_changes_no_token_not_even_when_it_is_killed_under_way(
+    start_cluster: StartCluster, aggregated: list[list[list[int]]], overrides: list[str]
+) -> None:
+    async with start_cluster(*overrides) as cluster:
+        assert await answers(cluster) == aggregated
+        await eventually(partial(has_drafted, cluster), timeout_s=60)
+        under_way = asyncio.create_task(answers(cluster))
+        os.kill(cluster.pid("draft-0"), signal.SIGKILL)
+        assert await under_way == aggregated
+
+        async def back() -> bool:
+            seen = await cluster.metrics("decode-0")
+            connected = "triptych_remote_drafter_connected", frozenset({("drafter", "remote")})
+            return bool(seen[connected]) and await cluster.worker("draft-0") is not None
+
+        await eventually(back, timeout_s=60)
+        assert await answers(cluster) == aggregated
+
+
+async def has_drafted(cluster: Cluster) -> bool:
+    """Asks again until the draft worker, which may come up late, has had a part in it."""
+    await answers(cluster)
+    seen = await cluster.metrics("decode-0")
+    drafted = (
+        "triptych_drafted_tokens_total",
+        frozenset({("drafter", "remote"), ("handoff", "home")}),
+    )
+    return seen.get(drafted, 0) > 0

@@ -76,9 +76,17 @@ async def test_who_asks_for_speculation_hears_what_became_of_it(
         "accepted_prediction_tokens": 0,
         "rejected_prediction_tokens": 0,
         "rounds": 200,
+        "acceptance_length": 1.0,
+        "drafters": {},
+        "draft_ms": 0.0,
     }
     assert auto["accepted_prediction_tokens"] > 0
     assert auto["rounds"] == 200 - auto["accepted_prediction_tokens"]
+    assert auto["acceptance_length"] == pytest.approx(200 / auto["rounds"], abs=1e-3)
+    own = auto["drafters"]["suffix"]
+    assert own["accepted_tokens"] == auto["accepted_prediction_tokens"]
+    assert own["drafted_tokens"] - own["accepted_tokens"] == auto["rejected_prediction_tokens"]
+    assert 0 < own["rounds"] <= auto["rounds"] and auto["draft_ms"] > 0
     assert "completion_tokens_details" not in silent["usage"]
 
 

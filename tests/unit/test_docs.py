@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 from router.metrics import RouterMetrics
 from triptych.config import ClusterConfig, PoolConfig, load_config
 from triptych.obs.metrics import WorkerMetrics
+from triptych.obs.speculation import SpeculationMetrics
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
@@ -49,8 +51,8 @@ def test_every_setting_of_a_pool_is_documented(key: str) -> None:
     assert f"`pools[].{key}`" in OPERATIONS or f"`.{key}`" in OPERATIONS
 
 
-@pytest.mark.parametrize("metrics", [RouterMetrics, WorkerMetrics])
-def test_every_metric_is_documented(metrics: type[RouterMetrics] | type[WorkerMetrics]) -> None:
+@pytest.mark.parametrize("metrics", [RouterMetrics, WorkerMetrics, SpeculationMetrics])
+def test_every_metric_is_documented(metrics: Callable[[CollectorRegistry], object]) -> None:
     registry = CollectorRegistry(auto_describe=True)
     metrics(registry)
     suffixes = {"counter": "_total"}
@@ -62,6 +64,7 @@ def test_no_metric_is_documented_that_does_not_exist() -> None:
     registry = CollectorRegistry(auto_describe=True)
     RouterMetrics(registry)
     WorkerMetrics(registry)
+    SpeculationMetrics(registry)
     known = {family.name for family in registry.collect()}
     for name in re.findall(r"`(triptych_\w+)", OPERATIONS):
         assert name.removesuffix("_total") in known

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["triptych", "router", "transport", "prefill_worker", "decode_worker", "triptych_kernels"]
+NAMES = [
+    "triptych",
+    "router",
+    "transport",
+    "prefill_worker",
+    "decode_worker",
+    "draft_worker",
+    "triptych_kernels",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -162,7 +162,7 @@ class TokenLogprobs(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class RequestStats(_message.Message):
-    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "queue_ms", "prefill_ms", "transfer_ms", "first_token_ms", "kv_bytes", "kv_path", "prefill_worker", "fallbacks", "fetch_ms", "hidden_ms", "drafted_tokens", "accepted_tokens", "rounds")
+    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "queue_ms", "prefill_ms", "transfer_ms", "first_token_ms", "kv_bytes", "kv_path", "prefill_worker", "fallbacks", "fetch_ms", "hidden_ms", "drafted_tokens", "accepted_tokens", "rounds", "drafters", "draft_ms")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -179,6 +179,8 @@ class RequestStats(_message.Message):
     DRAFTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTERS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_MS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
@@ -195,7 +197,21 @@ class RequestStats(_message.Message):
     drafted_tokens: int
     accepted_tokens: int
     rounds: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., queue_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., transfer_ms: _Optional[float] = ..., first_token_ms: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., kv_path: _Optional[str] = ..., prefill_worker: _Optional[str] = ..., fallbacks: _Optional[_Iterable[str]] = ..., fetch_ms: _Optional[float] = ..., hidden_ms: _Optional[float] = ..., drafted_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., rounds: _Optional[int] = ...) -> None: ...
+    drafters: _containers.RepeatedCompositeFieldContainer[DrafterStats]
+    draft_ms: float
+    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., queue_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., transfer_ms: _Optional[float] = ..., first_token_ms: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., kv_path: _Optional[str] = ..., prefill_worker: _Optional[str] = ..., fallbacks: _Optional[_Iterable[str]] = ..., fetch_ms: _Optional[float] = ..., hidden_ms: _Optional[float] = ..., drafted_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., rounds: _Optional[int] = ..., drafters: _Optional[_Iterable[_Union[DrafterStats, _Mapping]]] = ..., draft_ms: _Optional[float] = ...) -> None: ...
+
+class DrafterStats(_message.Message):
+    __slots__ = ("drafter", "rounds", "drafted_tokens", "accepted_tokens")
+    DRAFTER_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    drafter: str
+    rounds: int
+    drafted_tokens: int
+    accepted_tokens: int
+    def __init__(self, drafter: _Optional[str] = ..., rounds: _Optional[int] = ..., drafted_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()
@@ -282,6 +298,94 @@ class PrefillDone(_message.Message):
     last_hidden: bytes
     compute_ms: float
     def __init__(self, last_hidden: _Optional[bytes] = ..., compute_ms: _Optional[float] = ...) -> None: ...
+
+class DraftCall(_message.Message):
+    __slots__ = ("hello", "asks", "ended")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    ASKS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    hello: DraftHello
+    asks: _containers.RepeatedCompositeFieldContainer[DraftAsk]
+    ended: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, hello: _Optional[_Union[DraftHello, _Mapping]] = ..., asks: _Optional[_Iterable[_Union[DraftAsk, _Mapping]]] = ..., ended: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class DraftHello(_message.Message):
+    __slots__ = ("worker_id", "epoch", "target", "vocab_size", "drafter")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    DRAFTER_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    epoch: int
+    target: str
+    vocab_size: int
+    drafter: str
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., target: _Optional[str] = ..., vocab_size: _Optional[int] = ..., drafter: _Optional[str] = ...) -> None: ...
+
+class DraftAsk(_message.Message):
+    __slots__ = ("key", "base", "hash", "new_tokens", "max_nodes", "opening")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_NODES_FIELD_NUMBER: _ClassVar[int]
+    OPENING_FIELD_NUMBER: _ClassVar[int]
+    key: int
+    base: int
+    hash: int
+    new_tokens: _containers.RepeatedScalarFieldContainer[int]
+    max_nodes: int
+    opening: DraftOpening
+    def __init__(self, key: _Optional[int] = ..., base: _Optional[int] = ..., hash: _Optional[int] = ..., new_tokens: _Optional[_Iterable[int]] = ..., max_nodes: _Optional[int] = ..., opening: _Optional[_Union[DraftOpening, _Mapping]] = ...) -> None: ...
+
+class DraftOpening(_message.Message):
+    __slots__ = ("num_prompt", "tenant", "problem_id", "sampling")
+    NUM_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_ID_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    num_prompt: int
+    tenant: str
+    problem_id: str
+    sampling: Sampling
+    def __init__(self, num_prompt: _Optional[int] = ..., tenant: _Optional[str] = ..., problem_id: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
+
+class DraftReplies(_message.Message):
+    __slots__ = ("welcome", "drafts", "lost")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    welcome: DraftWelcome
+    drafts: _containers.RepeatedCompositeFieldContainer[DraftReply]
+    lost: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, welcome: _Optional[_Union[DraftWelcome, _Mapping]] = ..., drafts: _Optional[_Iterable[_Union[DraftReply, _Mapping]]] = ..., lost: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class DraftWelcome(_message.Message):
+    __slots__ = ("drafter", "config_hash", "target")
+    DRAFTER_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_HASH_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    drafter: str
+    config_hash: str
+    target: str
+    def __init__(self, drafter: _Optional[str] = ..., config_hash: _Optional[str] = ..., target: _Optional[str] = ...) -> None: ...
+
+class DraftReply(_message.Message):
+    __slots__ = ("key", "base", "hash", "token_ids", "parents", "confidence")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    key: int
+    base: int
+    hash: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    parents: _containers.RepeatedScalarFieldContainer[int]
+    confidence: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, key: _Optional[int] = ..., base: _Optional[int] = ..., hash: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., parents: _Optional[_Iterable[int]] = ..., confidence: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class WorkerReport(_message.Message):
     __slots__ = ("hello", "load")

@@ -232,6 +232,87 @@ class PrefillWorker:
             _registered_method=True)
 
 
+class DraftWorkerStub:
+    """---- decode worker -> draft worker -------------------------------------------------------------
+
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Draft = channel.stream_stream(
+                '/triptych.DraftWorker/Draft',
+                request_serializer=transport_dot_protos_dot_worker__pb2.DraftCall.SerializeToString,
+                response_deserializer=transport_dot_protos_dot_worker__pb2.DraftReplies.FromString,
+                _registered_method=True)
+
+
+class DraftWorkerServicer:
+    """---- decode worker -> draft worker -------------------------------------------------------------
+
+    """
+
+    def Draft(self, request_iterator, context):
+        """One call per decode worker and drafter. What the draft worker knows of a sequence lives as long as
+        the call; after a new call the decode worker tells it again. Nothing said here can change a token:
+        a wrong, late or missing draft costs time only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_DraftWorkerServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Draft': grpc.stream_stream_rpc_method_handler(
+                    servicer.Draft,
+                    request_deserializer=transport_dot_protos_dot_worker__pb2.DraftCall.FromString,
+                    response_serializer=transport_dot_protos_dot_worker__pb2.DraftReplies.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'triptych.DraftWorker', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('triptych.DraftWorker', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class DraftWorker:
+    """---- decode worker -> draft worker -------------------------------------------------------------
+
+    """
+
+    @staticmethod
+    def Draft(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/triptych.DraftWorker/Draft',
+            transport_dot_protos_dot_worker__pb2.DraftCall.SerializeToString,
+            transport_dot_protos_dot_worker__pb2.DraftReplies.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class RegistryStub:
     """---- worker -> router --------------------------------------------------------------------------
 

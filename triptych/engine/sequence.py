@@ -19,6 +19,15 @@ class StopWatch(Protocol):
     def push(self, token_id: int) -> str | None: ...
 
 
+@dataclass(slots=True)
+class DraftCount:
+    """A drafter's part in one sequence."""
+
+    rounds: int = 0
+    drafted: int = 0  # nodes
+    accepted: int = 0  # those that were right
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Tokens that are wanted, and how far their KV is computed.
@@ -51,6 +60,9 @@ class Sequence:
     num_rounds: int = 0  # steps that drew tokens
     num_drafted: int = 0  # nodes of all drafts
     num_accepted: int = 0  # those that were right
+    drafts: dict[str, DraftCount] = field(default_factory=dict)  # verified, by drafter
+    draft_seconds: float = 0.0  # of drafting, in steps that wanted a draft for it
+    prefilled_remotely: bool = False
     first_step_at: float | None = None  # monotonic seconds
     prompt_done_at: float | None = None
     _hashes: list[bytes] = field(default_factory=list)
@@ -88,6 +100,14 @@ class Sequence:
 
     def append(self, token_id: int) -> None:
         self.tokens.append(token_id)
+
+    def count_draft(self, drafter: str, drafted: int, accepted: int) -> None:
+        """Of a verified draft, maybe empty: then nothing."""
+        if drafted:
+            count = self.drafts.setdefault(drafter, DraftCount())
+            count.rounds += 1
+            count.drafted += drafted
+            count.accepted += accepted
 
     def restart(self) -> None:
         """After its blocks were taken away: everything is to be computed again."""

@@ -64,6 +64,7 @@ class WorkerMetrics:
     """The families that prefill and decode workers share. Units are in the names."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry  # for the families of one role
         self.kv_blocks = Gauge(
             "triptych_kv_blocks",
             "KV blocks: pool/free, prefix/cached, and holds by request/held, transfer/held and "

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 
-from triptych.drafters.drafter import Ask, Hints, Verdict
+from triptych.drafters.drafter import Ask, Drafter, Hints, Verdict
 from triptych.engine.draft import NO_DRAFT, ROOT, Draft
 from triptych.engine.sequence import Sequence
 
@@ -79,9 +80,60 @@ class Oracle:
 
 
 class Failing(Oracle):
-    """Raises now and then; with `lies`, returns what no drafter should."""
+    """Knows the answer, and raises the `at`th time that it is asked to do `verb`."""
 
     name = "failing"
 
+    def __init__(self, answers: Answers, verb: str = "propose", at: int = 1) -> None:
+        super().__init__(answers)
+        self._verb = verb
+        self._at = at
+        self.calls: list[str] = []
+
+    def begin(self, sequence: Sequence, hints: Hints) -> None:
+        self._call("begin")
+        super().begin(sequence, hints)
+
     def propose(self, asks: Seq[Ask]) -> list[Draft]:
-        raise RuntimeError("a drafter that fails")
+        self._call("propose")
+        return super().propose(asks)
+
+    def observe(self, verdicts: Seq[Verdict]) -> None:
+        self._call("observe")
+        super().observe(verdicts)
+
+    def end(self, sequence: Sequence) -> None:
+        self._call("end")
+        super().end(sequence)
+
+    def _call(self, verb: str) -> None:
+        self.calls.append(verb)
+        if verb == self._verb and self.calls.count(verb) == self._at:
+            raise RuntimeError("a drafter that fails")
+
+
+class Misshapen(Oracle):
+    """Knows the answer; then `spoil` makes of its drafts what no drafter may return."""
+
+    name = "misshapen"
+
+    def __init__(self, answers: Answers, spoil: Callable[[list[Draft]], list[Draft]]) -> None:
+        super().__init__(answers)
+        self._spoil = spoil
+
+    def propose(self, asks: Seq[Ask]) -> list[Draft]:
+        return self._spoil(super().propose(asks))
+
+
+class Gated:
+    """Another drafter whose drafts are made when `gate` opens."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        self.name = drafter.name
+        self.gate = threading.Event()
+        self.begin, self.observe, self.end = drafter.begin, drafter.observe, drafter.end
+        self._drafter = drafter
+
+    def propose(self, asks: Seq[Ask]) -> list[Draft]:
+        assert self.gate.wait(60), "somebody opens the gate"
+        return self._drafter.propose(asks)

@@ -11,7 +11,8 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import grpc
 import uvloop
@@ -47,25 +48,56 @@ class RoleParts:
     tend: Callable[[], Awaitable[None]]  # called every second
     close: Callable[[], Awaitable[None]]  # after the last call ended
     leave: Callable[[], None] = lambda: None  # called when no new request may come any more
+    size: pb.WorkerHello = field(default_factory=pb.WorkerHello)  # what an engine has to tell
 
 
-BuildRole = Callable[
-    [WorkerArgs, EngineParts, WorkerMetrics, Callable[[BaseException], None]], RoleParts
-]
+Fail = Callable[[BaseException], None]
+BuildRole = Callable[[WorkerArgs, EngineParts, WorkerMetrics, Fail], RoleParts]
+Build = Callable[[WorkerMetrics, Fail], RoleParts]
+Prepare = Callable[[WorkerArgs], Build]
 
 
 def run_worker(role: Role, build_role: BuildRole, argv: Sequence[str] | None = None) -> None:
     """Runs one worker until SIGTERM or SIGINT; exit code 0 after a drain, 1 after a failure."""
+    run_helper(role, partial(_build_with_engine, build_role), argv)
+
+
+def run_helper(role: Role, prepare: Prepare, argv: Sequence[str] | None = None) -> None:
+    """`run_worker` for a role without an engine of its own.
+
+    `prepare` does what takes long and what may be refused, before anything is served; what it
+    returns puts the role together, on the event loop.
+    """
     try:
         args = parse_worker_args(role, argv)
         setup_logging(args.config.log.level, args.config.log.format, args.worker_id)
-        parts = build_engine(args)
+        build = prepare(args)
     except TriptychError as error:
         sys.exit(f"{role}_worker: {error}")
-    sys.exit(uvloop.run(_serve(role, args, parts, build_role)))
+    sys.exit(uvloop.run(_serve(role, args, build)))
 
 
-async def _serve(role: Role, args: WorkerArgs, parts: EngineParts, build_role: BuildRole) -> int:
+def _build_with_engine(build_role: BuildRole, args: WorkerArgs) -> Build:
+    parts = build_engine(args)
+
+    def build(metrics: WorkerMetrics, fail: Fail) -> RoleParts:
+        role = build_role(args, parts, metrics, fail)
+        size = pb.WorkerHello(
+            max_model_len=parts.max_model_len,
+            block_tokens=parts.layout.block_tokens,
+            num_blocks=parts.pool.num_blocks,
+        )
+
+        def load() -> pb.WorkerLoad:
+            report_pool(metrics, parts)
+            return role.load()
+
+        return replace(role, size=size, load=load, tend=partial(_tend_engine, parts, role))
+
+    return build
+
+
+async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
     leave = asyncio.Event()
     failures: list[BaseException] = []
     event_loop = asyncio.get_running_loop()
@@ -80,14 +112,13 @@ async def _serve(role: Role, args: WorkerArgs, parts: EngineParts, build_role: B
     registry = new_registry()
     metrics = WorkerMetrics(registry)
     metrics_server = MetricsServer(registry)
-    role_parts = build_role(args, parts, metrics, fail)
+    role_parts = build(metrics, fail)
     role_parts.thread.start()
     server = await start_server(
         args.listen, [role_parts.register], [role_parts.service_name], to_status
     )
 
     def load() -> pb.WorkerLoad:
-        report_pool(metrics, parts)
         report = role_parts.load()
         report.draining = leave.is_set()
         return report
@@ -98,15 +129,13 @@ async def _serve(role: Role, args: WorkerArgs, parts: EngineParts, build_role: B
         role=role,
         address=server.address,
         model=args.config.served_name,
-        max_model_len=parts.max_model_len,
-        block_tokens=parts.layout.block_tokens,
-        num_blocks=parts.pool.num_blocks,
         metrics_address=metrics_server.address,
     )
+    hello.MergeFrom(role_parts.size)
     attachment = asyncio.create_task(
         stay_attached(args.registry, hello, load, interval_s=_REPORT_S)
     )
-    tending = asyncio.create_task(_tend(parts, role_parts))
+    tending = asyncio.create_task(_tend(role_parts))
     gc.freeze()  # what was loaded stays; looking through it again would stop every stream for 0.1 s
     log.info("ready", extra={"fields": {"address": server.address, "epoch": args.epoch}})
 
@@ -127,14 +156,18 @@ async def _serve(role: Role, args: WorkerArgs, parts: EngineParts, build_role: B
     return 1 if failures else 0
 
 
-async def _tend(parts: EngineParts, role: RoleParts) -> None:
+async def _tend(role: RoleParts) -> None:
     """What has to be looked at now and then, off the request's path."""
     while True:
-        if parts.pool.counts()["quarantine"]:
-            await asyncio.to_thread(parts.ledger.sweep)
-            role.thread.post(_wake)
         await role.tend()
         await asyncio.sleep(_TEND_S)
+
+
+async def _tend_engine(parts: EngineParts, role: RoleParts) -> None:
+    if parts.pool.counts()["quarantine"]:
+        await asyncio.to_thread(parts.ledger.sweep)
+        role.thread.post(_wake)
+    await role.tend()
 
 
 def _wake() -> None:

@@ -13,7 +13,7 @@ from decode_worker.speculate.policy import Budget, StepLoad, StepReport
 from triptych.engine.sequence import Sequence
 from triptych.request import SamplingParams, Speculation
 from triptych.testing.compute_modes import MODES
-from triptych.testing.drafters import Answers, Failing, Oracle
+from triptych.testing.drafters import Answers, Oracle
 
 
 @pytest.fixture(params=list(MODES))
@@ -111,14 +111,6 @@ def test_what_drafts_left_in_the_blocks_is_in_no_prefix_cache(
     assert sum(sequence.num_cached for sequence in home.sequences[len(found) :]) > 0
     counts = home.pool.counts()
     assert counts["request"] == 0
-
-
-def test_a_drafter_that_fails_costs_nothing_but_its_drafts(
-    make_home: Callable[..., Any], plain: list[list[int]], caplog: pytest.LogCaptureFixture
-) -> None:
-    home = make_home(drafters={"failing": Failing({})}, policy=RecordingDice())
-    assert answers(home) == plain
-    assert caplog.text.count("drafter failing failed") == 1
 
 
 def test_tokens_outside_the_vocabulary_are_cut_off(

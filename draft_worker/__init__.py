@@ -1,0 +1,1 @@
+"""The draft worker: guesses tokens for decode workers, over gRPC."""
