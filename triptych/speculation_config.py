@@ -37,7 +37,15 @@ class SuffixConfig(_Frozen):
     trees: bool = Field(False, description="also draft less likely branches")
 
 
-DrafterConfig = Annotated[NgramConfig | SuffixConfig, Field(discriminator="kind")]
+class SparseConfig(_Frozen):
+    """The model itself, reading the KV pages that its last verification looked at most."""
+
+    kind: Literal["sparse"] = "sparse"
+    ratio: float = Field(0.05, gt=0, le=1, description="of the context that a draft reads")
+    min_tokens: int = Field(256, ge=1, description="that a draft reads at least")
+
+
+DrafterConfig = Annotated[NgramConfig | SuffixConfig | SparseConfig, Field(discriminator="kind")]
 
 
 class SpeculationConfig(_Frozen):

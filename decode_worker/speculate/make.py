@@ -10,8 +10,15 @@ from decode_worker.speculate.table import Table
 from decode_worker.speculate.utility import Utility
 from triptych.drafters.drafter import Drafter
 from triptych.drafters.ngram import NgramDrafter
+from triptych.drafters.sparse_self import SparseDrafter, SparseOptions
 from triptych.drafters.suffix import SuffixDrafter, SuffixOptions
-from triptych.speculation_config import DrafterConfig, NgramConfig, SpeculationConfig
+from triptych.engine.sampler import Sampler
+from triptych.speculation_config import (
+    DrafterConfig,
+    NgramConfig,
+    SparseConfig,
+    SpeculationConfig,
+)
 from triptych.worker.boot import EngineParts
 
 
@@ -20,7 +27,7 @@ def make_speculator(config: SpeculationConfig, parts: EngineParts) -> Speculator
     drafters = () if policy is None else config.drafters
     return Speculator(
         parts.scheduler,
-        {drafter.kind: _drafter(drafter) for drafter in drafters},
+        {drafter.kind: _drafter(drafter, parts) for drafter in drafters},
         policy,
         max_model_len=parts.max_model_len,
         vocab_size=parts.model.config.vocab_size,
@@ -42,9 +49,13 @@ def _policy(config: SpeculationConfig) -> BudgetPolicy | None:
             return Utility()
 
 
-def _drafter(config: DrafterConfig) -> Drafter:
+def _drafter(config: DrafterConfig, parts: EngineParts) -> Drafter:
     if isinstance(config, NgramConfig):
         return NgramDrafter(config.min_n, config.max_n)
+    if isinstance(config, SparseConfig):
+        sampler = Sampler(parts.model.config.eos_token_ids)
+        options = SparseOptions(config.ratio, config.min_tokens)
+        return SparseDrafter(parts.runner, sampler, options)
     return SuffixDrafter(
         SuffixOptions(depth=config.depth, min_prob=config.min_prob, tree=config.trees)
     )

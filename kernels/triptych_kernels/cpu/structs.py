@@ -39,9 +39,13 @@ class JobStruct(ctypes.Structure):
         ("first_row", _int32),
         ("rows", _int32),
         ("start", _int32),
-        ("reserved", _int32),
+        ("skipped", _int32),
         ("blocks", _pointer),
         ("parents", _pointer),
+        ("layer_stride", _int32),
+        ("head_stride", _int32),
+        ("page_scores", _pointer),
+        ("scored_rows", _int32),
     ]
 
 
