@@ -31,7 +31,7 @@ in_all_modes = pytest.mark.parametrize("mode", list(MODES))
 
 def prompts() -> list[list[int]]:
     draw = random.Random(5)
-    return [[draw.randrange(3, 250) for _ in range(n)] for n in (1, 33, 130, 300)]
+    return [[draw.randrange(3, 190) for _ in range(n)] for n in (1, 33, 130, 300)]
 
 
 def params_of(index: int, max_tokens: int = 30) -> SamplingParams:
