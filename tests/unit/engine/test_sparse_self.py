@@ -34,7 +34,7 @@ def prompts() -> list[list[int]]:
     return [[draw.randrange(3, 190) for _ in range(n)] for n in (1, 33, 130, 300)]
 
 
-def params_of(index: int, max_tokens: int = 30) -> SamplingParams:
+def params_of(index: int, max_tokens: int) -> SamplingParams:
     if index % 2 == 0:
         return SamplingParams(seed=index, max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
     return SamplingParams(
@@ -47,9 +47,9 @@ def params_of(index: int, max_tokens: int = 30) -> SamplingParams:
     )
 
 
-def answers(home: Any) -> list[list[int]]:
+def answers(home: Any, max_tokens: int = 30) -> list[list[int]]:
     for index, prompt in enumerate(prompts()):
-        home.submit(prompt, params_of(index))
+        home.submit(prompt, params_of(index, max_tokens))
     return home.run()
 
 
@@ -143,7 +143,7 @@ def test_a_draft_ends_where_nothing_can_be_drawn(
     sparse_home: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = sparse_home(EVERYTHING)
-    sequence = home.submit(prompts()[2], params_of(0))
+    sequence = home.submit(prompts()[2], params_of(0, 30))
     home.loop.scheduler.next_batch()
     home.loop._runner.forward([RowJob(sequence, 0, 129)])
     sequence.num_computed = 129
@@ -175,8 +175,8 @@ def test_layers_with_windows_draft_too(
     sparse_home: Callable[..., Any], make_home: Callable[..., Any], mode: str, tmp_path: Path
 ) -> None:
     gemma = model_in(tiny_checkpoint(tmp_path, "gemma3"), mode)
-    wanted = answers(make_home(gemma))
+    wanted = answers(make_home(gemma), 12)
     everything, little = (sparse_home(options, model=gemma) for options in (EVERYTHING, LITTLE))
-    assert answers(everything) == wanted == answers(little)
+    assert answers(everything, 12) == wanted == answers(little, 12)
     accepted, drafted = rates(everything)
-    assert accepted == drafted > 60
+    assert accepted == drafted > 20
