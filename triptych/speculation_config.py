@@ -60,7 +60,15 @@ class DraftModelConfig(_Frozen):
     min_prob: float = Field(0.1, gt=0, le=1, description="of a drafted path")
 
 
-_Single = NgramConfig | SuffixConfig | HeadDrafterConfig | DraftModelConfig
+class SparseConfig(_Frozen):
+    """The model itself, reading the KV pages that its last verification looked at most."""
+
+    kind: Literal["sparse"] = "sparse"
+    ratio: float = Field(0.05, gt=0, le=1, description="of the context that a draft reads")
+    min_tokens: int = Field(256, ge=1, description="that a draft reads at least")
+
+
+_Single = NgramConfig | SuffixConfig | HeadDrafterConfig | DraftModelConfig | SparseConfig
 
 
 class SwitchingConfig(_Frozen):

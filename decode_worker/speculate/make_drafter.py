@@ -11,6 +11,7 @@ from triptych.drafters.heads.drafter import HeadDrafter, HeadOptions
 from triptych.drafters.heads.head import DraftHead, HeadPlace
 from triptych.drafters.heads.place import head_dir
 from triptych.drafters.make import make_drafter
+from triptych.drafters.sparse_self import SparseDrafter, SparseOptions
 from triptych.drafters.switching import SwitchingDrafter
 from triptych.engine.backend import choose_backend
 from triptych.engine.runner import make_runner
@@ -24,6 +25,7 @@ from triptych.speculation_config import (
     DraftModelConfig,
     HeadDrafterConfig,
     RemoteConfig,
+    SparseConfig,
     SwitchingConfig,
 )
 from triptych.tokenizer import Tokenizer
@@ -49,6 +51,9 @@ class DrafterMaker:
                 return _head_drafter(config, self._parts, self._sampler)
             case DraftModelConfig():
                 return _draft_model(config, self._parts, self._sampler)
+            case SparseConfig():
+                options = SparseOptions(config.ratio, config.min_tokens)
+                return SparseDrafter(self._parts.runner, self._sampler, options)
             case SwitchingConfig():
                 return SwitchingDrafter([self(part) for part in config.between])
             case RemoteConfig():

@@ -179,6 +179,37 @@ def paged_attention(
     return out[:rows].to(q.dtype)
 
 
+def page_scores(
+    q: Tensor,
+    keys: Tensor,
+    blocks: Tensor,
+    start: int,
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> Tensor:
+    """How much attention consecutive rows pay to each page: float32 [Hkv, pages].
+
+    q [R, Hq, D], row r at position start + r; keys [num_blocks, block_tokens, Hkv, D]; blocks [n]
+    int64. A page is a block by its place; all that hold positions < start + R are scored. The
+    softmax of a row over the positions that it sees is summed page by page, then averaged over the
+    rows and the query heads of a KV head (PillarAttn of SparseSpec, arXiv 2512.01278).
+    """
+    rows, _, dim = q.shape
+    page_tokens, kv_heads = keys.shape[1:3]
+    end = start + rows
+    pages = -(-end // page_tokens)
+    seen = keys[blocks[:pages]].flatten(0, 1)[:end].to(q.dtype)  # [end, Hkv, D]
+    packed = q.view(rows, kv_heads, -1, dim)
+    scores = torch.einsum("rhgd,nhd->hgrn", packed, seen).float() * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    ahead = torch.arange(end) > torch.arange(start, end)[:, None]
+    shares = scores.masked_fill(ahead, -torch.inf).softmax(-1).mean((1, 2))  # [Hkv, end]
+    shares = torch.nn.functional.pad(shares, (0, pages * page_tokens - end))
+    return shares.view(kv_heads, pages, page_tokens).sum(-1)
+
+
 def _reduce_tiles(
     scores: Tensor, values: Tensor, blocks: Tensor, begin: int, end: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:

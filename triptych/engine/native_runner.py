@@ -6,9 +6,12 @@ import ctypes
 from array import array
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from triptych.engine.pages import PageRow, PageScores, ScoreWishes
 from triptych.engine.rows import RowJob, wanted_rows
 from triptych.engine.storage import KvStorage
 from triptych.models.model import Model
@@ -24,6 +27,7 @@ class NativeRunner:
         self.model = model
         self._native = NativeModel(model)
         self._storage = storage  # keeps the memory behind the struct
+        self._wishes = ScoreWishes()
         layout = storage.layout
         self._cache = KvCacheStruct(
             storage.address,
@@ -50,6 +54,21 @@ class NativeRunner:
     def final_norm(self, hidden: Tensor) -> Tensor:
         return self._native.final_norm(hidden)
 
+    def score_pages(self, scores: PageScores) -> None:
+        self._wishes.add(scores)
+
+    @torch.inference_mode()
+    def forward_pages(self, rows: Sequence[PageRow]) -> Tensor:
+        hidden = self._native.embed(torch.tensor([row.token for row in rows], dtype=torch.int32))
+        tables = [row.table.blocks(row.sequence) for row in rows]
+        self._native.run(
+            hidden,
+            _page_structs(rows, tables, self._storage.layout.block_tokens),
+            self._cache,
+            max(row.position for row in rows) + 1,
+        )
+        return self._native.final_norm(hidden)
+
     def move_kv(self, blocks: Sequence[int], moves: Sequence[tuple[int, int]]) -> None:
         slots = array("i", [slot for move in moves for slot in move])
         self._native.move_kv(self._cache, array("i", blocks), slots)
@@ -69,9 +88,13 @@ class NativeRunner:
         for job in jobs:
             blocks.extend(job.seen_blocks)
         parents = [_as_array(job.parents) for job in jobs]
+        scores = [
+            None if wish is None else wish.make_room(job, self._storage.layout)
+            for job, wish in zip(jobs, self._wishes.take(jobs), strict=True)
+        ]
         self._native.run(
             hidden,
-            _job_structs(jobs, blocks, parents, self._storage.layout.block_tokens),
+            _job_structs(jobs, blocks, parents, scores, self._storage.layout.block_tokens),
             self._cache,
             max(job.end + len(job.draft) for job in jobs),
             taps,
@@ -87,15 +110,31 @@ def _job_structs(
     jobs: Sequence[RowJob],
     blocks: array[int],
     parents: Sequence[array[int] | None],
+    scores: Sequence[NDArray[np.float32] | None],
     block_tokens: int,
 ) -> ctypes.Array[JobStruct]:
     """`blocks`: block tables, one behind the other. All arguments must outlive the structs."""
     fields, row, table = [], 0, blocks.buffer_info()[0]
-    for job, tree in zip(jobs, parents, strict=True):
+    for job, tree, shares in zip(jobs, parents, scores, strict=True):
         rows = job.num_rows
         above = None if tree is None else tree.buffer_info()[0]
+        to = None if shares is None else shares.ctypes.data
         skipped = job.first_block * block_tokens
-        fields.append(JobStruct(row, rows, job.start - skipped, skipped, table, above))
+        start = job.start - skipped
+        fields.append(JobStruct(row, rows, start, skipped, table, above, 0, 0, to, job.num_wanted))
         row += rows
         table += blocks.itemsize * len(job.seen_blocks)
     return (JobStruct * len(jobs))(*fields)
+
+
+def _page_structs(
+    rows: Sequence[PageRow], tables: Sequence[NDArray[np.int32]], block_tokens: int
+) -> ctypes.Array[JobStruct]:
+    """`tables` [L, Hkv, P] must outlive the structs."""
+    fields = []
+    for number, (row, table) in enumerate(zip(rows, tables, strict=True)):
+        slot = row.slot(block_tokens)
+        address, (_, heads, pages) = table.ctypes.data, table.shape
+        skipped = row.position - slot
+        fields.append(JobStruct(number, 1, slot, skipped, address, None, heads * pages, pages))
+    return (JobStruct * len(rows))(*fields)

@@ -12,11 +12,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from triptych.engine.pages import PageRow, PageScores, ScoreWishes
 from triptych.engine.rows import RowJob, wanted_rows
 from triptych.engine.storage import KvStorage
 from triptych.models.model import Model
 from triptych.models.taps import LayerTap
-from triptych_kernels import append_kv, pad_rows, paged_attention
+from triptych_kernels import append_kv, pad_rows, page_scores, paged_attention
 
 
 class ReferenceRunner:
@@ -25,6 +26,7 @@ class ReferenceRunner:
     def __init__(self, model: Model, storage: KvStorage) -> None:
         self.model = model
         self._storage = storage
+        self._wishes = ScoreWishes()
 
     @torch.inference_mode()
     def forward(self, jobs: Sequence[RowJob], taps: Sequence[LayerTap] = ()) -> Tensor:
@@ -41,7 +43,7 @@ class ReferenceRunner:
     ) -> tuple[Tensor, list[tuple[int, int]]]:
         tokens = [token for job in jobs for token in job.tokens]
         positions = _positions(jobs)
-        view = PagedView(self._storage, jobs)
+        view = PagedView(self._storage, jobs, self._wishes.take(jobs))
         hidden = self.model.forward(pad_rows(torch.tensor(tokens)), pad_rows(positions), view, taps)
         return hidden, view.spans
 
@@ -54,6 +56,16 @@ class ReferenceRunner:
     def final_norm(self, hidden: Tensor) -> Tensor:
         return self.model.norm(hidden)
 
+    def score_pages(self, scores: PageScores) -> None:
+        self._wishes.add(scores)
+
+    @torch.inference_mode()
+    def forward_pages(self, rows: Sequence[PageRow]) -> Tensor:
+        tokens = pad_rows(torch.tensor([row.token for row in rows]))
+        positions = pad_rows(torch.tensor([row.position for row in rows]))
+        hidden = self.model.forward(tokens, positions, ChosenPagesView(self._storage, rows))
+        return hidden[: len(rows)]
+
     def move_kv(self, blocks: Sequence[int], moves: Sequence[tuple[int, int]]) -> None:
         self._storage.move(blocks, moves)
 
@@ -65,11 +77,21 @@ class ReferenceRunner:
 class PagedView:
     """The KV that the rows of one batch may see. Implements the models' KvView."""
 
-    def __init__(self, storage: KvStorage, jobs: Sequence[RowJob]) -> None:
+    def __init__(
+        self,
+        storage: KvStorage,
+        jobs: Sequence[RowJob],
+        scores: Sequence[PageScores | None] = (),
+    ) -> None:
         self._storage = storage
         self._jobs = jobs
         self._blocks = [torch.tensor(job.seen_blocks) for job in jobs]
         self._skipped = [job.first_block * storage.layout.block_tokens for job in jobs]
+        self._scores = [
+            (place, wish.make_room(jobs[place], storage.layout))
+            for place, wish in enumerate(scores)
+            if wish is not None
+        ]
         self.spans: list[tuple[int, int]] = []  # rows of each job in the batch
         slots, row = [], 0
         for job, blocks, skipped in zip(jobs, self._blocks, self._skipped, strict=True):
@@ -110,6 +132,57 @@ class PagedView:
                 row = nodes + node
                 path = _path_of(job, node, blocks, job.end - skipped, keys, values)
                 out[row : row + 1] = attention(q[row : row + 1], *path)
+        if window is None:
+            self._score(layer, q, keys, scale, softcap)
+        return out
+
+    def _score(
+        self, layer: int, q: Tensor, keys: Tensor, scale: float, softcap: float | None
+    ) -> None:
+        for place, shares in self._scores:
+            job, (_, end) = self._jobs[place], self.spans[place]
+            rows, start = q[end - job.num_wanted : end], job.end - 1
+            found = page_scores(
+                rows, keys, self._blocks[place], start, scale=scale, softcap=softcap
+            )
+            shares[layer] = found.numpy()
+
+
+class ChosenPagesView:
+    """The KV of rows that read chosen pages. Implements the models' KvView."""
+
+    def __init__(self, storage: KvStorage, rows: Sequence[PageRow]) -> None:
+        size = storage.layout.block_tokens
+        self._storage = storage
+        self._tables = [torch.from_numpy(row.table.blocks(row.sequence)).long() for row in rows]
+        self._starts = [row.slot(size) for row in rows]
+        self._slots = torch.tensor(
+            [row.sequence.blocks[row.position // size] * size + row.position % size for row in rows]
+        )
+
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        real = len(self._starts)
+        keys, values = self._storage.keys(layer), self._storage.values(layer)
+        append_kv(keys, k[:real], self._slots)
+        append_kv(values, v[:real], self._slots)
+        out = torch.zeros_like(q)
+        group = q.shape[1] // keys.shape[2]
+        attention = partial(paged_attention, scale=scale, window=window, softcap=softcap)
+        for row, (table, start) in enumerate(zip(self._tables, self._starts, strict=True)):
+            for head, blocks in enumerate(table[layer]):
+                own, kept = slice(head * group, (head + 1) * group), slice(head, head + 1)
+                pools = keys[:, :, kept], values[:, :, kept]
+                out[row : row + 1, own] = attention(q[row : row + 1, own], *pools, blocks, start)
         return out
 
 

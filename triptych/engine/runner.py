@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from triptych.engine.native_runner import NativeRunner
+from triptych.engine.pages import PageRow, PageScores
 from triptych.engine.reference_runner import ReferenceRunner
 from triptych.engine.rows import RowJob
 from triptych.engine.storage import KvStorage
@@ -38,6 +39,15 @@ class Runner(Protocol):
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         """hidden [R, H] of `forward_hidden` → [R, H], as `logits` wants it."""
+
+    def score_pages(self, scores: PageScores) -> None:
+        """The next forward fills them in, if it computes wanted rows of their sequence."""
+
+    def forward_pages(self, rows: Sequence[PageRow]) -> Tensor:
+        """Rows that read some pages only, at most one of a sequence; writes their KV.
+
+        Returns final-norm hidden states [R, H] float32.
+        """
 
     def move_kv(self, blocks: Sequence[int], moves: Sequence[tuple[int, int]]) -> None:
         """Copies KV from one slot of a sequence's blocks to another, in all layers, in order."""

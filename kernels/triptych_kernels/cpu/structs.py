@@ -42,6 +42,10 @@ class JobStruct(ctypes.Structure):
         ("skipped", _int32),
         ("blocks", _pointer),
         ("parents", _pointer),
+        ("layer_stride", _int32),
+        ("head_stride", _int32),
+        ("page_scores", _pointer),
+        ("scored_rows", _int32),
     ]
 
 

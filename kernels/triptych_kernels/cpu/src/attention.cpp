@@ -82,7 +82,9 @@ class Worker {
 
     static KvSource source_of(const Call& call, const LaneTask& task, int member) {
         const Job& job = *task.job;
-        return {call.cache, call.layer, task.head_of(member), job.blocks, job.start + job.rows};
+        const int head = task.head_of(member);
+        return {call.cache, call.layer, head, job.blocks_of(call.layer, head),
+                job.start + job.rows};
     }
 
     // What follows the next tile.

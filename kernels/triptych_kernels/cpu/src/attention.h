@@ -16,14 +16,23 @@ namespace triptych {
 // stand one behind the other and a slot is a position. With them they are a tree of drafts:
 // parents[i] < i is the row before row i, -1 the last position before `start`; a row sees all
 // positions before `start` and its own path, at the positions that the path would have alone.
-// The table may begin behind the first blocks of a sequence: a position is then `skipped` more than
-// its slot.
+//
+// A job may read a part of its sequence: tables that hold fewer blocks, others in each layer and KV
+// head if need be, but as many, and all with the blocks that the rows' own KV goes to. Slots then
+// count what is read, and a position is `skipped` more than its slot.
 struct Job {
     std::int32_t first_row, rows;  // in the batch
     std::int32_t start;
     std::int32_t skipped;
     const std::int32_t* blocks;
-    const std::int32_t* parents;  // or null
+    const std::int32_t* parents;               // or null
+    std::int32_t layer_stride, head_stride;    // between tables of blocks; 0: one serves all
+    float* page_scores;                        // or null; see page_scores.h
+    std::int32_t scored_rows;                  // the last ones
+
+    const std::int32_t* blocks_of(int layer, int head) const {
+        return blocks + static_cast<std::size_t>(layer) * layer_stride + head * head_stride;
+    }
 };
 
 // Of row `row` of the job, in slots: what it sees lies before.

@@ -7,6 +7,7 @@
 #include "export.h"
 #include "linear.h"
 #include "memory.h"
+#include "page_scores.h"
 #include "pool.h"
 
 namespace triptych {
@@ -94,7 +95,8 @@ void finish_row(const Layer& layer, int index, const Pass& pass, const Job& job,
                 float* heads) {
     const KvCache& cache = *pass.cache;
     const int dim = cache.head_dim;
-    const std::size_t at_position = static_cast<std::size_t>(position_of(job, i) + job.skipped) * (dim / 2);
+    const std::size_t position = position_of(job, i) + job.skipped;
+    const std::size_t at_position = position * (dim / 2);
     const float* cosines = pass.cosines[layer.rope] + at_position;
     const float* sines = pass.sines[layer.rope] + at_position;
     float* keys = heads + layer.attention.heads * dim;
@@ -104,8 +106,9 @@ void finish_row(const Layer& layer, int index, const Pass& pass, const Job& job,
         if (norm != nullptr) rms_norm(at, dim, norm, layer.eps, at);
         rotate(at, dim, cosines, sines);
     }
-    const int slot = job.start + i, block = job.blocks[slot / cache.block_tokens];
+    const int slot = job.start + i;
     for (int head = 0; head < cache.kv_heads; ++head) {
+        const int block = job.blocks_of(index, head)[slot / cache.block_tokens];
         put_kv(cache, index, block, head, slot % cache.block_tokens, keys + head * dim,
                keys + (cache.kv_heads + head) * dim);
     }
@@ -178,6 +181,7 @@ void attention_half(const Layer& layer, int index, const Pass& pass) {
                floats);
         put_rows(mixed, pass.rows, floats, size);
     }
+    score_pages(cache, index, layer.attention, pass.jobs, pass.num_jobs, heads, stride);
     add_branch(pass, *layer.output, mixed, layer.behind_attention, layer.eps);
 }
 
