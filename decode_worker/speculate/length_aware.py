@@ -37,6 +37,13 @@ class LengthAware:
         )
         return self._inner.plan(load._replace(candidates=capped))
 
+    def improve(self, load: StepLoad, drafts: Seq[Draft]) -> list[Budget]:
+        budgets = self._inner.improve(load, drafts)
+        return [
+            budget._replace(max_nodes=min(budget.max_nodes, self._caps[candidate.sequence]))
+            for candidate, budget in zip(load.candidates, budgets, strict=False)
+        ]
+
     def _distribute(self, load: StepLoad) -> None:
         self._age = 0
         sequences = [candidate.sequence for candidate in load.candidates]

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from decode_worker.speculate.policy import BudgetPolicy, Candidate, StepLoad, StepReport
+from decode_worker.speculate.policy import Budget, BudgetPolicy, Candidate, StepLoad, StepReport
 from triptych.drafters.drafter import Ask, Drafter, Hints, Verdict
 from triptych.engine.draft import NO_DRAFT, Draft
 from triptych.engine.rows import RowJob
@@ -83,7 +83,8 @@ class Speculator:
         drafts = self._policy.trim(self._load, self._propose(self._load, jobs))
         jobs = list(jobs)
         for place, draft in zip(places, drafts, strict=True):
-            jobs[place] = replace(jobs[place], draft=draft)
+            if draft:
+                jobs[place] = replace(jobs[place], draft=draft)
         return jobs
 
     def observe(self, verdicts: list[Verdict], rows: int, seconds: float) -> None:
@@ -129,23 +130,43 @@ class Speculator:
     def _propose(self, load: StepLoad, jobs: list[RowJob]) -> list[Draft]:
         assert self._policy is not None
         rows = self._scheduler.rows_left(jobs)
+        drafts = [NO_DRAFT] * len(load.candidates)
+        self._make(drafts, load, self._policy.plan(load), rows)
+        self._make(drafts, load, self._policy.improve(load, drafts), rows)
+        return drafts
+
+    def _make(
+        self, drafts: list[Draft], load: StepLoad, budgets: list[Budget], rows: int
+    ) -> None:
+        """Puts what the budgets ask for into `drafts`, all of them within so many rows."""
+        rows -= sum(map(len, drafts))
         asked = defaultdict[str, list[tuple[int, Ask]]](list)
-        plan = zip(load.candidates, self._policy.plan(load), strict=True)
-        for place, (candidate, budget) in enumerate(plan):
+        for place, budget in enumerate(budgets):
+            if not budget.max_nodes:
+                continue
+            candidate = load.candidates[place]
             sequence = candidate.sequence
-            wanted = min(budget.max_nodes, candidate.max_nodes, rows)
+            room = rows + len(drafts[place])  # a better draft takes the place of this one
+            wanted = min(budget.max_nodes, candidate.max_nodes, room)
             if wanted > 0:
                 wanted = self._scheduler.lease(sequence, len(sequence.tokens), wanted)
             if wanted > 0:
-                rows -= wanted
+                rows = room - max(wanted, len(drafts[place]))
                 asked[budget.drafter].append((place, Ask(sequence, wanted)))
-        drafts = [NO_DRAFT] * len(load.candidates)
         for name, asks in asked.items():
             made = self._ask(name, [ask for _, ask in asks])
             for (place, ask), draft in zip(asks, made, strict=True):
-                sound = [0 <= token < self._vocab_size for token in draft.tokens]
-                drafts[place] = replace(draft.kept(sound).first(ask.max_nodes), drafter=name)
-        return drafts
+                drafts[place] = self._sound(draft, name, ask.max_nodes) or drafts[place]
+
+    def _sound(self, draft: Draft, name: str, max_nodes: int) -> Draft:
+        """What of a draft may be verified, whoever made it."""
+        tokens = draft.tokens
+        if not tokens:
+            return NO_DRAFT
+        if min(tokens) < 0 or max(tokens) >= self._vocab_size or len(tokens) > max_nodes:
+            sound = [0 <= token < self._vocab_size for token in tokens]
+            draft = draft.kept(sound).first(max_nodes)
+        return draft if draft.drafter == name else replace(draft, drafter=name)
 
     def _ask(self, name: str, asks: list[Ask]) -> list[Draft]:
         drafter = self._drafters.get(name)
@@ -159,4 +180,5 @@ class Speculator:
             del self._drafters[name]
             return [NO_DRAFT] * len(asks)
         finally:
-            self._draft_seconds[name] = self._clock() - began
+            spent = self._clock() - began
+            self._draft_seconds[name] = self._draft_seconds.get(name, 0.0) + spent

@@ -111,7 +111,7 @@ def test_breaks_double_while_speculation_keeps_losing() -> None:
             guard.observe(1.0, 1.2, believed=1.1)
         steps = 0
         while guard.is_off:
-            guard.allows(1.1, True)
+            guard.allows(True)
             steps += 1
         lengths.append(steps)
     assert lengths == [FIRST_BREAK, 2 * FIRST_BREAK, 4 * FIRST_BREAK]
