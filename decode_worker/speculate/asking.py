@@ -17,6 +17,7 @@ from triptych.engine.sequence import Sequence
 
 CHEAP = 0.05  # tokens that an ask of everybody may cost each
 FREE = 0.004  # so cheap that nobody is left out
+WORTH = 3.0  # times its price that an ask must bring: what comes of it is looked at, too
 PROBE_NODES = 4
 INTRODUCTIONS = 3  # asks of one sequence before a drafter's price is believed
 MARGIN = 0.02  # tokens per sequence that dear drafts must promise beyond their price
@@ -90,7 +91,7 @@ class Asking:
                     serving, most = name, worth
         if not serving:
             return ""
-        pays = may and (most > cheap[serving] or cheap[serving] <= FREE)
+        pays = may and (most > WORTH * cheap[serving] or cheap[serving] <= FREE)
         for name in candidate.drafters:
             if name not in cheap or (pays and name == serving):
                 continue

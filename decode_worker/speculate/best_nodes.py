@@ -26,8 +26,10 @@ def keep_best(survivals: Seq[Seq[float]], count: int) -> list[list[bool]]:
 
     A node survives at most as often as its parent and comes behind it; ties go to who comes first.
     """
+    if not count:
+        return [[False] * len(own) for own in survivals]
     ranked = sorted((s for own in survivals for s in own), reverse=True)
-    least = ranked[count - 1] if count else 1.0
+    least = ranked[count - 1]
     ties = count - sum(s > least for s in ranked[:count])
     keep = []
     for own in survivals:

@@ -135,9 +135,7 @@ class Speculator:
         self._make(drafts, load, self._policy.improve(load, drafts), rows)
         return drafts
 
-    def _make(
-        self, drafts: list[Draft], load: StepLoad, budgets: list[Budget], rows: int
-    ) -> None:
+    def _make(self, drafts: list[Draft], load: StepLoad, budgets: list[Budget], rows: int) -> None:
         """Puts what the budgets ask for into `drafts`, all of them within so many rows."""
         rows -= sum(map(len, drafts))
         asked = defaultdict[str, list[tuple[int, Ask]]](list)
