@@ -1,15 +1,15 @@
-"""Which drafter a sequence should use, and how far it should draft: pure functions over tables.
+"""Who should draft for a sequence, and how far: pure functions over tables.
 
 All prices are in tokens: what else the step's time would have bought, at the plain rate.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
 from decode_worker.speculate.costs import SIZES, size_of
-from decode_worker.speculate.draft_costs import DraftCosts
 from decode_worker.speculate.yields import HORIZON
 
 SIZE_OF = [size_of(nodes) for nodes in range(HORIZON + 1)]
@@ -20,13 +20,10 @@ class Choice(NamedTuple):
     drafter: str
     max_nodes: int
     gain: float  # tokens, after all prices
-    tokens: float  # expected to be right
-    rows: float  # expected to be computed: some drafts are empty
-    ahead: Seq[float]  # survival by depth
-    offered: float  # share of drafts that are not empty
+    surplus: float  # the same before the price of drafting
 
 
-NO_CHOICE = Choice("", 0, 0.0, 0.0, 0.0, (), 0.0)
+NO_CHOICE = Choice("", 0, 0.0, 0.0)
 
 
 def row_price(sequences: int, ratios: Seq[float]) -> float:
@@ -35,48 +32,38 @@ def row_price(sequences: int, ratios: Seq[float]) -> float:
     return sequences * min((ratios[n] - 1) / n for n in SIZES if n <= most)
 
 
-def draft_prices(
-    costs: DraftCosts, drafter: str, sequences: int, plain_seconds: float
-) -> list[float]:
-    """Of one sequence's draft by the bucket of its nodes, if all sequences draft."""
-    return [costs.seconds(drafter, sequences, nodes) / plain_seconds for nodes in DRAFT_SIZES]
-
-
 def best_length(
-    drafter: str, ahead: Seq[float], offered: float, limit: int, row: float, prices: Seq[float]
+    drafter: str, ahead: Seq[float], limit: int, row: float, prices: Seq[float]
 ) -> Choice:
-    """`ahead`: survival by depth; `offered`: share of drafts that are not empty."""
-    best, gain, total, tokens = 0, 0.0, 0.0, 0.0
+    """`ahead`: survival by depth; `prices`: of the draft, by the bucket of its nodes."""
+    best, gain, total, surplus = 0, 0.0, 0.0, 0.0
     for nodes, survival in enumerate(ahead[:limit], 1):
         if survival <= row:
             break
         total += survival - row
-        now = offered * total - prices[SIZE_OF[nodes]]
+        now = total - prices[SIZE_OF[nodes]]
         if now > gain:
-            best, gain, tokens = nodes, now, total + nodes * row
-    if not best:
-        return NO_CHOICE
-    return Choice(drafter, best, gain, offered * tokens, offered * best, ahead, offered)
+            best, gain, surplus = nodes, now, total
+    return Choice(drafter, best, gain, surplus) if best else NO_CHOICE
 
 
-def believed_utility(
-    choices: Seq[Choice], ratios: Seq[float], drafting: float
-) -> tuple[float, float]:
-    """Of the whole step against a plain one (Cascade's), and the least survival worth
-    a row: top-M over the nodes that are expected. `drafting`: in plain steps."""
-    nodes = sorted(((s, c.offered) for c in choices for s in c.ahead[: c.max_nodes]), reverse=True)
-    tokens, rows, share = 0.0, 0.0, 1 / len(choices)
-    best, least = 0.0, 1.0
-    for survival, offered in nodes:
-        tokens += survival * offered * share
-        rows += offered
-        utility = (1 + tokens) / (ratios[min(int(rows + 0.5), len(ratios) - 1)] + drafting)
-        if utility > best:
-            best, least = utility, survival
-    return best, least
+def worth_of(survivals: Seq[float], row: float) -> float:
+    """Tokens that a draft is expected to bring, after the price of its rows."""
+    return sum(survival - row for survival in survivals if survival > row)
 
 
-def cut(choice: Choice, least: float) -> Choice:
-    """Without nodes that survive less often."""
-    nodes = sum(survival >= least for survival in choice.ahead[: choice.max_nodes])
-    return choice._replace(max_nodes=nodes) if nodes else NO_CHOICE
+def that_pay(
+    choices: list[Choice], made: Seq[float], price: Callable[[str, int, int], float]
+) -> list[Choice]:
+    """Without drafters whose batch is too small to pay.
+
+    `made`: what the drafts that are there bring to each sequence; `price`: in tokens of the batch,
+    of a drafter for (sequences, nodes of the longest draft). A choice was made as if everybody
+    drafted; now it is known who does.
+    """
+    for drafter in {choice.drafter for choice in choices if choice.max_nodes}:
+        own = [at for at, choice in enumerate(choices) if choice.drafter == drafter]
+        gained = sum(choices[at].surplus - made[at] for at in own)
+        if gained <= price(drafter, len(own), max(choices[at].max_nodes for at in own)):
+            choices = [NO_CHOICE if c.drafter == drafter else c for c in choices]
+    return choices

@@ -19,6 +19,7 @@ from decode_worker.speculate.recent import Recent
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096)
 NEAR = 8  # steps; a ratio of steps further apart measures the machine's moods
 SHRINK = 2.0  # samples; what other sizes say about one counts so much
+FEW = 8  # samples
 UNTRIED = 1.3  # times as steep as what is known below
 
 
@@ -38,6 +39,7 @@ class StepCosts:
         self._in_a_row = 0  # plain steps near each other
         self._pace = 1.0  # of the machine then: its seconds by those in the table
         self._curves: dict[int, list[float]] = {}
+        self._stale: dict[int, int] = {}  # plain rows: samples that a curve has not seen
 
     def learn(self, plain_rows: int, nodes: int, kv_tokens: int, seconds: float) -> None:
         """A step with `plain_rows` + `nodes` rows took so long."""
@@ -50,7 +52,14 @@ class StepCosts:
         plain = self.plain_seconds(plain_rows, kv_tokens)
         if plain and (self._step - self._plain_at <= NEAR or len(cell) < 2):
             cell.add(seconds / (plain * self._pace), self._step)
-            self._curves.pop(size_of(plain_rows), None)
+            self._mark(size_of(plain_rows), few=len(cell) < FEW)
+
+    def _mark(self, base: int, few: bool) -> None:
+        """A sample came; one of many changes little, and a curve takes long to make."""
+        self._stale[base] = self._stale.get(base, 0) + 1
+        if few or self._stale[base] >= FEW:
+            self._stale[base] = 0
+            self._curves.pop(base, None)
 
     def _learn_plain(self, rows: int, kv_tokens: int, seconds: float) -> None:
         cell = self._plain.setdefault(_plain_key(rows, kv_tokens), Recent())
@@ -99,7 +108,7 @@ class StepCosts:
         """The same as times of the plain step. A shared list: do not change it."""
         base = size_of(plain_rows)
         curve = self._curves.get(base)
-        if curve is None or len(curve) <= max_nodes or self._step % 64 == 0:
+        if curve is None or len(curve) <= max_nodes:
             curve = self._curves[base] = self._make_curve(plain_rows, max(max_nodes, 64))
         return curve
 

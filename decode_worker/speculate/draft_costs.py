@@ -5,6 +5,8 @@ from __future__ import annotations
 from decode_worker.speculate.costs import SIZES, size_of
 from decode_worker.speculate.recent import Recent
 
+FEW = 8  # samples; the first drafts for a sequence read its prompt in, which is not what one costs
+
 
 class DraftCosts:
     """Seconds of a `propose` by (sequences, nodes of each)."""
@@ -25,8 +27,14 @@ class DraftCosts:
     def knows(self, drafter: str) -> bool:
         return drafter in self._cells
 
+    def count(self, drafter: str) -> int:
+        """Samples of its last few sizes."""
+        return sum(map(len, self._cells.get(drafter, {}).values()))
+
     def seconds(self, drafter: str, sequences: int, nodes_each: int) -> float:
-        """0 if it never drafted. Unseen sizes: as if costs grew with both and never shrank."""
+        """0 if it never drafted. Unseen sizes: as if costs grew with the nodes
+        and with the root of the sequences, and never shrank: who guesses low soon measures.
+        """
         key = drafter, size_of(sequences), size_of(nodes_each)
         if key not in self._known:
             self._known[key] = self._estimate(*key)
@@ -35,12 +43,12 @@ class DraftCosts:
     def _estimate(self, drafter: str, sequences: int, nodes: int) -> float:
         cells = self._cells.get(drafter, {})
         cell = cells.get((sequences, nodes))
-        if cell is not None:
+        if cell is not None and len(cell) >= FEW:
             return cell.median
         return min(
             (
-                cell.median
-                * max(1.0, SIZES[sequences] / SIZES[at_sequences])
+                (cell.median if len(cell) >= FEW else cell.least)
+                * max(1.0, SIZES[sequences] / SIZES[at_sequences]) ** 0.5
                 * max(1.0, SIZES[nodes] / SIZES[at_nodes])
                 for (at_sequences, at_nodes), cell in cells.items()
             ),

@@ -10,7 +10,10 @@ from triptych.engine.sequence import Sequence
 
 
 class Unlearned:
-    """The part of a policy that learns nothing and trims nothing."""
+    """The part of a policy that learns nothing, trims nothing and asks once."""
+
+    def improve(self, load: StepLoad, drafts: Seq[Draft]) -> list[Budget]:
+        return []
 
     def trim(self, load: StepLoad, drafts: Seq[Draft]) -> list[Draft]:
         return list(drafts)

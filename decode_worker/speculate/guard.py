@@ -24,7 +24,7 @@ class Guard:
         self._off_for = 0  # steps left
         self._off_believed = 0.0
         self._window = 0  # plain steps left
-        self._since = 0  # speculative steps since the last window
+        self._since = 0  # speculative steps since the last plain one
         self._clear()
 
     def _clear(self) -> None:
@@ -44,21 +44,27 @@ class Guard:
         """How long the next break will be."""
         return self._break
 
-    def allows(self, believed: float, plain_known: bool) -> bool:
-        """May a step that believes in a utility of so much speculate? Ask once per step."""
+    def allows(self, plain_known: bool) -> bool:
+        """May this step speculate? Ask once per step."""
         if self._off_for:
             self._off_for -= 1
-            if believed < self._off_believed * CHANGED:
-                return False
-            self._off_for = 0
+            return False
         if self._window:
             self._window -= 1
             return False
         if self._since >= (self._interval() if plain_known else LEAST):
             self._since, self._window = 0, WINDOW - 1
             return False
-        self._since += 1
         return True
+
+    def hears(self, believed: float) -> None:
+        """Drafts of a step that may not speculate promise a utility of so much."""
+        if self._off_for and believed >= self._off_believed * CHANGED:
+            self._off_for = 0
+
+    def counts(self, nodes: int) -> None:
+        """A step verified so many. Plain steps that come by themselves spare a window."""
+        self._since = self._since + 1 if nodes else 0
 
     def _interval(self) -> int:
         lost = WINDOW * (1 - 1 / max(self.utility, 1.0))

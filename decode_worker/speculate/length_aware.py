@@ -15,7 +15,7 @@ from decode_worker.speculate.costs import StepCosts
 from decode_worker.speculate.das import Tail, nodes_per_step
 from decode_worker.speculate.das_acceptance import Acceptance
 from decode_worker.speculate.lengths import Lengths
-from decode_worker.speculate.policy import Budget, BudgetPolicy, StepLoad, StepReport
+from decode_worker.speculate.policy import Budget, BudgetPolicy, Candidate, StepLoad, StepReport
 from triptych.drafters.drafter import Hints
 from triptych.engine.draft import Draft
 from triptych.engine.sequence import Sequence
@@ -64,6 +64,16 @@ class LengthAware:
             for candidate in load.candidates
         )
         return self._inner.plan(load._replace(candidates=capped))
+
+    def improve(self, load: StepLoad, drafts: Seq[Draft]) -> list[Budget]:
+        budgets = self._inner.improve(load, drafts)
+        return [
+            budget._replace(max_nodes=min(budget.max_nodes, self._cap(candidate)))
+            for candidate, budget in zip(load.candidates, budgets, strict=False)
+        ]
+
+    def _cap(self, candidate: Candidate) -> int:
+        return self._caps.get(candidate.sequence, candidate.max_nodes)
 
     def trim(self, load: StepLoad, drafts: Seq[Draft]) -> list[Draft]:
         return self._inner.trim(load, drafts)

@@ -50,6 +50,11 @@ class BudgetPolicy(Protocol):
     def plan(self, load: StepLoad) -> list[Budget]:
         """A budget per candidate, in order."""
 
+    def improve(self, load: StepLoad, drafts: Seq[Draft]) -> list[Budget]:
+        """Who should draft again, now that these drafts came, instead of them; `NO_BUDGET`
+        (or an empty list, for all): the draft stands.
+        """
+
     def trim(self, load: StepLoad, drafts: Seq[Draft]) -> list[Draft]:
         """The drafts (one per candidate, maybe empty) without nodes that will not pay."""
 

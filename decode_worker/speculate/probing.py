@@ -1,16 +1,15 @@
 """Trying drafters that are not believed to pay, for a bounded price.
 
-A probe asks for a short draft. If it does not pay to verify, the sequence decodes plainly and the
-draft is compared with the tokens that come: only drafting was paid for. Every drafter has a purse
-that earns a share of all time and pays for its probes; a sequence that answers badly is asked less
-and less often.
+A draft that does not pay to verify is compared with the tokens that come: only drafting was paid
+for. A sequence that answers badly is asked less and less often; drafters that are dear also have a
+purse each, which earns a share of all time.
 """
 
 from __future__ import annotations
 
 from triptych.engine.draft import ROOT, Draft
 
-SHARE = 0.008  # of all time, for all drafters together
+SHARE = 0.008  # of all time, for all dear drafters together
 FIRST_WAIT, LAST_WAIT = 2, 8  # steps between probes of one sequence; the purse bounds the rest
 BUSY_WAIT = 64  # while another drafter serves it well
 
@@ -46,12 +45,10 @@ class Turn:
 
     def asked(self, step: int, busy: bool) -> None:
         self.due = step + (BUSY_WAIT if busy else self._wait)
+        self._wait = min(2 * self._wait, LAST_WAIT)
 
-    def answered(self, step: int, well: bool) -> None:
-        if well:
-            self._wait, self.due = FIRST_WAIT, step + 1
-        else:
-            self._wait = min(2 * self._wait, LAST_WAIT)
+    def answered_well(self, step: int) -> None:
+        self._wait, self.due = FIRST_WAIT, step + 1
 
 
 class Shadow:
@@ -68,12 +65,17 @@ class Shadow:
         """Labels as of a verdict: (node, depth, right). None: the draft ended before."""
         self.depth += 1
         labels, parent = [], self._at
-        for node, guess in enumerate(self.draft.tokens):
-            if self.draft.parent(node) == parent:
-                labels.append((node, self.depth, float(guess == token)))
-                if guess == token:
-                    self._at = node
+        for node in self._children(parent):
+            right = self.draft.tokens[node] == token
+            labels.append((node, self.depth, float(right)))
+            if right:
+                self._at = node
         return labels
+
+    def _children(self, parent: int) -> list[int]:
+        if self.draft.parents is None:
+            return [parent + 1] if parent + 1 < len(self.draft) else []
+        return [node for node, above in enumerate(self.draft.parents) if above == parent]
 
     @property
     def was_right(self) -> bool:

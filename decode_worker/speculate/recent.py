@@ -30,6 +30,10 @@ class Recent:
     def median(self) -> float:
         return self._median
 
+    @property
+    def least(self) -> float:
+        return min(self._values)
+
     def weight(self, step: int) -> float:
         """How much it is worth, in fresh samples."""
         age = step - self._at

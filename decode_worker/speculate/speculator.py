@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from decode_worker.speculate.acceptance import AcceptanceRule, Equality
 from decode_worker.speculate.policy import (
+    Budget,
     BudgetPolicy,
     Candidate,
     Introduced,
@@ -101,7 +102,8 @@ class Speculator:
         self._tally.drafted(self._load, proposed, drafts, self._draft_seconds)
         jobs = list(jobs)
         for place, draft in zip(places, drafts, strict=True):
-            jobs[place] = replace(jobs[place], draft=draft)
+            if draft:
+                jobs[place] = replace(jobs[place], draft=draft)
         return jobs
 
     def taps(self, jobs: list[RowJob]) -> list[LayerTap]:
@@ -150,24 +152,34 @@ class Speculator:
     def _propose(self, load: StepLoad, jobs: list[RowJob]) -> list[Draft]:
         assert self._policy is not None
         rows = self._scheduler.rows_left(jobs)
+        drafts = [NO_DRAFT] * len(load.candidates)
+        self._make(drafts, load, self._policy.plan(load), rows)
+        self._make(drafts, load, self._policy.improve(load, drafts), rows)
+        return drafts
+
+    def _make(self, drafts: list[Draft], load: StepLoad, budgets: list[Budget], rows: int) -> None:
+        """Puts what the budgets ask for into `drafts`, all of them within so many rows."""
+        rows -= sum(map(len, drafts))
         asked = defaultdict[str, list[tuple[int, Ask]]](list)
-        plan = zip(load.candidates, self._policy.plan(load), strict=True)
-        for place, (candidate, budget) in enumerate(plan):
+        for place, budget in enumerate(budgets):
+            if not budget.max_nodes:
+                continue
+            candidate = load.candidates[place]
             sequence = candidate.sequence
-            wanted = min(budget.max_nodes, candidate.max_nodes, rows)
+            room = rows + len(drafts[place])  # a better draft takes the place of this one
+            wanted = min(budget.max_nodes, candidate.max_nodes, room)
             if wanted > 0:
                 wanted = self._scheduler.lease(sequence, len(sequence.tokens), wanted)
             if wanted > 0:
-                rows -= wanted
+                rows = room - max(wanted, len(drafts[place]))
                 asked[budget.drafter].append((place, Ask(sequence, wanted)))
-        drafts = [NO_DRAFT] * len(load.candidates)
         for name, asks in asked.items():
             began = self._clock()
             made = self._drafters.propose(name, [ask for _, ask in asks])
-            self._draft_seconds[name] = self._clock() - began
+            spent = self._clock() - began
+            self._draft_seconds[name] = self._draft_seconds.get(name, 0.0) + spent
             for (place, _), draft in zip(asks, made, strict=True):
-                drafts[place] = draft
-        return drafts
+                drafts[place] = draft or drafts[place]
 
     def _trim(self, load: StepLoad, drafts: list[Draft]) -> list[Draft]:
         """By the policy, but for drafts whose laws the rule reads: it must not see what was drawn.

@@ -1,227 +1,121 @@
 """The automatic mode: speculate where tokens per second rise, by what was measured here.
 
-plan: per sequence the drafter and length with the best gain at the batch's prices; all of it only
-if the step as a whole is believed to gain. trim: survival top-M over all nodes that came. Around
-both, `Guard` measures whether that is true, and probes keep the beliefs fresh.
+plan: cheap drafters are asked for all they have, wherever an ask is worth its few microseconds.
+improve: where their drafts promise less than a dear drafter (a head, a model), that one is asked:
+the hybrid of SuffixDecoding (arXiv 2411.04975, section 4), with a price. trim: survival top-M over
+all nodes that came. Around them `Guard` measures whether what is believed is true.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
+from decode_worker.speculate.asking import Asking, Known
 from decode_worker.speculate.best_nodes import best_count, keep_best
-from decode_worker.speculate.choosing import (
-    NO_CHOICE,
-    Choice,
-    believed_utility,
-    best_length,
-    cut,
-    draft_prices,
-    row_price,
-)
+from decode_worker.speculate.choosing import row_price, worth_of
 from decode_worker.speculate.costs import StepCosts
-from decode_worker.speculate.draft_costs import DraftCosts
 from decode_worker.speculate.guard import Guard
-from decode_worker.speculate.policy import NO_BUDGET, Budget, Candidate, StepLoad, StepReport
-from decode_worker.speculate.probing import Purse, Shadow, Turn
-from decode_worker.speculate.yields import Skill, Yield, labels_of
+from decode_worker.speculate.policy import Budget, StepLoad, StepReport
+from decode_worker.speculate.probing import Shadow
+from decode_worker.speculate.yields import labels_of
 from triptych.drafters.drafter import Verdict
-from triptych.engine.draft import Draft
+from triptych.engine.draft import NO_DRAFT, Draft
 from triptych.engine.sequence import Sequence
 
-MARGIN = 1.02  # believed utility below which a step stays plain: beliefs are noisy
-LOYALTY = 1.1  # times the gain of the drafter in use that another one must promise
-PROBE_NODES = 4
-REFRESH = 32  # steps after which an idle belief takes over what others taught its drafter
-
-
-class _Known:
-    """What is known of one sequence."""
-
-    __slots__ = ("drafter", "shadow", "turns", "yields")
-
-    def __init__(self) -> None:
-        self.drafter = ""  # in use
-        self.yields: dict[str, Yield] = {}
-        self.turns: dict[str, Turn] = {}
-        self.shadow: Shadow | None = None
+MARGIN = 1.005  # believed utility below which a step stays plain: beliefs are noisy
 
 
 class Utility:
     def __init__(self) -> None:
         self.costs = StepCosts()
-        self.draft_costs = DraftCosts()
         self.guard = Guard()
-        self._step = 0
+        self.asking = Asking()
         self._plain_steps = 0
-        self._skills: dict[str, Skill] = {}
-        self._purses: dict[str, Purse] = {}
-        self._known: dict[Sequence, _Known] = {}
         # Of the step in flight.
+        self._may = False  # else drafts are compared, not verified
+        self._row = 0.0  # price of a node, in tokens
         self._believed = 1.0
-        self._speculates = False
-        self._held = False  # the guard wants it plain: probes are compared, not verified
-        self._budgets: list[Budget] = []
-        self._probes: dict[str, int] = {}  # sequences, by drafter
+        self._first: Seq[Draft] = ()  # drafts of the cheap
+        self._survivals: list[list[float]] = []  # of their nodes
 
     def plan(self, load: StepLoad) -> list[Budget]:
-        self._step += 1
-        self._probes = {}
-        self._speculates = self._held = False
-        self._budgets = [NO_BUDGET] * len(load.candidates)
-        rows = len(load.candidates) + load.other_rows
+        count, rows = len(load.candidates), len(load.candidates) + load.other_rows
+        self._first, self._may = (), False
         plain = self.costs.plain_seconds(rows, load.kv_tokens)
-        if not load.candidates or self._plain_steps < 2:
-            return self._budgets  # without a plain step nothing can be compared
-        choices = self._choose(load, plain)
-        if any(choice.max_nodes for choice in choices):
-            known = self.costs.knows(rows, load.kv_tokens)
-            self._speculates = self.guard.allows(self._believed, known)
-            self._held = not self._speculates
-        if self._speculates:
-            self._budgets = [
-                Budget(c.drafter, c.max_nodes) if c.max_nodes else NO_BUDGET for c in choices
-            ]
-        self._probe(load, choices, plain)
-        return self._budgets
+        if not count or self._plain_steps < 2:
+            return self.asking.nobody(count)  # without a plain step nothing can be compared
+        self._may = self.guard.allows(self.costs.knows(rows, load.kv_tokens))
+        if not self._may and not self.guard.is_off:
+            return self.asking.nobody(count)
+        self._row = row_price(count, self.costs.ratios(rows, 8 * count))
+        return self.asking.ask_cheap(load.candidates, plain, self._may)
+
+    def improve(self, load: StepLoad, drafts: Seq[Draft]) -> list[Budget]:
+        if not self.asking.step or (not self._may and not self.guard.is_off):
+            return []
+        self._first = list(drafts)
+        self._survivals = [self._survival(load, at, draft) for at, draft in enumerate(drafts)]
+        made = [worth_of(own, self._row) if own else 0.0 for own in self._survivals]
+        self.asking.learn_worths(load.candidates, made)
+        return self.asking.ask_dear(load.candidates, made, self._row, self._may)
+
+    def _survival(self, load: StepLoad, at: int, draft: Draft) -> list[float]:
+        if not draft:
+            return []
+        return self.asking.yield_of(load.candidates[at].sequence, draft.drafter).survival(draft)
 
     def trim(self, load: StepLoad, drafts: Seq[Draft]) -> list[Draft]:
         if not any(drafts):
             return list(drafts)
         survivals = [
-            self._yield(candidate.sequence, draft.drafter).survival(draft) if draft else []
-            for candidate, draft in zip(load.candidates, drafts, strict=True)
+            self._survivals[at]
+            if self._first and draft is self._first[at]
+            else self._survival(load, at, draft)
+            for at, draft in enumerate(drafts)
         ]
-        ranked = sorted((s for own in survivals for s in own), reverse=True)
-        rows = len(drafts) + load.other_rows
-        drafting = self._draft_seconds(self._asked())
-        seconds = [drafting + s for s in self.costs.curve(rows, load.kv_tokens, len(ranked))]
-        count = 0 if self._held else best_count(ranked, len(drafts), seconds)
-        keep = keep_best(survivals, count)
-        kept = [draft.kept(k) if draft else draft for draft, k in zip(drafts, keep, strict=True)]
-        for candidate, draft, left in zip(load.candidates, drafts, kept, strict=True):
-            if draft and not left:
-                self._known[candidate.sequence].shadow = Shadow(draft)
+        keep = keep_best(survivals, self._count(load, survivals))
+        kept = [_kept(draft, k) if draft else draft for draft, k in zip(drafts, keep, strict=True)]
+        for at, (draft, left) in enumerate(zip(drafts, kept, strict=True)):
+            first = self._first[at] if self._first else draft
+            unused = NO_DRAFT if left else draft
+            if first is not draft:  # a dear one took its place
+                unused = unused or first
+            if unused:
+                self._follow(self.asking.of(load.candidates[at].sequence), unused)
         return kept
+
+    def _count(self, load: StepLoad, survivals: Seq[Seq[float]]) -> int:
+        """Nodes that are verified; 0 while the guard wants it so."""
+        ranked = sorted((s for own in survivals for s in own if s), reverse=True)
+        sequences = len(load.candidates)
+        ratios = self.costs.ratios(sequences + load.other_rows, len(ranked))
+        drafting = self.asking.drafting
+        seconds = [ratio + drafting for ratio in ratios[: len(ranked) + 1]]
+        count = best_count(ranked, sequences, seconds)
+        self._believed = (1 + sum(ranked[:count]) / sequences) / seconds[count]
+        if not self._may:
+            self.guard.hears(self._believed)
+        return count if self._may and self._believed >= MARGIN else 0
+
+    @staticmethod
+    def _follow(known: Known, draft: Draft) -> None:
+        if known.shadow is None:
+            known.shadow = Shadow(draft)
 
     def observe(self, report: StepReport) -> None:
         nodes = sum(len(verdict.draft) for verdict in report.verdicts)
         rows = report.rows - nodes
         self.costs.learn(rows, nodes, report.kv_tokens, report.step_seconds)
         self._plain_steps += not nodes
-        self._learn_drafting(report)
-        if self._speculates:
+        self.guard.counts(nodes)
+        self.asking.learn_costs(report.draft_seconds)
+        if nodes:
             self._compare(report, rows)
-        for verdict, budget in zip(report.verdicts, self._budgets, strict=False):
-            self._learn(verdict, budget)
+        for verdict in report.verdicts:
+            self._learn(verdict)
 
     def forget(self, sequence: Sequence) -> None:
-        self._known.pop(sequence, None)
-
-    def _choose(self, load: StepLoad, plain: float) -> list[Choice]:
-        """Choices of a step that is believed to pay; otherwise none has nodes."""
-        count = len(load.candidates)
-        ratios = self.costs.ratios(count + load.other_rows, 8 * count)
-        row = row_price(count, ratios)
-        prices: dict[str, list[float]] = {}
-        choices = []
-        for candidate in load.candidates:
-            best = NO_CHOICE
-            if candidate.max_nodes:
-                known = self._of(candidate.sequence)
-                for drafter in candidate.drafters:
-                    if drafter not in prices:
-                        prices[drafter] = draft_prices(self.draft_costs, drafter, count, plain)
-                    choice = self._length(candidate, known, drafter, row, prices[drafter])
-                    bar = LOYALTY if best.drafter == known.drafter else 1.0
-                    if choice.gain * (LOYALTY if drafter == known.drafter else 1) > best.gain * bar:
-                        best = choice
-            choices.append(best)
-        return self._believe(choices, ratios, row, plain)
-
-    def _length(
-        self, candidate: Candidate, known: _Known, drafter: str, row: float, prices: list[float]
-    ) -> Choice:
-        if not self.draft_costs.knows(drafter):
-            return NO_CHOICE  # its first draft is a probe
-        told = known.yields.get(drafter) or self._yield(candidate.sequence, drafter)
-        return best_length(drafter, told.ahead(), told.offered, candidate.max_nodes, row, prices)
-
-    def _believe(
-        self, choices: list[Choice], ratios: list[float], row: float, plain: float
-    ) -> list[Choice]:
-        """Without drafters whose batch is too small to pay, cut to what pays, and all or nothing.
-
-        Prices were of a batch in which everybody drafts; now it is known who does.
-        """
-        count = len(choices)
-        asked = _asked(choices)
-        for drafter in asked:
-            gained = sum(c.tokens - row * c.rows for c in choices if c.drafter == drafter)
-            if gained <= self._draft_seconds({drafter: asked[drafter]}) / plain * count:
-                choices = [NO_CHOICE if c.drafter == drafter else c for c in choices]
-        drafting = self._draft_seconds(_asked(choices)) / plain
-        self._believed, least = believed_utility(choices, ratios, drafting)
-        if self._believed < MARGIN:
-            return [NO_CHOICE] * count
-        return [cut(choice, least) for choice in choices]
-
-    def _probe(self, load: StepLoad, choices: list[Choice], plain: float) -> None:
-        drafters = {name for c in load.candidates if c.max_nodes for name in c.drafters}
-        for drafter in sorted(drafters):
-            purse = self._purses.setdefault(drafter, Purse())
-            purse.earn(plain, len(drafters))
-            due = self._due(load, drafter)
-            if not due:
-                continue
-            idle = [at for at in due if not self._budgets[at].max_nodes]
-            # One at a time of those that another drafter serves: it misses that one's tokens.
-            due = idle if idle and self.draft_costs.knows(drafter) else (idle or due)[:1]
-            nodes = self._probe_nodes(drafter, plain)
-            price = self.draft_costs.seconds(drafter, len(due), nodes)
-            served = [at for at in due if self._budgets[at].max_nodes]
-            missed = sum(choices[at].gain for at in served) * plain / len(choices)
-            if purse.allows(price + missed, plain):
-                purse.spend(missed)
-                self._ask(load, drafter, due, nodes)
-
-    def _due(self, load: StepLoad, drafter: str) -> list[int]:
-        due = []
-        for at, candidate in enumerate(load.candidates):
-            if self._budgets[at].drafter == drafter or not candidate.max_nodes:
-                continue
-            if drafter in candidate.drafters:
-                turn = self._of(candidate.sequence).turns.get(drafter)
-                if turn is None or turn.due <= self._step:
-                    due.append(at)
-        return due
-
-    def _probe_nodes(self, drafter: str, plain: float) -> int:
-        """Few where each costs much."""
-        nodes = PROBE_NODES
-        while nodes > 1 and self.draft_costs.seconds(drafter, 1, nodes) > 0.1 * nodes * plain / 2:
-            nodes //= 2
-        return nodes
-
-    def _ask(self, load: StepLoad, drafter: str, due: list[int], nodes: int) -> None:
-        self._probes[drafter] = len(due)
-        for at in due:
-            candidate = load.candidates[at]
-            known = self._of(candidate.sequence)
-            turn = known.turns.setdefault(drafter, Turn(self._step))
-            turn.asked(self._step, busy=bool(self._budgets[at].max_nodes))
-            self._yield(candidate.sequence, drafter).refresh()
-            self._budgets[at] = Budget(drafter, min(nodes, candidate.max_nodes))
-
-    def _learn_drafting(self, report: StepReport) -> None:
-        asked = self._asked()
-        for drafter, seconds in report.draft_seconds.items():
-            if drafter not in asked:
-                continue
-            sequences, longest = asked[drafter]
-            self.draft_costs.learn(drafter, sequences, longest, seconds)
-            if drafter in self._probes:
-                self._purses[drafter].spend(seconds * self._probes[drafter] / sequences)
+        self.asking.forget(sequence)
 
     def _compare(self, report: StepReport, rows: int) -> None:
         costs = self.costs
@@ -232,65 +126,35 @@ class Utility:
         plain = costs.plain_seconds(rows, report.kv_tokens) * costs.pace
         self.guard.observe(tokens / len(report.verdicts), seconds / plain, self._believed)
 
-    def _learn(self, verdict: Verdict, budget: Budget) -> None:
-        known = self._known.get(verdict.sequence)
+    def _learn(self, verdict: Verdict) -> None:
+        draft = verdict.draft
+        known = self.asking.find(verdict.sequence)
         if known is None:
             return
-        draft = verdict.draft
-        if budget.max_nodes:
-            known.drafter = budget.drafter
-            told = self._yield(verdict.sequence, budget.drafter)
-            told.learn_offer(bool(draft) or known.shadow is not None)
         if draft:
-            self._yield(verdict.sequence, draft.drafter).learn(
-                draft, labels_of(draft, verdict.path)
-            )
-            self._answer(known, draft.drafter, bool(verdict.path))
-            known.shadow = None
-        elif known.shadow is not None:
+            labels = labels_of(draft, verdict.path)
+            known.yields[draft.drafter].learn(draft, labels)
+            if verdict.path:
+                self.asking.answered_well(known, draft.drafter)
+        if known.shadow is not None:
             self._learn_shadow(known, known.shadow, verdict.new_tokens)
 
-    def _learn_shadow(self, known: _Known, shadow: Shadow, tokens: tuple[int, ...]) -> None:
+    def _learn_shadow(self, known: Known, shadow: Shadow, tokens: tuple[int, ...]) -> None:
         for token in tokens:
             labels = shadow.compare(token)
             known.yields[shadow.draft.drafter].learn(shadow.draft, labels)
             if not any(label for _, _, label in labels):
-                self._answer(known, shadow.draft.drafter, shadow.was_right)
+                if shadow.was_right:
+                    self.asking.answered_well(known, shadow.draft.drafter)
                 known.shadow = None
                 return
 
-    def _answer(self, known: _Known, drafter: str, well: bool) -> None:
-        if drafter in known.turns:
-            known.turns[drafter].answered(self._step, well)
 
-    def _of(self, sequence: Sequence) -> _Known:
-        known = self._known.get(sequence)
-        if known is None:
-            known = self._known[sequence] = _Known()
-        return known
-
-    def _yield(self, sequence: Sequence, drafter: str) -> Yield:
-        yields = self._of(sequence).yields
-        if drafter not in yields:
-            skill = self._skills.setdefault(drafter, Skill())
-            yields[drafter] = Yield(skill)
-        return yields[drafter]
-
-    def _asked(self) -> dict[str, tuple[int, int]]:
-        return _asked(self._budgets)
-
-    def _draft_seconds(self, asked: dict[str, tuple[int, int]]) -> float:
-        return sum(
-            self.draft_costs.seconds(drafter, sequences, longest)
-            for drafter, (sequences, longest) in asked.items()
-        )
-
-
-def _asked(budgets: Seq[Budget | Choice]) -> dict[str, tuple[int, int]]:
-    """(sequences, nodes of the longest draft) by drafter: most draft in lock-step."""
-    asked: dict[str, tuple[int, int]] = {}
-    for budget in budgets:
-        if budget.max_nodes:
-            sequences, longest = asked.get(budget.drafter, (0, 0))
-            asked[budget.drafter] = sequences + 1, max(longest, budget.max_nodes)
-    return asked
+def _kept(draft: Draft, keep: Seq[bool]) -> Draft:
+    """Draft.kept; chains, which are most, without looking at every node."""
+    if draft.parents is not None:
+        return draft.kept(keep)
+    count = sum(keep)
+    if count in (0, len(draft)):
+        return draft if count else NO_DRAFT
+    return draft.first(count)

@@ -18,6 +18,8 @@ HORIZON = 32  # nodes that a plan looks ahead
 FADE = 0.95  # of the evidence for an offset, per label
 SURPRISE = 0.02  # a run of outcomes less likely than this means that the text has changed
 FAINT = 0.02  # survival below which looking further is pointless
+CERTAIN = 0.98  # a node so likely to be right teaches nothing by being right
+FIRST_WORTH = 0.3  # tokens that a draft brings before anything is known
 
 
 class Offset:
@@ -51,6 +53,8 @@ class Skill:
         self._slope = 1.0
         self._evidence = [2.0] * DEPTHS
         self._sure_evidence = [4.0] * DEPTHS
+        self.worth = FIRST_WORTH  # as a sequence's, see `Yield`; what a new one starts with
+        self.looks_ahead = False  # somebody plans before there is a draft
 
     def blind(self, depth: int, offset: float) -> float:
         return sigmoid(self._blind[min(depth, DEPTHS) - 1] + offset)
@@ -75,18 +79,19 @@ class Skill:
 class Yield:
     """Of one drafter for one sequence."""
 
-    __slots__ = ("_ahead", "_blind", "_skill", "_sure", "offered")
+    __slots__ = ("_ahead", "_blind", "_skill", "_sure", "worth")
 
     def __init__(self, skill: Skill) -> None:
         self._skill = skill
         self._blind = Offset()
         self._sure = Offset()
-        self.offered = 1.0  # share of its drafts that were not empty
+        self.worth = skill.worth  # tokens that an ask brings, after the price of its rows
         self._ahead: tuple[float, ...] | None = None
 
     def ahead(self) -> tuple[float, ...]:
         """Survival by depth of the chain that it would draft: P(all up to here are right)."""
         if self._ahead is None:
+            self._skill.looks_ahead = True
             self._ahead = self._look_ahead()
         return self._ahead
 
@@ -102,39 +107,61 @@ class Yield:
         return tuple(ahead)
 
     def survival(self, draft: Draft) -> list[float]:
-        """Of every node; never more than its parent's."""
-        if draft.parents is None and not draft.confidence:
-            ahead = self.ahead()[: len(draft)]
-            return list(ahead) + [0.0] * (len(draft) - len(ahead))
-        skill, blind, sure = self._skill, self._blind.value, self._sure.value
+        """Of every node; never more than its parent's, and 0 below a faint one."""
+        if draft.parents is None:
+            return self._chain_survival(draft)
         survival: list[float] = []
         for node, depth in enumerate(draft.depths()):
             parent = draft.parent(node)
             above = 1.0 if parent == ROOT else survival[parent]
-            right = (
-                skill.sure(depth, draft.confidence[node], sure)
-                if draft.confidence
-                else skill.blind(depth, blind)
-            )
-            survival.append(above * right)
+            survival.append(above * self._right(draft, node, depth))
         return survival
+
+    def _chain_survival(self, draft: Draft) -> list[float]:
+        survival, above, rights = [0.0] * len(draft), 1.0, dict[tuple[int, float], float]()
+        for node, confidence in enumerate(draft.confidence or survival):
+            key = min(node + 1, DEPTHS), confidence  # most nodes of a long copy are alike
+            right = rights.get(key)
+            if right is None:
+                right = rights[key] = self._right(draft, node, node + 1)
+            above *= right
+            if above < FAINT:
+                break
+            survival[node] = above
+        return survival
+
+    def _right(self, draft: Draft, node: int, depth: int) -> float:
+        if draft.confidence:
+            return self._skill.sure(depth, draft.confidence[node], self._sure.value)
+        return self._skill.blind(depth, self._blind.value)
 
     def learn(self, draft: Draft, labels: Iterable[tuple[int, int, float]]) -> None:
         """`labels`: (node, depth, 1 if right else 0) of the nodes that were judged."""
-        skill = self._skill
+        blindly = self._skill.looks_ahead or not draft.confidence
         for node, depth, label in labels:
-            believed = skill.blind(depth, self._blind.value)
-            self._blind.learn(label, believed)
-            skill.learn_blind(depth, label, believed)
+            if blindly:
+                self._learn_blind(depth, label)
             if draft.confidence:
-                confidence = draft.confidence[node]
-                believed = skill.sure(depth, confidence, self._sure.value)
-                self._sure.learn(label, believed)
-                skill.learn_sure(depth, confidence, label, believed)
-        self._ahead = None
+                self._learn_sure(depth, draft.confidence[node], label)
+        if blindly:
+            self._ahead = None
 
-    def learn_offer(self, given: bool) -> None:
-        self.offered += (given - self.offered) * 0.25
+    def _learn_blind(self, depth: int, label: float) -> None:
+        believed = self._skill.blind(depth, self._blind.value)
+        if not (label and believed > CERTAIN):
+            self._blind.learn(label, believed)
+            self._skill.learn_blind(depth, label, believed)
+
+    def _learn_sure(self, depth: int, confidence: float, label: float) -> None:
+        believed = self._skill.sure(depth, confidence, self._sure.value)
+        if not (label and believed > CERTAIN):
+            self._sure.learn(label, believed)
+            self._skill.learn_sure(depth, confidence, label, believed)
+
+    def learn_worth(self, tokens: float) -> None:
+        """It was asked, and what came of it is believed to bring so many."""
+        self.worth += (tokens - self.worth) * 0.2
+        self._skill.worth += (tokens - self._skill.worth) * 0.02
 
     def refresh(self) -> None:
         """The skill has moved on."""

@@ -72,6 +72,30 @@ class SuffixTree(Protocol):
         """Of memory taken."""
 
 
+class Query(NamedTuple):
+    """What may follow one sequence? The first tree holds its text and is lengthened by `added`,
+    which brings it to the sequence's end; of equal guesses the first tree's is taken.
+    """
+
+    trees: tuple[SuffixTree, ...]
+    added: Sequence[int]
+    end: Sequence[int]  # the sequence's last tokens, `depth` or more if there are
+    max_nodes: int
+
+
+def answer_all(queries: Sequence[Query], limits: Limits) -> list[Guess]:
+    """A guess per query, in order; `limits.max_nodes` is the queries' own."""
+    guesses = []
+    for query in queries:
+        query.trees[0].push(query.added)
+        best = NO_GUESS
+        for tree in query.trees:
+            guess = tree.propose(query.end, limits._replace(max_nodes=query.max_nodes))
+            best = guess if guess.score > best.score else best
+        guesses.append(best)
+    return guesses
+
+
 @dataclass(slots=True)
 class _Follower:
     count: int = 0

@@ -11,8 +11,16 @@ from triptych.drafters.drafter import Ask, Hints, Verdict
 from triptych.drafters.shared_trees import SharedTrees
 from triptych.engine.draft import NO_DRAFT, Draft
 from triptych.engine.sequence import Sequence
-from triptych_kernels.cpu.suffix_tree import MakeTree, best_suffix_tree
-from triptych_kernels.suffix_tree import DEPTH, NO_GUESS, Guess, Limits, SuffixTree, Window
+from triptych_kernels.cpu.suffix_tree import MakeTree, best_suffix_tree, propose_all
+from triptych_kernels.suffix_tree import (
+    DEPTH,
+    NO_GUESS,
+    Guess,
+    Limits,
+    Query,
+    SuffixTree,
+    Window,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +71,35 @@ class SuffixDrafter:
         self._states[sequence] = _State(hints, sequence.num_prompt)
 
     def propose(self, asks: Seq[Ask]) -> list[Draft]:
-        drafts = []
+        drafts = [NO_DRAFT] * len(asks)
         room = self._options.catch_up_tokens
-        for sequence, max_nodes in asks:
+        places, queries = [], []
+        for place, (sequence, max_nodes) in enumerate(asks):
             state = self._states.get(sequence)
             if state is None:
-                drafts.append(NO_DRAFT)
                 continue
-            room -= self._index(state, sequence.tokens, room)
-            drafts.append(self._draft(state, sequence.tokens, max_nodes))
+            missing = len(sequence.tokens) - state.num_indexed
+            most = min(room, missing)
+            room -= most
+            if most < missing:  # its tree does not end where the sequence does
+                self._index(state, sequence.tokens, most)
+                drafts[place] = self._draft(state, sequence.tokens, max_nodes)
+                continue
+            queries.append(self._query(state, sequence.tokens, max_nodes))
+            places.append(place)
+        options = self._options
+        limits = Limits(0, options.factor, options.offset, options.min_prob, options.tree)
+        for place, guess in zip(places, propose_all(queries, limits), strict=True):
+            drafts[place] = self._as_draft(guess)
         return drafts
+
+    def _query(self, state: _State, tokens: list[int], max_nodes: int) -> Query:
+        """To be answered, or `num_indexed` is not true."""
+        tree = self._tree_of(state)
+        added, state.num_indexed = tokens[state.num_indexed :], len(tokens)
+        shared = self.shared.find(state.hints)
+        trees = (tree,) if shared is None else (tree, shared)
+        return Query(trees, added, tokens[-self._options.depth :], max_nodes)
 
     def observe(self, verdicts: Seq[Verdict]) -> None:
         for sequence in (verdict.sequence for verdict in verdicts):
@@ -87,15 +114,17 @@ class SuffixDrafter:
         if state is not None:
             self._share(state, sequence.tokens)
 
-    def _index(self, state: _State, tokens: list[int], most: int) -> int:
-        """Takes in what the sequence has grown by, at most so many tokens; returns how many."""
+    def _tree_of(self, state: _State) -> SuffixTree:
         if state.tree is None:
             state.tree = self._make_tree(self._options.depth, self._options.local)
             state.tree.start()
+        return state.tree
+
+    def _index(self, state: _State, tokens: list[int], most: int) -> None:
+        """Takes in what the sequence has grown by, at most so many tokens."""
         added = tokens[state.num_indexed : state.num_indexed + most]
-        state.tree.push(added)
+        self._tree_of(state).push(added)
         state.num_indexed += len(added)
-        return len(added)
 
     def _share(self, state: _State, tokens: list[int]) -> None:
         begin, state.num_shared = state.num_shared, len(tokens)

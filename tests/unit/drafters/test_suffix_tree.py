@@ -16,8 +16,10 @@ from triptych_kernels.suffix_tree import (
     NO_GUESS,
     Limits,
     PythonSuffixTree,
+    Query,
     SuffixTree,
     Window,
+    answer_all,
 )
 
 Make = Callable[..., SuffixTree]
@@ -80,6 +82,28 @@ def test_both_twins_give_the_same_drafts_and_scores(kind: str, seed: int) -> Non
             assert fast.propose(pattern, limits) == guess
             num_drafts += bool(guess.tokens)
     assert num_drafts > 30
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_sequences_are_answered_at_once_as_one_by_one(kind: str) -> None:
+    source = random.Random(5)
+    window = Window(2 * (10 + 6 + 1), 10)  # texts are cut, and lose their beginnings
+    own, twins = ([maker(kind)(6, window) for _ in range(5)] for _ in range(2))
+    shared = tree_of(maker(kind), source.choices(range(3), k=80), depth=6)
+    texts: list[list[int]] = [[] for _ in own]
+    for tree in (*own, *twins):
+        tree.start()
+    for _ in range(30):
+        queries, expected = [], []
+        limits = random_limits(source)
+        for text, tree, twin in zip(texts, own, twins, strict=True):
+            added = source.choices(range(3), k=source.randrange(4))
+            text += added
+            trees = (shared,) if source.random() < 0.5 else ()
+            query = Query((tree, *trees), added, text[-6:], source.randint(1, 12))
+            queries.append(query)
+            expected += answer_all([query._replace(trees=(twin, *trees))], limits)
+        assert native_trees.propose_all(queries, limits) == expected
 
 
 def test_a_path_follows_the_most_frequent_token(make: Make) -> None:

@@ -156,6 +156,16 @@ Guess propose(SuffixTree& source, const std::int32_t* pattern, int count, const 
     return best;
 }
 
+// Into an ask's part of the results: tokens and parents [stride], probabilities [stride], score.
+int write(const Guess& guess, int stride, std::int32_t* tokens, std::int32_t* parents,
+          double* probabilities) {
+    std::copy(guess.tokens.begin(), guess.tokens.end(), tokens);
+    std::copy(guess.parents.begin(), guess.parents.end(), parents);
+    std::copy(guess.probabilities.begin(), guess.probabilities.end(), probabilities);
+    probabilities[stride] = guess.score;
+    return static_cast<int>(guess.tokens.size());
+}
+
 }  // namespace
 }  // namespace triptych
 
@@ -184,11 +194,37 @@ TK_EXPORT int tk_suffix_propose(void* tree, const std::int32_t* pattern, int cou
     const triptych::Limits limits{max_nodes, factor, offset, min_prob, branches != 0};
     const auto guess =
         triptych::propose(*static_cast<triptych::SuffixTree*>(tree), pattern, count, limits);
-    std::copy(guess.tokens.begin(), guess.tokens.end(), tokens);
-    std::copy(guess.parents.begin(), guess.parents.end(), parents);
-    std::copy(guess.probabilities.begin(), guess.probabilities.end(), probabilities);
-    probabilities[max_nodes] = guess.score;
-    return static_cast<int>(guess.tokens.size());
+    return triptych::write(guess, max_nodes, tokens, parents, probabilities);
+}
+
+// For many sequences at once. The first of an ask's trees holds the sequence's own text: it is
+// lengthened by `added`, then its end is what all of them continue; of equal guesses the first
+// tree's stays. trees, added: those of all asks one behind the other. Nodes of ask i into tokens and
+// parents [asks, stride] and probabilities [asks, stride + 1] (last: the score); their number into
+// counts [asks].
+TK_EXPORT void tk_suffix_propose_all(int asks, void* const* trees, const std::int32_t* num_trees,
+                                     const std::int32_t* added, const std::int32_t* num_added,
+                                     const std::int32_t* max_nodes, double factor, double offset,
+                                     double min_prob, int branches, int stride,
+                                     std::int32_t* counts, std::int32_t* tokens,
+                                     std::int32_t* parents, double* probabilities) {
+    for (int ask = 0; ask < asks; ++ask) {
+        auto& own = *static_cast<triptych::SuffixTree*>(trees[0]);
+        for (int i = 0; i < num_added[ask]; ++i) own.push(*added++);
+        const auto pattern = own.tail();
+        const triptych::Limits limits{max_nodes[ask], factor, offset, min_prob, branches != 0};
+        triptych::Guess best;
+        for (int i = 0; i < num_trees[ask]; ++i) {
+            auto& tree = *static_cast<triptych::SuffixTree*>(*trees++);
+            auto guess =
+                triptych::propose(tree, pattern.data(), static_cast<int>(pattern.size()), limits);
+            if (guess.score > best.score) best = std::move(guess);
+        }
+        counts[ask] = triptych::write(best, stride, tokens, parents, probabilities);
+        tokens += stride;
+        parents += stride;
+        probabilities += stride + 1;
+    }
 }
 
 TK_EXPORT std::int64_t tk_suffix_tokens(void* tree) {

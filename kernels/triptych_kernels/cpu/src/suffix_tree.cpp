@@ -28,15 +28,20 @@ void SuffixTree::start(const std::int32_t* context, int count) {
 
 void SuffixTree::push(std::int32_t token) {
     if (end_ - segments_.back().first >= segment_tokens_) {
-        const std::uint32_t held = end_ - segments_.back().begin - 1;
-        std::vector<std::int32_t> context;
-        for (std::uint32_t left = std::min<std::uint32_t>(depth_, held); left > 0; --left) {
-            context.push_back(this->token(end_ - left));
-        }
+        const auto context = tail();
         start(context.data(), static_cast<int>(context.size()));
     }
     append(token);
     count(end_ - 1, context_length(end_ - 1, segments_.back()));
+}
+
+std::vector<std::int32_t> SuffixTree::tail() const {
+    std::vector<std::int32_t> tokens;
+    const std::uint32_t held = end_ - segments_.back().begin - 1;
+    for (std::uint32_t left = std::min<std::uint32_t>(depth_, held); left > 0; --left) {
+        tokens.push_back(token(end_ - left));
+    }
+    return tokens;
 }
 
 void SuffixTree::append(std::int32_t token) {

@@ -48,6 +48,7 @@ class SuffixTree {
     void push(std::int32_t token);
 
     int depth() const { return depth_; }
+    std::vector<std::int32_t> tail() const;  // the newest text's end, `depth` tokens at most
     std::uint32_t num_tokens() const { return end_ - begin_; }
     std::size_t num_bytes() const;
 

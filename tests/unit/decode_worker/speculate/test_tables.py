@@ -93,11 +93,11 @@ def test_prompt_rows_make_nodes_cheap_in_comparison() -> None:
     assert costs.ratios(513, 8)[8] < costs.ratios(1, 8)[8]
 
 
-def test_untried_draft_sizes_cost_in_proportion() -> None:
+def test_untried_draft_lengths_cost_in_proportion() -> None:
     costs = DraftCosts()
     costs.learn("head", 1, 2, 0.003)
     assert costs.seconds("head", 1, 4) == pytest.approx(0.006)
-    assert costs.seconds("head", 2, 2) == pytest.approx(0.006)
+    assert 0.003 < costs.seconds("head", 2, 2) < 0.006, "a batch is cheaper than its parts"
     assert costs.seconds("head", 1, 1) == pytest.approx(0.003)
 
 
@@ -108,7 +108,7 @@ def test_breaks_double_while_speculation_keeps_losing() -> None:
             guard.observe(1.0, 1.2, believed=1.1)
         steps = 0
         while guard.is_off:
-            guard.allows(1.1, True)
+            guard.allows(True)
             steps += 1
         lengths.append(steps)
     assert lengths == [FIRST_BREAK, 2 * FIRST_BREAK, 4 * FIRST_BREAK]

@@ -16,6 +16,7 @@ from random import Random
 from typing import NamedTuple
 
 from decode_worker.speculate.policy import (
+    NO_BUDGET,
     Budget,
     BudgetPolicy,
     Candidate,
@@ -126,9 +127,13 @@ class _Engine:
         load = StepLoad(candidates, world.other_rows(at), kv_tokens)
         budgets = policy.plan(load)
         made = [self._draft(at, which, budget) for which, budget in enumerate(budgets)]
+        better = policy.improve(load, made)
+        for which, budget in enumerate(better):
+            made[which] = self._draft(at, which, budget) or made[which]
+        asked = [*budgets, *better]
         drafts = policy.trim(load, made)
         mood = self._next_mood()
-        drafting = self._draft_seconds(budgets)
+        drafting = self._draft_seconds(asked)
         nodes = sum(map(len, drafts))
         true_step = step_seconds(len(sequences), world.other_rows(at), nodes)
         true_step += world.hidden * sum(1 for draft in drafts if draft)
@@ -146,7 +151,7 @@ class _Engine:
             self._brought(at, which, verdict) for which, verdict in enumerate(verdicts)
         ) / len(sequences)
         worth, seconds = tokens * world.plain_seconds(at), true_step + sum(drafting.values())
-        return Round(worth / seconds, worth * mood, seconds * mood, tuple(budgets))
+        return Round(worth / seconds, worth * mood, seconds * mood, tuple(_served(budgets, better)))
 
     def _come_and_go(self, policy: BudgetPolicy, at: int) -> None:
         stay: list[tuple[int, Sequence]] = []
@@ -212,6 +217,12 @@ class _Engine:
     def _noise(self) -> float:
         spike = 2.0 if self._random.random() < 0.01 else 1.0
         return exp(self._random.gauss(0, self._world.noise)) * spike if self._world.noise else 1.0
+
+
+def _served(budgets: Seq[Budget], better: Seq[Budget]) -> list[Budget]:
+    """Who was asked last, by sequence."""
+    later = [*better, *[NO_BUDGET] * (len(budgets) - len(better))]
+    return [new if new.max_nodes else old for old, new in zip(budgets, later, strict=True)]
 
 
 def always(value: float) -> Callable[[int, int], float]:
