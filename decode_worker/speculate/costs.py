@@ -115,7 +115,7 @@ class StepCosts:
     def _make_curve(self, plain_rows: int, max_nodes: int) -> list[float]:
         cells = sorted(self._ratios.get(size_of(plain_rows), {}).items())
         tried = [(SIZES[at], c.median, c.weight(self._step)) for at, c in cells if c]
-        prior = min(0.1, 0.25 / plain_rows)
+        prior = min(0.03, 0.12 / plain_rows)
         # Rise per node, over all sizes: least squares through the plain step. Noise hides what a
         # few nodes cost beside many rows, so these hardly move it away from the prior.
         mass = max(2.0, plain_rows**2)

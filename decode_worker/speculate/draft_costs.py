@@ -32,8 +32,8 @@ class DraftCosts:
         return sum(map(len, self._cells.get(drafter, {}).values()))
 
     def seconds(self, drafter: str, sequences: int, nodes_each: int) -> float:
-        """0 if it never drafted. Unseen sizes: as if costs grew with the nodes
-        and with the root of the sequences, and never shrank: who guesses low soon measures.
+        """0 if it never drafted. Unseen sizes: as if costs went with the nodes and grew with the
+        root of the sequences: who guesses low soon measures.
         """
         key = drafter, size_of(sequences), size_of(nodes_each)
         if key not in self._known:
@@ -49,7 +49,8 @@ class DraftCosts:
             (
                 (cell.median if len(cell) >= FEW else cell.least)
                 * max(1.0, SIZES[sequences] / SIZES[at_sequences]) ** 0.5
-                * max(1.0, SIZES[nodes] / SIZES[at_nodes])
+                * SIZES[nodes]
+                / SIZES[at_nodes]
                 for (at_sequences, at_nodes), cell in cells.items()
             ),
             default=0.0,

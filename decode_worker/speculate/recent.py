@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 KEEP = 31  # enough that spoilt samples do not matter, few enough to follow drift
-HALF_LIFE = 1024  # steps after which an old measurement counts half
+HALF_LIFE = 256  # steps after which an old measurement counts half
 
 
 class Recent:

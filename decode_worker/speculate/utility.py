@@ -1,106 +1,109 @@
 """The automatic mode: speculate where tokens per second rise, by what was measured here.
 
-plan: cheap drafters are asked for all they have, wherever an ask is worth its few microseconds.
-improve: where their drafts promise less than a dear drafter (a head, a model), that one is asked:
-the hybrid of SuffixDecoding (arXiv 2411.04975, section 4), with a price. trim: survival top-M over
-all nodes that came. Around them `Guard` measures whether what is believed is true.
+plan: drafters whose asks cost microseconds are asked for all they have, less often where nothing
+comes of it. improve: where their drafts promise less than a dear drafter (a head, a model), that
+one is asked: the hybrid of SuffixDecoding (arXiv 2411.04975, section 4), with a price. trim: of all
+nodes those stay that raise tokens per second (survival top-M over a measured cost curve). Around it
+`Guard` measures whether what is believed is true.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from functools import partial
 
-from decode_worker.speculate.asking import Asking, Known
 from decode_worker.speculate.best_nodes import best_count, keep_best
-from decode_worker.speculate.choosing import row_price, worth_of
 from decode_worker.speculate.costs import StepCosts
+from decode_worker.speculate.dear import Asker, Order, best_order
+from decode_worker.speculate.draft_costs import DraftCosts
 from decode_worker.speculate.guard import Guard
-from decode_worker.speculate.policy import Budget, StepLoad, StepReport
-from decode_worker.speculate.probing import Shadow
-from decode_worker.speculate.yields import labels_of
-from triptych.drafters.drafter import Verdict
-from triptych.engine.draft import NO_DRAFT, Draft
+from decode_worker.speculate.policy import NO_BUDGET, Budget, Candidate, StepLoad, StepReport
+from decode_worker.speculate.tracks import Track
+from decode_worker.speculate.trust import Label, Trust, labels_of
+from triptych.engine.draft import Draft
 from triptych.engine.sequence import Sequence
 
 MARGIN = 1.005  # believed utility below which a step stays plain: beliefs are noisy
+CHEAP = 0.1  # tokens that an ask may cost and still be made on a guess
+FIRST_WORTH = 0.5  # tokens that an ask brings before anything is known
+PROBES = 0.006  # share of the time that trying dear drafters may take
+PROBE_NODES = 4
+LONGEST = 16  # nodes of a dear draft
+TYPICAL = 4  # nodes of a draft, when the price of one is read
 
 
 class Utility:
     def __init__(self) -> None:
         self.costs = StepCosts()
         self.guard = Guard()
-        self.asking = Asking()
+        self._drafting = DraftCosts()
+        self._trust: dict[str, Trust] = {}
+        self._worth: dict[str, float] = {}  # of an ask of the drafter, over all sequences
+        self._tracks: dict[Sequence, dict[str, Track]] = {}
+        self._purse: dict[str, float] = {}  # seconds to try dear drafters with
+        self._step = 0
         self._plain_steps = 0
         # Of the step in flight.
         self._may = False  # else drafts are compared, not verified
-        self._row = 0.0  # price of a node, in tokens
+        self._plain = 0.0  # seconds of the step without drafts
+        self._row = 0.0  # price of verifying a node, in tokens
+        self._asked: dict[str, tuple[int, int]] = {}  # sequences, nodes of the longest draft
+        self._unverified: list[tuple[Candidate, Draft]] = []
         self._believed = 1.0
-        self._first: Seq[Draft] = ()  # drafts of the cheap
-        self._survivals: list[list[float]] = []  # of their nodes
+
+    # ---- the policy's verbs ---------------------------------------------------------------------
 
     def plan(self, load: StepLoad) -> list[Budget]:
         count, rows = len(load.candidates), len(load.candidates) + load.other_rows
-        self._first, self._may = (), False
-        plain = self.costs.plain_seconds(rows, load.kv_tokens)
+        nobody = [NO_BUDGET] * count
+        self._asked, self._unverified, self._may = {}, [], False
         if not count or self._plain_steps < 2:
-            return self.asking.nobody(count)  # without a plain step nothing can be compared
+            return nobody  # without a plain step nothing can be compared
         self._may = self.guard.allows(self.costs.knows(rows, load.kv_tokens))
         if not self._may and not self.guard.is_off:
-            return self.asking.nobody(count)
-        self._row = row_price(count, self.costs.ratios(rows, 8 * count))
-        return self.asking.ask_cheap(load.candidates, plain, self._may)
+            return nobody
+        self._step += 1
+        self._plain = self.costs.plain_seconds(rows, load.kv_tokens)
+        self._row = _row_price(count, self.costs.ratios(rows, 8 * count))
+        budgets = [self._cheap(candidate, count) for candidate in load.candidates]
+        self._note(budgets)
+        return budgets
 
     def improve(self, load: StepLoad, drafts: Seq[Draft]) -> list[Budget]:
-        if not self.asking.step or (not self._may and not self.guard.is_off):
+        if not self._plain or (not self._may and not self.guard.is_off):
             return []
-        self._first = list(drafts)
-        self._survivals = [self._survival(load, at, draft) for at, draft in enumerate(drafts)]
-        made = [worth_of(own, self._row) if own else 0.0 for own in self._survivals]
-        self.asking.learn_worths(load.candidates, made)
-        return self.asking.ask_dear(load.candidates, made, self._row, self._may)
-
-    def _survival(self, load: StepLoad, at: int, draft: Draft) -> list[float]:
-        if not draft:
+        made = [
+            self._made(candidate, draft, len(load.candidates)) if draft else 0.0
+            for candidate, draft in zip(load.candidates, drafts, strict=True)
+        ]
+        self._learn_empty(load.candidates, drafts)
+        dear = self._dear_names(load)
+        if not dear:
             return []
-        return self.asking.yield_of(load.candidates[at].sequence, draft.drafter).survival(draft)
+        budgets = [NO_BUDGET] * len(drafts)
+        if self._may:
+            orders = [(self._order(name, load.candidates, made), name) for name in dear]
+            order, name = max(orders, key=lambda pair: pair[0].gain)
+            for place in order.places:
+                budgets[place] = Budget(name, order.nodes)
+        for name in dear:
+            self._probe(name, PROBES / len(dear), load.candidates, budgets)
+        self._note(budgets)
+        return budgets
 
     def trim(self, load: StepLoad, drafts: Seq[Draft]) -> list[Draft]:
         if not any(drafts):
             return list(drafts)
-        survivals = [
-            self._survivals[at]
-            if self._first and draft is self._first[at]
-            else self._survival(load, at, draft)
-            for at, draft in enumerate(drafts)
-        ]
+        pairs = list(zip(load.candidates, drafts, strict=True))
+        survivals = [self._survival(c, draft) if draft else [] for c, draft in pairs]
         keep = keep_best(survivals, self._count(load, survivals))
-        kept = [_kept(draft, k) if draft else draft for draft, k in zip(drafts, keep, strict=True)]
-        for at, (draft, left) in enumerate(zip(drafts, kept, strict=True)):
-            first = self._first[at] if self._first else draft
-            unused = NO_DRAFT if left else draft
-            if first is not draft:  # a dear one took its place
-                unused = unused or first
-            if unused:
-                self._follow(self.asking.of(load.candidates[at].sequence), unused)
+        kept = [
+            draft.kept(k) if draft else draft for (_, draft), k in zip(pairs, keep, strict=True)
+        ]
+        self._unverified = [
+            pair for pair, left in zip(pairs, kept, strict=True) if pair[1] and not left
+        ]
         return kept
-
-    def _count(self, load: StepLoad, survivals: Seq[Seq[float]]) -> int:
-        """Nodes that are verified; 0 while the guard wants it so."""
-        ranked = sorted((s for own in survivals for s in own if s), reverse=True)
-        sequences = len(load.candidates)
-        ratios = self.costs.ratios(sequences + load.other_rows, len(ranked))
-        drafting = self.asking.drafting
-        seconds = [ratio + drafting for ratio in ratios[: len(ranked) + 1]]
-        count = best_count(ranked, sequences, seconds)
-        self._believed = (1 + sum(ranked[:count]) / sequences) / seconds[count]
-        if not self._may:
-            self.guard.hears(self._believed)
-        return count if self._may and self._believed >= MARGIN else 0
-
-    @staticmethod
-    def _follow(known: Known, draft: Draft) -> None:
-        if known.shadow is None:
-            known.shadow = Shadow(draft)
 
     def observe(self, report: StepReport) -> None:
         nodes = sum(len(verdict.draft) for verdict in report.verdicts)
@@ -108,14 +111,129 @@ class Utility:
         self.costs.learn(rows, nodes, report.kv_tokens, report.step_seconds)
         self._plain_steps += not nodes
         self.guard.counts(nodes)
-        self.asking.learn_costs(report.draft_seconds)
+        for name, seconds in report.draft_seconds.items():
+            if name in self._asked:
+                self._drafting.learn(name, *self._asked[name], seconds)
         if nodes:
             self._compare(report, rows)
-        for verdict in report.verdicts:
-            self._learn(verdict)
+            for verdict in report.verdicts:
+                if verdict.draft:
+                    labels = labels_of(verdict.draft, verdict.path)
+                    self._learn(verdict.sequence, verdict.draft, labels)
+        if self._unverified:
+            self._learn_unverified(report)
 
     def forget(self, sequence: Sequence) -> None:
-        self.asking.forget(sequence)
+        self._tracks.pop(sequence, None)
+
+    # ---- who is asked ---------------------------------------------------------------------------
+
+    def _cheap(self, candidate: Candidate, count: int) -> Budget:
+        """The cheap drafter that is due and brings most; one never asked comes first."""
+        chosen, worth = "", -1.0
+        for name in candidate.drafters if candidate.max_nodes else ():
+            if self._price(name, count, LONGEST) > CHEAP and self._drafting.knows(name):
+                continue
+            track = self._track(candidate.sequence, name)
+            if track.due <= self._step and track.worth > worth:
+                chosen, worth = name, track.worth
+        if not chosen:
+            return NO_BUDGET
+        nodes = candidate.max_nodes if self._drafting.knows(chosen) else PROBE_NODES
+        return Budget(chosen, min(nodes, candidate.max_nodes))
+
+    def _dear_names(self, load: StepLoad) -> list[str]:
+        count = len(load.candidates)
+        names = {name for candidate in load.candidates for name in candidate.drafters}
+        return sorted(
+            name
+            for name in names
+            if self._drafting.knows(name) and self._price(name, count, LONGEST) > CHEAP
+        )
+
+    def _order(self, name: str, candidates: Seq[Candidate], made: Seq[float]) -> Order:
+        trust, drafting = self._trust_in(name), self._drafting
+        askers = []
+        for place, candidate in enumerate(candidates):
+            if name in candidate.drafters and candidate.max_nodes:
+                factor = self._track(candidate.sequence, name).factor
+                ahead = trust.ahead(factor, min(candidate.max_nodes, LONGEST))
+                askers.append(Asker(place, ahead, made[place]))
+        batch = len(candidates) / self._plain
+        price = partial(_price_of, drafting, name, batch)
+        return best_order(askers, self._row, price, 0.01 * len(candidates))
+
+    def _probe(
+        self, name: str, share: float, candidates: Seq[Candidate], budgets: list[Budget]
+    ) -> None:
+        """Tries a dear drafter that nobody asks, on one sequence, when enough time was saved up."""
+        if any(budget.drafter == name for budget in budgets):
+            return
+        saved = self._purse.get(name, 0.0) + share * self._plain
+        price = self._drafting.seconds(name, 1, PROBE_NODES)
+        open_to = [
+            place
+            for place, c in enumerate(candidates)
+            if name in c.drafters and c.max_nodes and not budgets[place].max_nodes
+        ]
+        if saved >= price and open_to:
+            place = open_to[self._step % len(open_to)]
+            budgets[place] = Budget(name, min(PROBE_NODES, candidates[place].max_nodes))
+            saved = 0.0
+        self._purse[name] = min(saved, max(price, self._plain))
+
+    def _note(self, budgets: Seq[Budget]) -> None:
+        for budget in budgets:
+            if budget.max_nodes:
+                sequences, longest = self._asked.get(budget.drafter, (0, 0))
+                self._asked[budget.drafter] = sequences + 1, max(longest, budget.max_nodes)
+
+    # ---- what drafts are worth -------------------------------------------------------------------
+
+    def _made(self, candidate: Candidate, draft: Draft, count: int) -> float:
+        """Tokens that a cheap draft brings, after the price of its rows."""
+        survival = self._survival(candidate, draft)
+        tokens = sum(s - self._row for s in survival if s > self._row)
+        self._asked_for(candidate, draft.drafter, tokens, count)
+        return tokens
+
+    def _learn_empty(self, candidates: Seq[Candidate], drafts: Seq[Draft]) -> None:
+        """Who was asked and had nothing waits."""
+        for candidate, draft in zip(candidates, drafts, strict=True):
+            if not draft:
+                for name, track in self._tracks.get(candidate.sequence, {}).items():
+                    if name in self._asked and track.due <= self._step:
+                        self._asked_for(candidate, name, 0.0, len(candidates))
+
+    def _asked_for(self, candidate: Candidate, name: str, tokens: float, count: int) -> None:
+        track = self._track(candidate.sequence, name)
+        track.asked(self._step, tokens, 2 * self._price(name, count, LONGEST))
+        self._worth[name] += (tokens - self._worth[name]) * 0.02
+
+    def _survival(self, candidate: Candidate, draft: Draft) -> list[float]:
+        track = self._track(candidate.sequence, draft.drafter)
+        track.offered = len(draft)
+        return self._trust_in(draft.drafter).survival(draft, track.factor)
+
+    def _count(self, load: StepLoad, survivals: Seq[Seq[float]]) -> int:
+        """Nodes that are verified; 0 while the guard wants it so."""
+        ranked = sorted((s for own in survivals for s in own if s), reverse=True)
+        sequences = len(load.candidates)
+        ratios = self.costs.ratios(sequences + load.other_rows, len(ranked))
+        spent = sum(self._drafting.seconds(name, *asked) for name, asked in self._asked.items())
+        drafting = spent / self._plain
+        seconds = [ratio + drafting for ratio in ratios[: len(ranked) + 1]]
+        count = best_count(ranked, sequences, seconds)
+        self._believed = (1 + sum(ranked[:count]) / sequences) / seconds[count]
+        if not self._may:
+            self.guard.hears(self._believed)
+        return count if self._may and self._believed * (1 + drafting) >= MARGIN else 0
+
+    def _price(self, name: str, count: int, nodes: int) -> float:
+        """Of one of `count` asks, in tokens; 0 if the drafter never drafted."""
+        return self._drafting.seconds(name, count, nodes) / self._plain
+
+    # ---- what came of them -----------------------------------------------------------------------
 
     def _compare(self, report: StepReport, rows: int) -> None:
         costs = self.costs
@@ -126,35 +244,50 @@ class Utility:
         plain = costs.plain_seconds(rows, report.kv_tokens) * costs.pace
         self.guard.observe(tokens / len(report.verdicts), seconds / plain, self._believed)
 
-    def _learn(self, verdict: Verdict) -> None:
-        draft = verdict.draft
-        known = self.asking.find(verdict.sequence)
-        if known is None:
-            return
-        if draft:
-            labels = labels_of(draft, verdict.path)
-            known.yields[draft.drafter].learn(draft, labels)
-            if verdict.path:
-                self.asking.answered_well(known, draft.drafter)
-        if known.shadow is not None:
-            self._learn_shadow(known, known.shadow, verdict.new_tokens)
+    def _learn(self, sequence: Sequence, draft: Draft, labels: Seq[Label]) -> None:
+        track = self._track(sequence, draft.drafter)
+        expected = self._trust_in(draft.drafter).learn(draft, track.offered, labels)
+        right = sum(label.right for label in labels)
+        track.judge(expected, right)
+        if right:
+            track.promises(self._step)
 
-    def _learn_shadow(self, known: Known, shadow: Shadow, tokens: tuple[int, ...]) -> None:
-        for token in tokens:
-            labels = shadow.compare(token)
-            known.yields[shadow.draft.drafter].learn(shadow.draft, labels)
-            if not any(label for _, _, label in labels):
-                if shadow.was_right:
-                    self.asking.answered_well(known, shadow.draft.drafter)
-                known.shadow = None
-                return
+    def _learn_unverified(self, report: StepReport) -> None:
+        """Drafts that were not worth a row: their first node can be compared all the same."""
+        drawn = {verdict.sequence: verdict.new_tokens for verdict in report.verdicts}
+        for candidate, draft in self._unverified:
+            tokens = drawn.get(candidate.sequence)
+            if tokens:
+                heads = [node for node in range(len(draft)) if draft.parent(node) < 0]
+                labels = [Label(node, 1, draft.tokens[node] == tokens[0]) for node in heads]
+                self._learn(candidate.sequence, draft, labels)
+
+    def _track(self, sequence: Sequence, name: str) -> Track:
+        tracks = self._tracks.get(sequence)
+        if tracks is None:
+            tracks = self._tracks[sequence] = {}
+        track = tracks.get(name)
+        if track is None:
+            worth = self._worth.setdefault(name, FIRST_WORTH)
+            track = tracks[name] = Track(worth)
+        return track
+
+    def _trust_in(self, name: str) -> Trust:
+        trust = self._trust.get(name)
+        if trust is None:
+            trust = self._trust[name] = Trust()
+        return trust
 
 
-def _kept(draft: Draft, keep: Seq[bool]) -> Draft:
-    """Draft.kept; chains, which are most, without looking at every node."""
-    if draft.parents is not None:
-        return draft.kept(keep)
-    count = sum(keep)
-    if count in (0, len(draft)):
-        return draft if count else NO_DRAFT
-    return draft.first(count)
+def _row_price(sequences: int, ratios: Seq[float]) -> float:
+    """Of verifying one node, in tokens, if there are some of each sequence: what the first few
+    cost alone is mostly noise.
+    """
+    nodes = min(TYPICAL * sequences, len(ratios) - 1)
+    return sequences * (ratios[nodes] - 1) / nodes
+
+
+def _price_of(
+    drafting: DraftCosts, name: str, tokens_per_second: float, sequences: int, nodes: int
+) -> float:
+    return drafting.seconds(name, sequences, nodes) * tokens_per_second

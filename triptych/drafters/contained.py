@@ -110,4 +110,6 @@ def sound(draft: Draft, max_nodes: int, vocab_size: int) -> Draft:
     if not all(0 <= confidence <= 1 for confidence in draft.confidence):
         raise ValueError(f"confidence beyond 0 and 1: {draft.confidence}")
     inside = [0 <= token < vocab_size for token in draft.tokens]
-    return draft.kept(inside).first(max_nodes)
+    if not all(inside):
+        draft = draft.kept(inside)
+    return draft if len(draft) <= max_nodes else draft.first(max_nodes)

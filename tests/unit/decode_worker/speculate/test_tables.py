@@ -10,11 +10,13 @@ import pytest
 from decode_worker.speculate.best_nodes import best_count, keep_best
 from decode_worker.speculate.costs import StepCosts
 from decode_worker.speculate.das import Tail, accepted, best_steps, nodes_per_step, proposals_for
+from decode_worker.speculate.dear import Asker, best_order
 from decode_worker.speculate.draft_costs import DraftCosts
 from decode_worker.speculate.guard import FIRST_BREAK, Guard
 from decode_worker.speculate.policy import Budget, Candidate, StepLoad
 from decode_worker.speculate.table import Table
-from decode_worker.speculate.yields import Skill, Yield, labels_of
+from decode_worker.speculate.tracks import LONGEST_WAIT, Track
+from decode_worker.speculate.trust import Trust, labels_of
 from triptych.engine.draft import Draft
 from triptych.engine.sequence import Sequence
 
@@ -45,27 +47,68 @@ def test_the_best_nodes_are_those_that_brute_force_finds(seed: int) -> None:
 @pytest.mark.parametrize("count", range(7))
 def test_a_node_is_never_kept_without_its_parent(count: int) -> None:
     tree = Draft((1, 2, 3, 4), parents=(-1, -1, 0, 2), drafter="ngram")
-    told = Yield(Skill())
+    trust = Trust()
     chain = Draft((1, 2, 3), confidence=(0.99, 0.5, 0.999), drafter="ngram")
-    keep = keep_best([told.survival(tree), told.survival(chain)], count)
+    keep = keep_best([trust.survival(tree, 1.0), trust.survival(chain, 1.0)], count)
     for draft, kept in zip((tree, chain), keep, strict=True):
         assert all(draft.parent(n) == -1 or kept[draft.parent(n)] for n, k in enumerate(kept) if k)
     assert sum(map(sum, keep)) == count
 
 
 def test_a_sequence_that_accepts_nothing_is_soon_believed_to() -> None:
-    told, draft = Yield(Skill()), Draft((1, 2, 3), drafter="ngram")
+    trust, track, draft = Trust(), Track(0.5), Draft((1, 2, 3), drafter="ngram")
     for _ in range(20):
-        told.learn(draft, labels_of(draft, (0, 1, 2)))
-    assert told.ahead()[0] > 0.8
+        track.judge(trust.learn(draft, 3, labels_of(draft, (0, 1, 2))), 3)
+    assert trust.survival(draft, track.factor)[0] > 0.8
     for _ in range(6):
-        told.learn(draft, labels_of(draft, ()))
-    assert told.ahead()[0] < 0.2
+        track.judge(trust.learn(draft, 3, labels_of(draft, ())), 0)
+    assert trust.survival(draft, track.factor)[0] < 0.6
+
+
+def test_a_drafter_that_boasts_is_believed_less_than_one_that_is_right() -> None:
+    boasts, honest = Trust(), Trust()
+    draft = Draft((1,), confidence=(0.95,), drafter="head")
+    for _ in range(50):
+        boasts.learn(draft, 1, labels_of(draft, ()))
+        honest.learn(draft, 1, labels_of(draft, (0,)))
+    assert boasts.survival(draft, 1.0)[0] < 0.2 < 0.9 < honest.survival(draft, 1.0)[0]
+
+
+def test_longer_offers_may_be_surer_than_short_ones() -> None:
+    trust = Trust()
+    short, long = (Draft((1,) * n, confidence=(1.0,) * n, drafter="suffix") for n in (1, 8))
+    for _ in range(50):
+        trust.learn(short, 1, labels_of(short, ()))
+        trust.learn(long, 8, labels_of(long, range(8)))
+    assert trust.survival(short, 1.0)[0] < 0.3 < 0.8 < trust.survival(long, 1.0)[0]
+
+
+def test_who_has_nothing_is_asked_less_and_less_until_it_is_right() -> None:
+    track, step, waits = Track(0.5), 0, []
+    for _ in range(40):
+        track.asked(step, 0.0, 0.01)
+        waits.append(track.due - step)
+        step = track.due
+    assert waits == sorted(waits) and waits[-1] == LONGEST_WAIT + 1
+    track.promises(step)
+    assert track.due == step
+
+
+def test_one_length_is_chosen_for_all_who_ask_a_dear_drafter() -> None:
+    good, poor = Asker(0, [0.9, 0.8, 0.7], 0.0), Asker(1, [0.2, 0.05], 0.0)
+    order = best_order([good, poor], row=0.1, price=lambda n, nodes: 0.3 * nodes, margin=0.0)
+    assert order.places == (0, 1) and order.nodes == 3
+    assert order.gain == pytest.approx(0.8 + 0.7 + 0.6 + 0.1 - 0.9)
+
+
+def test_nobody_asks_a_dear_drafter_that_brings_less_than_it_costs() -> None:
+    good = Asker(0, [0.9, 0.8], made=1.4)
+    assert not best_order([good], row=0.0, price=lambda n, nodes: 0.31, margin=0.0).places
 
 
 def test_siblings_are_judged_and_what_lies_below_a_wrong_node_is_not() -> None:
     tree = Draft((1, 2, 3, 4), parents=(-1, -1, 0, 1))
-    assert labels_of(tree, (0, 2)) == [(0, 1, 1.0), (1, 1, 0.0), (2, 2, 1.0)]
+    assert labels_of(tree, (0, 2)) == [(0, 1, True), (1, 1, False), (2, 2, True)]
 
 
 def test_measured_costs_keep_their_steps_and_never_fall() -> None:
@@ -98,7 +141,7 @@ def test_untried_draft_lengths_cost_in_proportion() -> None:
     costs.learn("head", 1, 2, 0.003)
     assert costs.seconds("head", 1, 4) == pytest.approx(0.006)
     assert 0.003 < costs.seconds("head", 2, 2) < 0.006, "a batch is cheaper than its parts"
-    assert costs.seconds("head", 1, 1) == pytest.approx(0.003)
+    assert costs.seconds("head", 1, 1) == pytest.approx(0.0015)
 
 
 def test_breaks_double_while_speculation_keeps_losing() -> None:

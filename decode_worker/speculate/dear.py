@@ -1,0 +1,51 @@
+"""Who asks a drafter whose drafts cost time, and for how many nodes. Pure.
+
+Such drafters (heads, models) work level by level for all who ask: the longest draft of a step sets
+its price, so one length is chosen for all. All figures are in tokens: a step's time buys as many as
+it draws plainly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from typing import NamedTuple
+
+LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
+
+
+class Asker(NamedTuple):
+    place: int  # among the candidates
+    ahead: Seq[float]  # survival by depth of what it would get
+    made: float  # tokens that it has a draft for already
+
+
+class Order(NamedTuple):
+    """An ask for drafts of `nodes` nodes, for these places; `gain` after all prices."""
+
+    places: tuple[int, ...] = ()
+    nodes: int = 0
+    gain: float = 0.0
+
+
+def best_order(
+    askers: Seq[Asker], row: float, price: Callable[[int, int], float], margin: float
+) -> Order:
+    """`row`: of verifying a node; `price`: of an ask for (sequences, nodes)."""
+    worth = [_worths(asker, row) for asker in askers]
+    best = Order(gain=margin)
+    for nodes in LENGTHS:
+        gains = [own[min(nodes, len(own) - 1)] for own in worth]
+        places = tuple(a.place for a, gain in zip(askers, gains, strict=True) if gain > 0)
+        if places:
+            total = sum(gain for gain in gains if gain > 0) - price(len(places), nodes)
+            best = Order(places, nodes, total) if total > best.gain else best
+    return best if best.places else Order()
+
+
+def _worths(asker: Asker, row: float) -> list[float]:
+    """By length: what its draft brings more than the one that is there."""
+    worths = [-asker.made]
+    for survival in asker.ahead:
+        worths.append(worths[-1] + max(0.0, survival - row))
+    return worths

@@ -1,0 +1,43 @@
+"""What is known of one sequence and one drafter: whether asking brings anything."""
+
+from __future__ import annotations
+
+LONGEST_WAIT = 16  # steps between two asks that bring nothing
+_FADE = 0.8  # of the evidence for a sequence's factor, per draft
+_DOUBT = 2.0  # labels that the drafter's average counts for
+_LEARN = 0.25  # weight of the last ask in what an ask is worth
+
+
+class Track:
+    __slots__ = ("_accepted", "_expected", "_wait", "due", "offered", "worth")
+
+    def __init__(self, worth: float) -> None:
+        self.worth = worth  # tokens that an ask brings
+        self.due = 0  # step of the next ask
+        self.offered = 0  # nodes of the last draft, as it came
+        self._wait = 0
+        self._expected = self._accepted = 0.0
+
+    @property
+    def factor(self) -> float:
+        """Of P(right): texts differ more than drafters know."""
+        factor = (self._accepted + _DOUBT) / (self._expected + _DOUBT)
+        return min(max(factor, 0.1), 1.5)
+
+    def judge(self, expected: float, right: int) -> None:
+        """Nodes were compared with what was decoded."""
+        self._expected = self._expected * _FADE + expected
+        self._accepted = self._accepted * _FADE + right
+
+    def asked(self, step: int, tokens: float, price: float) -> None:
+        """What came promises so many tokens, after all prices but its own."""
+        self.worth += (tokens - self.worth) * _LEARN
+        if self.worth > price:
+            self._wait = 0
+        else:
+            self._wait = min(max(1, 2 * self._wait), LONGEST_WAIT)
+        self.due = step + 1 + self._wait
+
+    def promises(self, step: int) -> None:
+        """It was right where nobody expected it: ask again at once."""
+        self._wait, self.due = 0, step
