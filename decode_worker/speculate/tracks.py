@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decode_worker.speculate.trust import Offer
+
 LONGEST_WAIT = 16  # steps between two asks that bring nothing
 _FADE = 0.8  # of the evidence for a sequence's factor, per draft
 _DOUBT = 2.0  # labels that the drafter's average counts for
@@ -9,12 +11,12 @@ _LEARN = 0.25  # weight of the last ask in what an ask is worth
 
 
 class Track:
-    __slots__ = ("_accepted", "_expected", "_wait", "due", "offered", "worth")
+    __slots__ = ("_accepted", "_expected", "_wait", "due", "offer", "worth")
 
     def __init__(self, worth: float) -> None:
         self.worth = worth  # tokens that an ask brings
         self.due = 0  # step of the next ask
-        self.offered = 0  # nodes of the last draft, as it came
+        self.offer: Offer | None = None  # of this step
         self._wait = 0
         self._expected = self._accepted = 0.0
 

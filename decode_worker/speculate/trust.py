@@ -27,7 +27,6 @@ class Label(NamedTuple):
     """What became of a node whose parent was right."""
 
     node: int
-    depth: int
     right: bool
 
 
@@ -39,15 +38,38 @@ class Count:
     def __init__(self) -> None:
         self.right = self.tried = 0.0
 
-    def add(self, right: bool) -> None:
+    def add(self, right: int, tried: int) -> None:
         if self.tried >= MEMORY:
-            self.right *= MEMORY / (MEMORY + 1)
-            self.tried *= MEMORY / (MEMORY + 1)
+            fade = MEMORY / (MEMORY + tried)
+            self.right *= fade
+            self.tried *= fade
         self.right += right
-        self.tried += 1.0
+        self.tried += tried
 
     def rate(self, prior: float) -> float:
         return (self.right + PRIOR * prior) / (self.tried + PRIOR)
+
+
+class Offer:
+    """A draft as it came, and what a trust makes of its nodes."""
+
+    __slots__ = ("depths", "draft", "keys", "survival")
+
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+        self.depths: Seq[int] = (
+            range(1, len(draft) + 1) if draft.parents is None else draft.depths()
+        )
+        size = bisect_right(_SIZES, len(draft)) << 2
+        if draft.confidence:
+            told = [bisect_right(_CONFIDENCES, sure) << 6 for sure in draft.confidence]
+        else:
+            told = [_BLIND << 6] * len(draft)
+        self.keys = [
+            bin_ | size | (depth if depth < 3 else 3)
+            for bin_, depth in zip(told, self.depths, strict=True)
+        ]
+        self.survival: list[float] = []  # P(all up to here are right); 0 below a faint node
 
 
 class Trust:
@@ -55,28 +77,29 @@ class Trust:
 
     def __init__(self) -> None:
         self._bins = [Count() for _ in range(_BLIND + 1)]
-        self._cells: dict[tuple[int, int, int], Count] = {}
+        self._cells: dict[int, Count] = {}
         self._depths = [Count() for _ in range(DEPTHS)]
-        self._rates: dict[tuple[int, int, int], float] = {}  # answers, until something is learned
+        self._rates: dict[int, float] = {}  # answers, until something is learned
 
-    def survival(self, draft: Draft, factor: float) -> list[float]:
-        """P(all up to here are right) of every node; `factor`: of the sequence, times P(right).
-        Never more than its parent's; 0 below a faint one.
-        """
-        size = bisect_right(_SIZES, len(draft))
-        survival: list[float] = []
-        depths = range(1, len(draft) + 1) if draft.parents is None else draft.depths()
-        for node, depth in enumerate(depths):
-            parent = draft.parent(node)
-            above = 1.0 if parent == ROOT else survival[parent]
-            if above >= FAINT:
-                right = self._rate((_bin(draft, node), size, min(depth, 3)))
-                above *= min(right * factor, 0.995)
-            survival.append(above if above >= FAINT else 0.0)
-        return survival
+    def offer(self, draft: Draft, factor: float) -> Offer:
+        """`factor`: of the sequence, times P(right). A node survives at most as its parent does."""
+        offer = Offer(draft)
+        survival, rates, parents = offer.survival, self._rates, draft.parents
+        above = 1.0
+        for node, key in enumerate(offer.keys):
+            if parents is not None:
+                above = 1.0 if parents[node] == ROOT else survival[parents[node]]
+            if above:
+                rate = rates.get(key)
+                if rate is None:
+                    rate = rates[key] = self._rate(key)
+                above *= min(rate * factor, 0.995)
+                above = above if above >= FAINT else 0.0
+            survival.append(above)
+        return offer
 
     def ahead(self, factor: float, most: int) -> list[float]:
-        """The same for the chain that it would draft, by depth."""
+        """Survival, by depth, of the chain that it would draft."""
         survival, above = [], 1.0
         for depth in range(1, most + 1):
             above *= min(self._depths[min(depth, DEPTHS) - 1].rate(0.6) * factor, 0.995)
@@ -85,44 +108,46 @@ class Trust:
             survival.append(above)
         return survival
 
-    def learn(self, draft: Draft, offered: int, labels: Seq[Label]) -> float:
-        """`offered`: nodes before any were cut off. Returns how many right ones it expected."""
-        size, expected = bisect_right(_SIZES, offered), 0.0
-        for node, depth, right in labels:
-            key = _bin(draft, node), size, min(depth, 3)
-            expected += self._rate(key)
-            self._bins[key[0]].add(right)
-            self._cells.setdefault(key, Count()).add(right)
-            self._depths[min(depth, DEPTHS) - 1].add(right)
+    def learn(self, offer: Offer, labels: Seq[Label]) -> float:
+        """Returns how many right ones it expected."""
+        found: dict[int, list[int]] = {}
+        for node, right in labels:
+            counts = found.setdefault(offer.keys[node], [0, 0])
+            counts[0] += int(right)
+            counts[1] += 1
+            depth = offer.depths[node]
+            self._depths[(depth if depth < DEPTHS else DEPTHS) - 1].add(right, 1)
+        expected = 0.0
+        for key, (right, tried) in found.items():
+            expected += tried * self._rate(key)
+            self._bins[key >> 6].add(right, tried)
+            cell = self._cells.get(key)
+            if cell is None:
+                cell = self._cells[key] = Count()
+            cell.add(right, tried)
         self._rates.clear()
         return expected
 
-    def _rate(self, key: tuple[int, int, int]) -> float:
-        rate = self._rates.get(key)
-        if rate is None:
-            told = key[0]
-            prior = self._bins[told].rate(0.5 if told == _BLIND else _MIDDLES[told])
-            cell = self._cells.get(key)
-            rate = self._rates[key] = prior if cell is None else cell.rate(prior)
-        return rate
+    def _rate(self, key: int) -> float:
+        told = key >> 6
+        prior = self._bins[told].rate(0.5 if told == _BLIND else _MIDDLES[told])
+        cell = self._cells.get(key)
+        return prior if cell is None else cell.rate(prior)
 
 
 def labels_of(draft: Draft, path: Seq[int]) -> list[Label]:
     """What a verdict says about the nodes of a draft whose `path` was right."""
     if draft.parents is None:
-        labels = [Label(node, node + 1, True) for node in path]
+        labels = [Label(node, True) for node in path]
         if len(path) < len(draft):
-            labels.append(Label(len(path), len(path) + 1, False))
+            labels.append(Label(len(path), False))
         return labels
     right = {ROOT, *path}
-    return [
-        Label(node, depth, node in right)
-        for node, depth in enumerate(draft.depths())
-        if draft.parent(node) in right
-    ]
+    nodes = range(len(draft))
+    return [Label(node, node in right) for node in nodes if draft.parent(node) in right]
 
 
-def _bin(draft: Draft, node: int) -> int:
-    if not draft.confidence:
-        return _BLIND
-    return bisect_right(_CONFIDENCES, draft.confidence[node])
+def first_labels(draft: Draft, token: int) -> list[Label]:
+    """What the token that was drawn instead says about a draft that nobody verified."""
+    nodes = range(len(draft))
+    return [Label(n, draft.tokens[n] == token) for n in nodes if draft.parent(n) == ROOT]

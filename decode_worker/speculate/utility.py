@@ -19,8 +19,8 @@ from decode_worker.speculate.draft_costs import DraftCosts
 from decode_worker.speculate.guard import Guard
 from decode_worker.speculate.policy import NO_BUDGET, Budget, Candidate, StepLoad, StepReport
 from decode_worker.speculate.tracks import Track
-from decode_worker.speculate.trust import Label, Trust, labels_of
-from triptych.engine.draft import Draft
+from decode_worker.speculate.trust import Label, Offer, Trust, first_labels, labels_of
+from triptych.engine.draft import NO_DRAFT, Draft
 from triptych.engine.sequence import Sequence
 
 MARGIN = 1.005  # believed utility below which a step stays plain: beliefs are noisy
@@ -95,11 +95,9 @@ class Utility:
         if not any(drafts):
             return list(drafts)
         pairs = list(zip(load.candidates, drafts, strict=True))
-        survivals = [self._survival(c, draft) if draft else [] for c, draft in pairs]
+        survivals = [self._offer(c, draft).survival if draft else [] for c, draft in pairs]
         keep = keep_best(survivals, self._count(load, survivals))
-        kept = [
-            draft.kept(k) if draft else draft for (_, draft), k in zip(pairs, keep, strict=True)
-        ]
+        kept = [_kept(draft, k) for (_, draft), k in zip(pairs, keep, strict=True)]
         self._unverified = [
             pair for pair, left in zip(pairs, kept, strict=True) if pair[1] and not left
         ]
@@ -119,7 +117,7 @@ class Utility:
             for verdict in report.verdicts:
                 if verdict.draft:
                     labels = labels_of(verdict.draft, verdict.path)
-                    self._learn(verdict.sequence, verdict.draft, labels)
+                    self._learn(verdict.sequence, verdict.draft.drafter, labels)
         if self._unverified:
             self._learn_unverified(report)
 
@@ -192,8 +190,8 @@ class Utility:
 
     def _made(self, candidate: Candidate, draft: Draft, count: int) -> float:
         """Tokens that a cheap draft brings, after the price of its rows."""
-        survival = self._survival(candidate, draft)
-        tokens = sum(s - self._row for s in survival if s > self._row)
+        row = self._row
+        tokens = sum(s - row for s in self._offer(candidate, draft).survival if s > row)
         self._asked_for(candidate, draft.drafter, tokens, count)
         return tokens
 
@@ -210,10 +208,11 @@ class Utility:
         track.asked(self._step, tokens, 2 * self._price(name, count, LONGEST))
         self._worth[name] += (tokens - self._worth[name]) * 0.02
 
-    def _survival(self, candidate: Candidate, draft: Draft) -> list[float]:
+    def _offer(self, candidate: Candidate, draft: Draft) -> Offer:
         track = self._track(candidate.sequence, draft.drafter)
-        track.offered = len(draft)
-        return self._trust_in(draft.drafter).survival(draft, track.factor)
+        if track.offer is None or track.offer.draft is not draft:
+            track.offer = self._trust_in(draft.drafter).offer(draft, track.factor)
+        return track.offer
 
     def _count(self, load: StepLoad, survivals: Seq[Seq[float]]) -> int:
         """Nodes that are verified; 0 while the guard wants it so."""
@@ -244,9 +243,13 @@ class Utility:
         plain = costs.plain_seconds(rows, report.kv_tokens) * costs.pace
         self.guard.observe(tokens / len(report.verdicts), seconds / plain, self._believed)
 
-    def _learn(self, sequence: Sequence, draft: Draft, labels: Seq[Label]) -> None:
-        track = self._track(sequence, draft.drafter)
-        expected = self._trust_in(draft.drafter).learn(draft, track.offered, labels)
+    def _learn(self, sequence: Sequence, drafter: str, labels: Seq[Label]) -> None:
+        """About the draft that it offered in this step; the first nodes of it, maybe."""
+        track = self._track(sequence, drafter)
+        if track.offer is None:
+            return
+        expected = self._trust_in(drafter).learn(track.offer, labels)
+        track.offer = None
         right = sum(label.right for label in labels)
         track.judge(expected, right)
         if right:
@@ -258,9 +261,8 @@ class Utility:
         for candidate, draft in self._unverified:
             tokens = drawn.get(candidate.sequence)
             if tokens:
-                heads = [node for node in range(len(draft)) if draft.parent(node) < 0]
-                labels = [Label(node, 1, draft.tokens[node] == tokens[0]) for node in heads]
-                self._learn(candidate.sequence, draft, labels)
+                labels = first_labels(draft, tokens[0])
+                self._learn(candidate.sequence, draft.drafter, labels)
 
     def _track(self, sequence: Sequence, name: str) -> Track:
         tracks = self._tracks.get(sequence)
@@ -285,6 +287,17 @@ def _row_price(sequences: int, ratios: Seq[float]) -> float:
     """
     nodes = min(TYPICAL * sequences, len(ratios) - 1)
     return sequences * (ratios[nodes] - 1) / nodes
+
+
+def _kept(draft: Draft, keep: Seq[bool]) -> Draft:
+    """Draft.kept; chains, which are most, without looking at every node."""
+    if draft.parents is not None:
+        return draft.kept(keep)
+    count = sum(keep)
+    if count in (0, len(draft)):
+        return draft if count else NO_DRAFT
+    sure = draft.confidence[:count]
+    return Draft(draft.tokens[:count], confidence=sure, drafter=draft.drafter)
 
 
 def _price_of(

@@ -16,7 +16,7 @@ from decode_worker.speculate.guard import FIRST_BREAK, Guard
 from decode_worker.speculate.policy import Budget, Candidate, StepLoad
 from decode_worker.speculate.table import Table
 from decode_worker.speculate.tracks import LONGEST_WAIT, Track
-from decode_worker.speculate.trust import Trust, labels_of
+from decode_worker.speculate.trust import Offer, Trust, labels_of
 from triptych.engine.draft import Draft
 from triptych.engine.sequence import Sequence
 
@@ -49,7 +49,7 @@ def test_a_node_is_never_kept_without_its_parent(count: int) -> None:
     tree = Draft((1, 2, 3, 4), parents=(-1, -1, 0, 2), drafter="ngram")
     trust = Trust()
     chain = Draft((1, 2, 3), confidence=(0.99, 0.5, 0.999), drafter="ngram")
-    keep = keep_best([trust.survival(tree, 1.0), trust.survival(chain, 1.0)], count)
+    keep = keep_best([trust.offer(tree, 1.0).survival, trust.offer(chain, 1.0).survival], count)
     for draft, kept in zip((tree, chain), keep, strict=True):
         assert all(draft.parent(n) == -1 or kept[draft.parent(n)] for n, k in enumerate(kept) if k)
     assert sum(map(sum, keep)) == count
@@ -58,29 +58,29 @@ def test_a_node_is_never_kept_without_its_parent(count: int) -> None:
 def test_a_sequence_that_accepts_nothing_is_soon_believed_to() -> None:
     trust, track, draft = Trust(), Track(0.5), Draft((1, 2, 3), drafter="ngram")
     for _ in range(20):
-        track.judge(trust.learn(draft, 3, labels_of(draft, (0, 1, 2))), 3)
-    assert trust.survival(draft, track.factor)[0] > 0.8
+        track.judge(trust.learn(Offer(draft), labels_of(draft, (0, 1, 2))), 3)
+    assert trust.offer(draft, track.factor).survival[0] > 0.8
     for _ in range(6):
-        track.judge(trust.learn(draft, 3, labels_of(draft, ())), 0)
-    assert trust.survival(draft, track.factor)[0] < 0.6
+        track.judge(trust.learn(Offer(draft), labels_of(draft, ())), 0)
+    assert trust.offer(draft, track.factor).survival[0] < 0.6
 
 
 def test_a_drafter_that_boasts_is_believed_less_than_one_that_is_right() -> None:
     boasts, honest = Trust(), Trust()
     draft = Draft((1,), confidence=(0.95,), drafter="head")
     for _ in range(50):
-        boasts.learn(draft, 1, labels_of(draft, ()))
-        honest.learn(draft, 1, labels_of(draft, (0,)))
-    assert boasts.survival(draft, 1.0)[0] < 0.2 < 0.9 < honest.survival(draft, 1.0)[0]
+        boasts.learn(Offer(draft), labels_of(draft, ()))
+        honest.learn(Offer(draft), labels_of(draft, (0,)))
+    assert boasts.offer(draft, 1.0).survival[0] < 0.2 < 0.9 < honest.offer(draft, 1.0).survival[0]
 
 
 def test_longer_offers_may_be_surer_than_short_ones() -> None:
     trust = Trust()
     short, long = (Draft((1,) * n, confidence=(1.0,) * n, drafter="suffix") for n in (1, 8))
     for _ in range(50):
-        trust.learn(short, 1, labels_of(short, ()))
-        trust.learn(long, 8, labels_of(long, range(8)))
-    assert trust.survival(short, 1.0)[0] < 0.3 < 0.8 < trust.survival(long, 1.0)[0]
+        trust.learn(Offer(short), labels_of(short, ()))
+        trust.learn(Offer(long), labels_of(long, range(8)))
+    assert trust.offer(short, 1.0).survival[0] < 0.3 < 0.8 < trust.offer(long, 1.0).survival[0]
 
 
 def test_who_has_nothing_is_asked_less_and_less_until_it_is_right() -> None:
@@ -108,7 +108,7 @@ def test_nobody_asks_a_dear_drafter_that_brings_less_than_it_costs() -> None:
 
 def test_siblings_are_judged_and_what_lies_below_a_wrong_node_is_not() -> None:
     tree = Draft((1, 2, 3, 4), parents=(-1, -1, 0, 1))
-    assert labels_of(tree, (0, 2)) == [(0, 1, True), (1, 1, False), (2, 2, True)]
+    assert labels_of(tree, (0, 2)) == [(0, True), (1, False), (2, True)]
 
 
 def test_measured_costs_keep_their_steps_and_never_fall() -> None:
