@@ -80,7 +80,7 @@ class Peer:
         threads: int,
         batch: int,
         tokens: int,
-        **options: bool,
+        **options: bool | int,
     ) -> None:
         """Starts it and loads the model, with room for `batch` sequences of together `tokens`."""
         self.name = name
@@ -101,6 +101,11 @@ class Peer:
 
     def decode(self, prompts: list[list[int]], steps: int) -> Timed:
         return Timed(**self._ask("decode", prompts=prompts, steps=steps))
+
+    def answer(self, prompts: list[list[int]], max_tokens: int, stop: Sequence[int]) -> Timed:
+        """To the ends of the answers, see bench/peers/lines.py."""
+        asked = {"prompts": prompts, "max_tokens": max_tokens, "stop": list(stop)}
+        return Timed(**self._ask("answer", **asked))
 
     def prefill(self, prompt: list[int]) -> Timed:
         return Timed(**self._ask("prefill", prompt=prompt))

@@ -4,8 +4,9 @@
 
 Plain decoding and every drafter answer the same prompts on one engine, in turns, batch by batch, so
 that whatever disturbs one disturbs all. A batch holds prompts of one category; timed is what comes
-after its prompts are read. Speed-up: the median over batches of plain time / time. Every answer is
-compared with the plain one, token by token.
+after its prompts are read. Speed-up: the median over batches of plain time / time. Tokens per round
+is what it would be if drafting and more rows in a step cost nothing. Every answer is compared with
+the plain one, token by token. Lanes with heads need `triptych draft train` first.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.engine_checkpoint import bfloat16_folder
 from bench.one_answer import differing
 from bench.report import commit, finish, machine, print_table
 from bench.speculate_lane import Job, Lane, Outcome
+from bench.speculate_peer import NAME as PEER
+from bench.speculate_peer import PeerPair, PeerRuns
 from bench.workload import DTYPES
 from triptych.config import load_config
+from triptych.launch.machine import usable_cores
 from triptych.request import SamplingParams
 from triptych.speculation_config import SpeculationConfig
 from triptych.tokenizer import Tokenizer
@@ -40,7 +46,27 @@ LANES: dict[str, dict[str, Any]] = {
     "suffix-15": {"mode": "fixed", "max_nodes": 15, "drafters": [{"kind": "suffix"}]},
     "ngram": {"mode": "auto", "drafters": [{"kind": "ngram"}]},
     "suffix": {"mode": "auto", "drafters": [{"kind": "suffix"}]},
-    "auto": {"mode": "auto", "drafters": [{"kind": "suffix"}, {"kind": "ngram"}]},
+    "draft-model-4": {
+        "mode": "fixed",
+        "max_nodes": 4,
+        "drafters": [{"kind": "draft_model", "model": "smollm2-135m", "dtype": "int4"}],
+    },
+    "sparse-8": {"mode": "fixed", "max_nodes": 8, "drafters": [{"kind": "sparse"}]},
+    "eagle3-4": {"mode": "fixed", "max_nodes": 4, "drafters": [{"kind": "eagle3"}]},
+    "eagle3-tree": {
+        "mode": "fixed",
+        "max_nodes": 15,
+        "drafters": [{"kind": "eagle3", "width": 3}],
+    },
+    "eagle3": {"mode": "auto", "drafters": [{"kind": "eagle3"}]},
+    "parallel-7": {"mode": "fixed", "max_nodes": 7, "drafters": [{"kind": "parallel"}]},
+    "parallel": {"mode": "auto", "drafters": [{"kind": "parallel"}]},
+    "switching": {
+        "mode": "auto",
+        "drafters": [{"kind": "switching", "between": [{"kind": "suffix"}, {"kind": "eagle3"}]}],
+    },
+    "auto": {"mode": "auto", "drafters": [{"kind": "suffix"}]},
+    "auto-heads": {"mode": "auto", "drafters": [{"kind": "suffix"}, {"kind": "eagle3"}]},
 }
 
 
@@ -52,6 +78,7 @@ class Cell:
 
 
 Found = dict[Cell, dict[str, list[Outcome]]]  # by lane, batch after batch
+Peers = dict[Cell, PeerRuns]
 
 
 def read_prompts(path: Path, limit: int) -> dict[str, list[str]]:
@@ -80,17 +107,24 @@ def batches_of(prompts: Sequence[list[int]], cell: Cell, max_tokens: int) -> Ite
 
 
 def measure(
-    lanes: Sequence[Lane], cells: Sequence[Cell], prompts: dict[str, list[list[int]]], tokens: int
-) -> Found:
+    lanes: Sequence[Lane],
+    cells: Sequence[Cell],
+    prompts: dict[str, list[list[int]]],
+    tokens: int,
+    peer: PeerPair | None,
+) -> tuple[Found, Peers]:
     found: Found = {}
+    peers: Peers = {}
     for cell in cells:
         runs = found[cell] = {lane.name: [] for lane in lanes}
         for number, jobs in enumerate(batches_of(prompts[cell.category], cell, tokens)):
             turn = number % len(lanes)
             for lane in (*lanes[turn:], *lanes[:turn]):
                 runs[lane.name].append(lane.run(jobs))
+            if peer is not None and cell.temperature == 0.0:
+                peer.run(jobs, peers.setdefault(cell, PeerRuns()))
         _tell(cell, runs)
-    return found
+    return found, peers
 
 
 def _tell(cell: Cell, runs: dict[str, list[Outcome]]) -> None:
@@ -113,13 +147,15 @@ def mismatches(runs: dict[str, list[Outcome]], lane: str) -> int:
     return sum(differing(plain.answers, own.answers) for plain, own in pairs)
 
 
-def rows_of(found: Found, lanes: Sequence[str]) -> list[dict[str, Any]]:
+def rows_of(found: Found, peers: Peers, lanes: Sequence[str]) -> list[dict[str, Any]]:
     """A row per lane and cell; category "all" holds geometric means over the categories."""
     rows: list[dict[str, Any]] = []
     for lane in lanes:
         groups = defaultdict[tuple[float, int], list[dict[str, Any]]](list)
         for cell, runs in found.items():
             row = _row(lane, cell, runs)
+            if cell in peers:
+                row["peers"] = {PEER: peers[cell].speedup}
             groups[cell.temperature, cell.batch].append(row)
         for (temperature, batch), group in groups.items():
             means = {
@@ -127,7 +163,9 @@ def rows_of(found: Found, lanes: Sequence[str]) -> list[dict[str, Any]]:
                 for key in ("speedup", "tokens_per_round")
             }
             cell = Cell(temperature, batch, "all")
-            rows += [*group, {**_head(lane, cell), **means, "peers": {}}]
+            of_peers = [row["peers"][PEER] for row in group if row["peers"]]
+            mean = {PEER: statistics.geometric_mean(of_peers)} if of_peers else {}
+            rows += [*group, {**_head(lane, cell), **means, "peers": mean}]
     return rows
 
 
@@ -172,12 +210,25 @@ def main() -> None:
         for category in prompts
     ]
     lanes[0].run(next(batches_of(next(iter(prompts.values())), cells[0], 8)))  # warm up
-    found = measure(lanes, cells, prompts, options.max_tokens)
-    rows = rows_of(found, options.lanes)
+    with ExitStack() as stack:
+        peer = None
+        if options.peer:
+            model = bfloat16_folder(parts.model_path)
+            pair = PeerPair(model, pool.threads or usable_cores(), max(options.batches), eos)
+            peer = stack.enter_context(pair)
+        found, peers = measure(lanes, cells, prompts, options.max_tokens, peer)
+    rows = rows_of(found, peers, options.lanes)
     wrong = sum(mismatches(runs, lane) for runs in found.values() for lane in options.lanes)
     keys = ("drafter", "budget", "temperature", "batch", "category", "speedup", "tokens_per_round")
-    print_table("speculation", keys, [[row[key] for key in keys] for row in rows])
-    result = {"rows": rows, "mismatches": wrong, "machine": machine(), "commit": commit()}
+    table = [[*(row[key] for key in keys), row["peers"].get(PEER, "")] for row in rows]
+    print_table("speculation", (*keys, PEER), table)
+    result = {
+        "rows": rows,
+        "mismatches": wrong,
+        "peer_answers_changed": sum(runs.changed for runs in peers.values()),
+        "machine": machine(),
+        "commit": commit(),
+    }
     finish(result, RESULTS / f"{options.save}.json" if options.save else None)
 
 
@@ -200,6 +251,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=4, help="prompts of a category")
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--max-prompt", type=int, default=1500, help="tokens kept of a prompt")
+    parser.add_argument("--peer", action="store_true", help="also vLLM's n-grams, `make peers`")
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
     parser.add_argument("--save", metavar="NAME", help="keep as bench/results/NAME.json")
     options = parser.parse_args()

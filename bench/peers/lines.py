@@ -9,6 +9,8 @@ Standard library only: it runs in the peers' own environments. Requests and answ
         → {"tokens": 1024, "seconds": 2.2, "drawn": [[id, …], …]}; the time is of decode steps only
     {"do": "prefill", "prompt": [id, …]}
         → {"tokens": 512, "seconds": 0.3, "drawn": [[id]]}; from nothing to the first token
+    {"do": "answer", "prompts": [[id, …], …], "max_tokens": 96, "stop": [id]}
+        → as decode, to the answers' ends; only vLLM's, the one that speculates
     {"do": "quit"}
 
 An exception ends the process; its traceback is on stderr.

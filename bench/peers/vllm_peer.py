@@ -20,9 +20,17 @@ MAX_TOKENS = 4096  # of a sequence, and of a step: no prompt of the benchmark is
 
 class Vllm:
     def load(
-        self, model: str, threads: int, batch: int, tokens: int, eager: bool
+        self,
+        model: str,
+        threads: int,
+        batch: int,
+        tokens: int,
+        eager: bool,
+        ngram: int = 0,
     ) -> dict[str, Any]:
-        """Without `eager` the model is compiled: minutes the first time, cached by vLLM after."""
+        """Without `eager` the model is compiled: minutes the first time, cached by vLLM after.
+        `ngram`: tokens that its n-gram drafter may propose; 0: it decodes plainly.
+        """
         environment = {
             "OMP_NUM_THREADS": str(threads),
             "KMP_AFFINITY": f"granularity=fine,explicit,proclist=[{_list(range(threads))}]",
@@ -47,6 +55,7 @@ class Vllm:
             max_num_batched_tokens=MAX_TOKENS,
             max_model_len=MAX_TOKENS,
             disable_log_stats=True,
+            **({"speculative_config": _ngram(ngram)} if ngram else {}),
         ).llm_engine
         self._count = 0
         settings = {name: value for name, value in environment.items() if name[:2] != "HF"}
@@ -70,6 +79,18 @@ class Vllm:
         self._finish(drawn)
         return {"tokens": tokens, "seconds": seconds, "drawn": list(drawn.values())}
 
+    def answer(self, prompts: list[list[int]], max_tokens: int, stop: list[int]) -> dict[str, Any]:
+        """To their ends, greedily; timed is what comes behind the first token of each."""
+        drawn = self._add(prompts, max_tokens, ignore_eos=False, stop_token_ids=stop)
+        while min(map(len, drawn.values())) < 1:
+            self._step(drawn)
+        before = sum(map(len, drawn.values()))
+        began = time.perf_counter()
+        self._finish(drawn)
+        seconds = time.perf_counter() - began
+        tokens = sum(map(len, drawn.values())) - before
+        return {"tokens": tokens, "seconds": seconds, "drawn": list(drawn.values())}
+
     def prefill(self, prompt: list[int]) -> dict[str, Any]:
         began = time.perf_counter()
         drawn = self._add([prompt], 1)
@@ -77,10 +98,12 @@ class Vllm:
         seconds = time.perf_counter() - began
         return {"tokens": len(prompt), "seconds": seconds, "drawn": list(drawn.values())}
 
-    def _add(self, prompts: list[list[int]], max_tokens: int) -> dict[str, list[int]]:
+    def _add(
+        self, prompts: list[list[int]], max_tokens: int, ignore_eos: bool = True, **more: Any
+    ) -> dict[str, list[int]]:
         """Tokens by request, still empty."""
         params = self._vllm.SamplingParams(
-            temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False
+            temperature=0.0, max_tokens=max_tokens, ignore_eos=ignore_eos, detokenize=False, **more
         )
         drawn: dict[str, list[int]] = {}
         for prompt in prompts:
@@ -96,6 +119,15 @@ class Vllm:
     def _finish(self, drawn: dict[str, list[int]]) -> None:
         while self._engine.has_unfinished_requests():
             self._step(drawn)
+
+
+def _ngram(tokens: int) -> dict[str, Any]:
+    return {
+        "method": "ngram",
+        "num_speculative_tokens": tokens,
+        "prompt_lookup_max": 5,
+        "prompt_lookup_min": 2,
+    }
 
 
 def preloads() -> list[str]:
