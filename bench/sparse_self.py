@@ -120,14 +120,13 @@ def run(
     runner, sampler = CountingRunner(parts.runner), Sampler(parts.model.config.eos_token_ids)
     drafter = CountingDrafter(runner, sampler, options or SparseOptions())
     policy = None if options is None else Fixed(drafter.name, drafter.stride)
-    limits = {"max_model_len": parts.max_model_len}
     speculator = Speculator(
         parts.scheduler,
         {drafter.name: drafter},
         policy,
+        max_model_len=parts.max_model_len,
         vocab_size=parts.model.config.vocab_size,
         max_nodes=drafter.stride,
-        **limits,
     )
     metrics = WorkerMetrics(new_registry())
     loop = DecodeLoop(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 
@@ -58,7 +59,10 @@ def build_role(
     )
     service.connect(Intake(parts.pool, peers, fetcher, loop, thread, transport))
 
+    speculator.start()
+
     async def close() -> None:
+        await asyncio.to_thread(speculator.stop)
         await drafting.close()
         await peers.close()
 

@@ -46,6 +46,7 @@ class HeadDrafterConfig(_Frozen):
     width: int = Field(1, ge=1, le=8, description="nodes expanded per level; 1: chains")
     min_prob: float = Field(0.1, gt=0, le=1, description="of a drafted path")
     window: int = Field(256, ge=16, description="tokens before the first draft that it looks at")
+    learn: bool = Field(False, description="from what was verified, while nobody waits")
 
 
 class DraftModelConfig(_Frozen):

@@ -11,6 +11,7 @@ from decode_worker.speculate.policy import BudgetPolicy
 from decode_worker.speculate.speculator import Speculator
 from decode_worker.speculate.table import Table
 from decode_worker.speculate.utility import Utility
+from triptych.drafters.drafter import Drafter
 from triptych.engine.sampler import Sampler
 from triptych.obs.speculation import SpeculationMetrics
 from triptych.speculation_config import SpeculationConfig
@@ -33,16 +34,18 @@ def make_speculator(
     if metrics is not None and isinstance(policy, Utility):
         metrics.utility.set_function(lambda: policy.guard.utility)
         metrics.breaks.set_function(lambda: policy.guard.breaks)
-    drafters = () if policy is None else config.drafters
+    wanted = () if policy is None else config.drafters
+    drafters: dict[str, Drafter] = {drafter.kind: make(drafter) for drafter in wanted}
     return Speculator(
         parts.scheduler,
-        {drafter.kind: make(drafter) for drafter in drafters},
+        drafters,
         policy,
         max_model_len=parts.max_model_len,
         vocab_size=parts.model.config.vocab_size,
         max_nodes=config.max_nodes,
         rule=make_rule(config),
         metrics=metrics,
+        teachers=make.teachers,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from triptych.drafters.draft_model import DraftModelDrafter, DraftModelOptions
 from triptych.drafters.drafter import Drafter
@@ -29,6 +30,10 @@ from triptych.speculation_config import (
     SwitchingConfig,
 )
 from triptych.tokenizer import Tokenizer
+from triptych.training.checkpoint import load_head_tensors
+from triptych.training.idle_thread import IdleTeacher
+from triptych.training.learning_drafter import LearningHead
+from triptych.training.online import DraftTrainer
 from triptych.worker.boot import EngineParts, kv_layout
 
 MakeRemote = Callable[[RemoteConfig], Drafter]
@@ -43,12 +48,13 @@ class DrafterMaker:
         self._parts = parts
         self._sampler = sampler
         self._remote = remote
+        self.teachers: list[IdleTeacher] = []  # of drafters that learn; not started
 
     def __call__(self, config: DrafterConfig) -> Drafter:
         """Raises ConfigError or ModelError, with the remedy."""
         match config:
             case HeadDrafterConfig():
-                return _head_drafter(config, self._parts, self._sampler)
+                return self._head(config)
             case DraftModelConfig():
                 return _draft_model(config, self._parts, self._sampler)
             case SparseConfig():
@@ -65,8 +71,26 @@ class DrafterMaker:
             case _:
                 return make_drafter(config)
 
+    def _head(self, config: HeadDrafterConfig) -> Drafter:
+        parts = self._parts
+        folder = config.path or head_dir(parts.fingerprint, config.kind)
+        drafter = _head_drafter(config, folder, parts, self._sampler)
+        if not config.learn:
+            return drafter
+        trainer = DraftTrainer(drafter.head, load_head_tensors(folder))
+        learning = LearningHead(drafter, trainer.offer, trainer.rolled_back)
+        scheduler = parts.scheduler
+        self.teachers.append(
+            IdleTeacher(
+                trainer, learning, lambda: scheduler.num_running + scheduler.num_waiting > 0
+            )
+        )
+        return learning
 
-def _head_drafter(config: HeadDrafterConfig, parts: EngineParts, sampler: Sampler) -> Drafter:
+
+def _head_drafter(
+    config: HeadDrafterConfig, folder: Path, parts: EngineParts, sampler: Sampler
+) -> HeadDrafter:
     place = HeadPlace(
         target=parts.model,
         fingerprint=parts.fingerprint,
@@ -76,7 +100,6 @@ def _head_drafter(config: HeadDrafterConfig, parts: EngineParts, sampler: Sample
         weights=parts.backend.weights,
         kv_dtype=parts.backend.kv,
     )
-    folder = config.path or head_dir(parts.fingerprint, config.kind)
     head = DraftHead.load(folder, place)
     if head.config.kind != config.kind:
         raise ConfigError(

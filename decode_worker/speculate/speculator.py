@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import replace
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 
@@ -30,6 +32,14 @@ from triptych.models.taps import LayerTap
 from triptych.obs.speculation import SpeculationMetrics
 
 
+class Teacher(Protocol):
+    """Teaches a drafter, on a thread of its own."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
 class Speculator:
     """Without a policy every draft is empty, and that is plain decoding: there is no other path.
 
@@ -46,6 +56,7 @@ class Speculator:
         vocab_size: int,
         max_nodes: int = 16,
         rule: AcceptanceRule | None = None,
+        teachers: Seq[Teacher] = (),
         clock: Callable[[], float] = time.perf_counter,
         metrics: SpeculationMetrics | None = None,  # None: nobody reads them
     ) -> None:
@@ -55,6 +66,7 @@ class Speculator:
         self._drafters = Contained(drafters or {}, vocab_size, metrics.drafters)
         self._bus = TapBus(self._drafters)
         self._tally = Tally(metrics)
+        self._teachers = tuple(teachers)
         self._max_nodes = max_nodes
         self._policy = policy
         self._max_model_len = max_model_len
@@ -62,6 +74,15 @@ class Speculator:
         self._known: set[Sequence] = set()
         self._load: StepLoad | None = None
         self._draft_seconds: dict[str, float] = {}
+
+    def start(self) -> None:
+        """Drafters that learn may begin to."""
+        for teacher in self._teachers:
+            teacher.start()
+
+    def stop(self) -> None:
+        for teacher in self._teachers:
+            teacher.stop()
 
     @property
     def names(self) -> tuple[str, ...]:

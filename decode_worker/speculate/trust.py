@@ -118,13 +118,13 @@ class Trust:
             depth = offer.depths[node]
             self._depths[(depth if depth < DEPTHS else DEPTHS) - 1].add(right, 1)
         expected = 0.0
-        for key, (right, tried) in found.items():
+        for key, (hits, tried) in found.items():
             expected += tried * self._rate(key)
-            self._bins[key >> 6].add(right, tried)
+            self._bins[key >> 6].add(hits, tried)
             cell = self._cells.get(key)
             if cell is None:
                 cell = self._cells[key] = Count()
-            cell.add(right, tried)
+            cell.add(hits, tried)
         self._rates.clear()
         return expected
 
