@@ -137,7 +137,7 @@ def run(
         lambda outputs: None,
         metrics,
         eos_token_ids=(),
-        **limits,
+        max_model_len=parts.max_model_len,
     )
     sequences = []
     for number, prompt in enumerate(prompts):
