@@ -9,8 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from triptych.drafters.heads.head_config import HeadConfig, HeadKind, default_taps
 from triptych.errors import ConfigError
+from triptych.launch.machine import usable_cores
 from triptych.tokenizer import Tokenizer
 from triptych.training.allocator import keep_freed_memory
 from triptych.training.batches import batches, collate, usable
@@ -57,6 +60,7 @@ def train(plan: Plan, parts: EngineParts, watcher: Watcher) -> Score:
     moment and called again with the same plan, it goes on. Raises ConfigError or ModelError.
     """
     keep_freed_memory()
+    torch.set_num_threads(usable_cores())
     plan.out.mkdir(parents=True, exist_ok=True)
     corpus = _write(plan, parts, watcher)
     texts = [text for text in (usable(t, plan.max_tokens) for t in corpus.texts()) if text]

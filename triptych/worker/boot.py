@@ -70,6 +70,9 @@ def build_engine(args: WorkerArgs) -> EngineParts:
         packer=backend.packer,
         progress=_LoadLog(),
     )
+    if model.is_native:
+        # What torch does besides is small. Its idle threads would spin where ours compute.
+        torch.set_num_threads(1)
     layout = kv_layout(model.config, kv.block_tokens, backend.kv)
     shape = RegionShape(layout.block_bytes, max(1, kv.memory // layout.block_bytes))
     try:
