@@ -114,11 +114,8 @@ class _Layer(nn.Module):
 class _Attention(nn.Module):
     def __init__(self, shape: ModelConfig) -> None:
         super().__init__()
-        self._heads, self._kv_heads, self._dim = (
-            shape.num_heads,
-            shape.num_kv_heads,
-            shape.head_dim,
-        )
+        self._heads, self._kv_heads = shape.num_heads, shape.num_kv_heads
+        self._dim = shape.head_dim
         self._scale = shape.attention_scale
         size = shape.hidden_size
         self.q_proj = nn.Linear(size, self._heads * self._dim, bias=False)

@@ -15,6 +15,7 @@ from triptych.errors import ConfigError
 from triptych.kv.pool import BlockPool
 from triptych.models.model import Model
 from triptych.models.taps import LayerTap
+from triptych_kernels.packer import LinearLike
 
 _ROWS = 1024  # of one forward
 
@@ -38,8 +39,13 @@ class Vocabulary:
 
     def head_rows(self, token_ids: Tensor) -> Tensor:
         """Rows [M, H] float32 of the matrix that the target's logits come from."""
-        head = self._model.head
-        return head(torch.eye(head.in_features))[:, token_ids].t().contiguous()
+        return rows_of(self._model.head)[token_ids]
+
+
+def rows_of(linear: LinearLike) -> Tensor:
+    """The matrix [N, K] float32, however packed; without its bias."""
+    zero = linear(torch.zeros(1, linear.in_features))
+    return (linear(torch.eye(linear.in_features)) - zero).t().contiguous()
 
 
 class Teacher:

@@ -20,6 +20,7 @@ from triptych.training.batches import batches, collate, usable
 from triptych.training.checkpoint import drop_state, load_state, save_head, save_state
 from triptych.training.corpus import Corpus, Text
 from triptych.training.draft_vocab import choose_draft_vocab, coverage
+from triptych.training.first_weights import start_from_target
 from triptych.training.generate import Recipe, write_corpus
 from triptych.training.learner import HeadLearner, Score, Settings
 from triptych.training.offline import OfflineEngine
@@ -114,7 +115,11 @@ def _learner(plan: Plan, parts: EngineParts, texts: Sequence[Text]) -> HeadLearn
     total = max(1, plan.epochs * rows // plan.batch_rows)
     settings = replace(plan.settings, total_steps=total)
     learner = HeadLearner(config, target, ids, Vocabulary(parts.model), settings)
-    if state is not None:
+    if state is None:
+        taps = _teacher(parts, config).states([texts[0].tokens])[0].taps
+        scale = float(taps[1:, -target.hidden_size :].float().square().mean().sqrt())
+        start_from_target(learner.module, parts.model, ids, scale)
+    else:
         learner.restore(state["learner"])
     return learner
 
