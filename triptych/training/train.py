@@ -39,10 +39,10 @@ class Plan:
     out: Path
     given: Sequence[str] = ()  # texts of users
     answer_tokens: int = 600_000
-    epochs: int = 2
+    epochs: int = 3
     draft_vocab: int = 8192
     num_layers: int = 1
-    batch_rows: int = 4096
+    batch_rows: int = 1024  # small: what a head lacks is steps, not precise ones
     max_tokens: int = 768  # of a text
     seed: int = 0
     settings: Settings = Settings()

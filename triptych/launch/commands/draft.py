@@ -39,11 +39,11 @@ def train(
         Path | None, typer.Option(help="Directory of the head; default: in the cache.")
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of answers that it learns from.")] = 600_000,
-    epochs: Annotated[int, typer.Option(help="How often it sees them.")] = 2,
+    epochs: Annotated[int, typer.Option(help="How often it sees them.")] = 3,
     vocab: Annotated[int, typer.Option(help="Tokens that the head can draft.")] = 8192,
     layers: Annotated[int, typer.Option(help="Of the head.")] = 1,
     passes: Annotated[
-        int | None, typer.Option(help="Length of the drafts it is trained for; 4, parallel: 8.")
+        int | None, typer.Option(help="Length of the drafts it is trained for; 3, parallel: 8.")
     ] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
@@ -71,7 +71,7 @@ def train(
         epochs=epochs,
         draft_vocab=vocab,
         num_layers=layers,
-        settings=Settings(passes=passes or (8 if kind == "parallel" else 4)),
+        settings=Settings(passes=passes or (8 if kind == "parallel" else 3)),
     )
     with _Bars(console) as bars:
         score = run(plan, parts, bars)
