@@ -25,7 +25,7 @@ from typing import Any
 from bench.engine_checkpoint import bfloat16_folder
 from bench.one_answer import differing
 from bench.report import commit, finish, machine, print_table
-from bench.speculate_lane import Job, Lane, Outcome
+from bench.speculate_lane import Job, Lane, Outcome, encode
 from bench.speculate_peer import NAME as PEER
 from bench.speculate_peer import PeerPair, PeerRuns
 from bench.workload import DTYPES
@@ -198,7 +198,7 @@ def main() -> None:
     tokenizer = Tokenizer.load(parts.model_path)
     eos = (*{*parts.model.config.eos_token_ids, *tokenizer.eos_token_ids},)
     prompts = {
-        category: [_encode(tokenizer, text, options.max_prompt) for text in texts]
+        category: [encode(tokenizer, text, options.max_prompt) for text in texts]
         for category, texts in read_prompts(options.prompts, options.limit).items()
     }
     names = [PLAIN, *options.lanes]
@@ -230,14 +230,6 @@ def main() -> None:
         "commit": commit(),
     }
     finish(result, RESULTS / f"{options.save}.json" if options.save else None)
-
-
-def _encode(tokenizer: Tokenizer, text: str, most: int) -> list[int]:
-    """A chat prompt; of a long text its first tokens, so that the template stays whole."""
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    if len(ids) > most:
-        text = tokenizer.decode(ids[:most])
-    return tokenizer.encode_chat([{"role": "user", "content": text}])
 
 
 def _options() -> argparse.Namespace:

@@ -13,6 +13,7 @@ from triptych.engine.sequence import Sequence
 from triptych.obs.metrics import WorkerMetrics, new_registry
 from triptych.request import SamplingParams, Speculation
 from triptych.speculation_config import SpeculationConfig
+from triptych.tokenizer import Tokenizer
 from triptych.worker.boot import EngineParts
 
 
@@ -48,11 +49,12 @@ class Lane:
         self._parts = parts
         self._outputs: list[StepOutput] = []
         sampler = Sampler(eos)
+        self.speculator = make_speculator(config, parts, sampler)
         self._loop = DecodeLoop(
             parts.scheduler,
             parts.runner,
             sampler,
-            make_speculator(config, parts, sampler),
+            self.speculator,
             self._outputs.extend,
             WorkerMetrics(new_registry()),
             eos_token_ids=tuple(eos),
@@ -100,3 +102,11 @@ class Lane:
         )
         self._loop.submit(sequence)
         return sequence
+
+
+def encode(tokenizer: Tokenizer, text: str, most: int) -> list[int]:
+    """A chat prompt; of a long text its first tokens, so that the template stays whole."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) > most:
+        text = tokenizer.decode(ids[:most])
+    return tokenizer.encode_chat([{"role": "user", "content": text}])

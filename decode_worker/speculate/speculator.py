@@ -84,6 +84,10 @@ class Speculator:
         for teacher in self._teachers:
             teacher.stop()
 
+    def drafter(self, name: str) -> Drafter:
+        """One that works. Raises KeyError."""
+        return self._drafters.drafter(name)
+
     @property
     def names(self) -> tuple[str, ...]:
         """Drafters that a request may name."""

@@ -40,6 +40,9 @@ class Contained:
         for name in drafters:
             metrics.enabled.labels(name).set(1)
 
+    def drafter(self, name: str) -> Drafter:
+        return self._working[name]
+
     @property
     def working(self) -> tuple[str, ...]:
         return tuple(self._working)

@@ -68,8 +68,13 @@ class LearningHead:
         self.taps = tuple(sorted({*drafter.taps, target.config.num_layers - 1}))
 
     @property
+    def head(self) -> DraftHead:
+        """In use."""
+        return self._drafter.head
+
+    @property
     def version(self) -> int:
-        return self._drafter.head.config.version
+        return self.head.config.version
 
     def publish(self, head: DraftHead) -> None:
         """From any thread: the next draft is made with it."""

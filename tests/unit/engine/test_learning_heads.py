@@ -89,7 +89,7 @@ def test_a_version_that_is_worse_goes_away_and_changes_no_token(
         for name, value in load_head_tensors(school.folder).items()
     }
     version = school.drafter.version
-    school.drafter.publish(school.drafter._drafter.head.successor(99, broken))
+    school.drafter.publish(school.drafter.head.successor(99, broken))
     school.serve(12)
     assert school.drafter.num_rollbacks == 1
     assert school.drafter.version == version
