@@ -4,8 +4,8 @@
 
 The same prompts of one domain are answered round after round, with a pause behind each round as
 between requests of a small service. One lane's head is frozen, the other's learns in the pauses
-(`learn: true`); seeds differ from round to round. Then a version of noise is slipped in, which must go
-away again. Every answer is compared with the plain one. Needs `triptych draft train`.
+(`learn: true`); seeds differ from round to round. Then a version of noise is slipped in, which must
+go away again. Every answer is compared with the plain one. Needs `triptych draft train`.
 """
 
 from __future__ import annotations
