@@ -21,6 +21,8 @@ from triptych.training.checkpoint import head_tensors
 from triptych.training.learner import HeadLearner, Score, Settings
 from triptych.training.teacher import Vocabulary
 
+_PATIENCE = 4  # versions that are no better before learning begins anew from the one in use
+
 
 class Traffic(NamedTuple):
     """Rows of one sequence, in order, as the target computed them when they were verified."""
@@ -66,6 +68,7 @@ class DraftTrainer:
         self._version = head.config.version
         self._dice = random.Random(0)
         self._steps = 0
+        self._missed = 0  # versions that were no better than the one in use
 
     def offer(self, traffic: Traffic) -> None:
         with self._lock:
@@ -110,9 +113,13 @@ class DraftTrainer:
             after = self._score(held)
             self._load(self._good)
             before = self._score(held)
-            if after.tokens_per_round < before.tokens_per_round:
-                return None  # learns on from the good one
+            if after.tokens_per_round <= before.tokens_per_round:
+                self._missed = (self._missed + 1) % _PATIENCE
+                if self._missed:
+                    self._load(learned)  # the next steps may do it
+                return None
             self._load(learned)
+        self._missed = 0
         self._previous, self._good = self._good, learned
         self._version += 1
         return self._base.successor(self._version, learned)

@@ -12,7 +12,7 @@ from decode_worker.loop import DecodeLoop, StepOutput
 from decode_worker.speculate.policy import BudgetPolicy
 from decode_worker.speculate.speculator import Speculator
 from triptych.drafters.drafter import Drafter
-from triptych.engine.runner import make_runner
+from triptych.engine.runner import Runner, make_runner
 from triptych.engine.sampler import Sampler
 from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import ANY_SPECULATION, Sequence
@@ -95,20 +95,21 @@ def home_of(
     max_running: int,
     cache: bool,
     drafters: dict[str, Drafter] | None = None,
-    drafters_of: Callable[[BlockPool], dict[str, Drafter]] | None = None,
+    drafters_of: Callable[[BlockPool, Runner], dict[str, Drafter]] | None = None,
     policy: BudgetPolicy | None = None,
 ) -> Home:
     pool = BlockPool(blocks, cache=cache)
-    if drafters_of is not None:
-        drafters = drafters_of(pool)
     storage = plain_storage(kv_layout(model.config, BLOCK_TOKENS, kv_dtype), blocks)
     scheduler = Scheduler(
         pool, block_tokens=BLOCK_TOKENS, chunk_tokens=chunk_tokens, max_running=max_running
     )
     outputs: list[StepOutput] = []
+    runner = make_runner(model, storage)
+    if drafters_of is not None:
+        drafters = drafters_of(pool, runner)
     loop = DecodeLoop(
         scheduler,
-        make_runner(model, storage),
+        runner,
         Sampler(model.config.eos_token_ids),
         Speculator(
             scheduler,
@@ -136,7 +137,7 @@ def make_home(model: Model, mode: str) -> Callable[..., Home]:
         max_running: int = 32,
         cache: bool = True,
         drafters: dict[str, Drafter] | None = None,
-        drafters_of: Callable[[BlockPool], dict[str, Drafter]] | None = None,
+        drafters_of: Callable[[BlockPool, Runner], dict[str, Drafter]] | None = None,
         policy: BudgetPolicy | None = None,
     ) -> Home:
         return home_of(

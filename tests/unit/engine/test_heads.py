@@ -16,6 +16,7 @@ from triptych.drafters.drafter import Verdict
 from triptych.drafters.heads.drafter import HeadDrafter, HeadOptions
 from triptych.drafters.heads.head_config import HeadKind
 from triptych.engine.draft import Draft
+from triptych.engine.runner import Runner
 from triptych.errors import ModelError
 from triptych.kv.pool import BlockPool
 from triptych.models.model import Model
@@ -100,7 +101,7 @@ def test_drafts_of_heads_change_no_token(
 ) -> None:
     random_head(folder, model, kind)
 
-    def drafters(pool: BlockPool) -> dict[str, Any]:
+    def drafters(pool: BlockPool, runner: Runner) -> dict[str, Any]:
         options = HeadOptions(width, min_prob=1e-6, window=64)
         return {kind: head_drafter(folder, model, pool, options=options)}
 
@@ -139,7 +140,7 @@ def test_a_head_drafts_what_the_trained_module_would(
     module = random_head(folder, model, kind, num_layers=num_layers)
     recorders: list[Recorder] = []
 
-    def drafters(pool: BlockPool) -> dict[str, Any]:
+    def drafters(pool: BlockPool, runner: Runner) -> dict[str, Any]:
         options = HeadOptions(min_prob=1e-9, window=512)
         recorders.append(Recorder(head_drafter(folder, model, pool, options=options)))
         return {kind: recorders[0]}
@@ -172,7 +173,7 @@ def test_a_head_that_begins_in_the_middle_knows_what_came_from_the_prefix_cache(
     random_head(folder, model, kind)
     recorders: list[Recorder] = []
 
-    def drafters(pool: BlockPool) -> dict[str, Any]:
+    def drafters(pool: BlockPool, runner: Runner) -> dict[str, Any]:
         options = HeadOptions(min_prob=1e-9)
         recorders.append(Recorder(head_drafter(folder, model, pool, options=options)))
         return {kind: recorders[0]}

@@ -12,6 +12,7 @@ import torch
 
 from decode_worker.speculate.fixed import Fixed
 from triptych.drafters.heads.drafter import HeadOptions
+from triptych.engine.runner import Runner
 from triptych.kv.pool import BlockPool
 from triptych.models.model import Model
 from triptych.request import SamplingParams
@@ -29,7 +30,7 @@ class School:
         self.folder = folder
         random_head(folder, model, "eagle3")
 
-        def drafters(pool: BlockPool) -> dict[str, Any]:
+        def drafters(pool: BlockPool, runner: Runner) -> dict[str, Any]:
             options = HeadOptions(min_prob=1e-9, window=64)
             drafter = head_drafter(folder, model, pool, options=options)
             settings = OnlineSettings(rate=3e-3, batch_rows=256, steps_per_version=10)
@@ -60,7 +61,7 @@ class School:
 
 @pytest.fixture
 def mode() -> str:
-    return "torch"
+    return "bfloat16"
 
 
 @pytest.fixture

@@ -16,7 +16,9 @@ from triptych.drafters.drafter import Ask
 from triptych.drafters.sparse_self import SparseDrafter, SparseOptions
 from triptych.engine.pages import PageScores
 from triptych.engine.rows import RowJob
+from triptych.engine.runner import Runner
 from triptych.engine.sampler import Sampler
+from triptych.kv.pool import BlockPool
 from triptych.request import SamplingParams
 from triptych.testing.checkpoints import tiny_checkpoint
 from triptych.testing.compute_modes import MODES, model_in
@@ -63,11 +65,12 @@ def sparse_home(make_home: Callable[..., Any]) -> Callable[..., Any]:
     """A home that drafts sparsely, with its own runner."""
 
     def make(options: SparseOptions, policy: Any = None, **settings: Any) -> Any:
-        home = make_home(policy=policy or Fixed("sparse", 8), **settings)
-        runner = home.loop._runner
-        drafter = SparseDrafter(runner, Sampler(runner.model.config.eos_token_ids), options)
-        home.loop._speculator._drafters["sparse"] = drafter
-        return home
+        def drafters(pool: BlockPool, runner: Runner) -> dict[str, Any]:
+            sampler = Sampler(runner.model.config.eos_token_ids)
+            return {"sparse": SparseDrafter(runner, sampler, options)}
+
+        policy = policy or Fixed("sparse", 8)
+        return make_home(policy=policy, drafters_of=drafters, **settings)
 
     return make
 
@@ -136,7 +139,7 @@ def test_a_prompt_from_the_prefix_cache_is_drafted_for_alike(
 def test_nothing_is_kept_of_sequences_that_ended(sparse_home: Callable[..., Any]) -> None:
     home = sparse_home(LITTLE)
     answers(home)
-    assert not home.loop._speculator._drafters["sparse"]._scores
+    assert not home.loop._speculator.drafter("sparse")._scores
 
 
 def test_a_draft_ends_where_nothing_can_be_drawn(
@@ -147,7 +150,7 @@ def test_a_draft_ends_where_nothing_can_be_drawn(
     home.loop.scheduler.next_batch()
     home.loop._runner.forward([RowJob(sequence, 0, 129)])
     sequence.num_computed = 129
-    drafter = home.loop._speculator._drafters["sparse"]
+    drafter = home.loop._speculator.drafter("sparse")
     drawn = iter([[7], [NO_TOKEN]])
     monkeypatch.setattr(drafter._sampler, "draw", lambda logits, spots: next(drawn))
     assert [draft.tokens for draft in drafter.propose([Ask(sequence, 4)])] == [(7,)]
