@@ -18,7 +18,9 @@ from pathlib import Path
 from bench.report import finish, print_table
 from bench.workload import DTYPES, Ask, mixed_requests
 from triptych.config import ClusterConfig, load_config
-from triptych.hub import pull_model
+from triptych.drafters.heads.place import head_dir
+from triptych.fingerprint import weight_fingerprint
+from triptych.hub import pull_model, resolve_model
 from triptych.testing.cluster import Cluster, running_cluster
 
 Answer = list[list[int]]  # token ids by choice
@@ -59,6 +61,7 @@ MODES = (
 
 REMOTE = "remote, pool: draft"
 # Its drafters differ from those at home, so that it shows which were at work.
+SMALL_MODEL = "draft_model, model: smollm2-135m, dtype: int4"
 DRAFT_POOL = (
     "pools=[{name: decode, role: decode}, "
     "{name: draft, role: draft, threads: 1, drafters: [{kind: suffix, trees: true}]}]",
@@ -90,7 +93,27 @@ SPECULATION = (
     drafting(32, "auto", REMOTE, "ngram", pools=DRAFT_POOL),
     drafting(32, "dice", f"{REMOTE}, trouble: 0.3", "ngram", pools=DRAFT_POOL),
     drafting(1, "dice", f"{REMOTE}, trouble: 0.3", "ngram", pools=DRAFT_POOL),
+    drafting(32, "dice", SMALL_MODEL, "sparse"),
+    drafting(1, "fixed", SMALL_MODEL),
+    drafting(32, "dice", f"switching, between: [{{kind: suffix}}, {{kind: {SMALL_MODEL}}}]"),
+    drafting(32, "length_aware", "suffix", SMALL_MODEL, pools=pd("shm")),
 )
+# Need what `triptych draft train` makes.
+HEADS = (
+    drafting(32, "dice", "eagle3, width: 3", "suffix"),
+    drafting(1, "fixed", "eagle3"),
+    drafting(32, "auto", "eagle3, learn: true", "suffix"),
+    drafting(32, "dice", "eagle3", "suffix", pools=pd("shm")),
+)
+
+
+def speculation(model: str) -> tuple[Mode, ...]:
+    """All kinds of drafts that can be made here."""
+    path = resolve_model(model)
+    if (head_dir(weight_fingerprint(path), "eagle3") / "head.json").exists():
+        return (*SPECULATION, *HEADS)
+    print("no head was trained for this model: its modes are left out", flush=True)
+    return SPECULATION
 
 
 async def run_modes(
@@ -170,7 +193,7 @@ def main() -> None:
         pull_model(options.model)
     modes = [
         mode
-        for mode in (*MODES, *(SPECULATION if options.speculation == "all" else ()))
+        for mode in (*MODES, *(speculation(options.model) if options.speculation == "all" else ()))
         if mode is MODES[0] or not options.modes or any(part in mode.name for part in options.modes)
     ]
     base = [
