@@ -13,7 +13,7 @@ REFRESH = 0.006  # share of the time that plain steps may cost
 LEAST, MOST = 16, 192  # speculative steps between two windows
 FADE = 0.98  # of a comparison, per step
 SOON, SURE = 16.0, 40.0  # steps compared before a bad, and a merely poor, utility counts
-FIRST_BREAK, LAST_BREAK = 32, 2048  # steps without speculation
+FIRST_BREAK, LAST_BREAK = 32, 256  # steps without speculation
 CHANGED = 1.25  # times the utility believed when it was switched off: worth another look
 
 
