@@ -42,7 +42,7 @@ def main() -> None:
     config = load_config(None, ["dtype=bfloat16", "engine.prefix_cache=false"])
     parts = build_engine(WorkerArgs(config, config.pool("decode"), "bench", 1, Path(), "", "", ""))
     tokenizer = Tokenizer.load(parts.model_path)
-    eos = (*{*parts.model.config.eos_token_ids, *tokenizer.eos_token_ids},)
+    eos = parts.eos_token_ids(tokenizer)
     texts = read_prompts(options.prompts, options.limit)[options.category]
     prompts = [encode(tokenizer, text, 1000) for text in texts]
     lanes = {

@@ -155,7 +155,7 @@ def main() -> None:
     options = _options()
     parts = _engine(options)
     tokenizer = Tokenizer.load(parts.model_path)
-    eos = (*{*parts.model.config.eos_token_ids, *tokenizer.eos_token_ids},)
+    eos = parts.eos_token_ids(tokenizer)
     texts = spread(read_prompts(options.prompts), options.problems)
     prompts = [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in texts]
     names = [PLAIN, *options.lanes]

@@ -196,7 +196,7 @@ def main() -> None:
     pool = config.pool("decode")
     parts = build_engine(WorkerArgs(config, pool, "bench", 1, Path(), "", "", ""))
     tokenizer = Tokenizer.load(parts.model_path)
-    eos = (*{*parts.model.config.eos_token_ids, *tokenizer.eos_token_ids},)
+    eos = parts.eos_token_ids(tokenizer)
     prompts = {
         category: [encode(tokenizer, text, options.max_prompt) for text in texts]
         for category, texts in read_prompts(options.prompts, options.limit).items()

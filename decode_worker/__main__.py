@@ -33,7 +33,7 @@ def build_role(
 ) -> RoleParts:
     transport = args.config.transport
     tokenizer = Tokenizer.load(parts.model_path)
-    eos_token_ids = (*{*parts.model.config.eos_token_ids, *tokenizer.eos_token_ids},)
+    eos_token_ids = parts.eos_token_ids(tokenizer)
     sampler = Sampler(eos_token_ids)
     speculation = SpeculationMetrics(metrics.registry)
     drafting = RemoteLinks(args, parts, speculation)

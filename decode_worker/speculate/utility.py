@@ -47,6 +47,7 @@ class Utility:
         self._may = False  # else drafts are compared, not verified
         self._plain = 0.0  # seconds of the step without drafts
         self._row = 0.0  # price of verifying a node, in tokens
+        self._prices: dict[str, float] = {}  # of an ask of each drafter, in tokens; 0: unknown
         self._asked: dict[str, tuple[int, int]] = {}  # sequences, nodes of the longest draft
         self._unverified: list[tuple[Candidate, Draft]] = []
         self._believed = 1.0
@@ -65,7 +66,8 @@ class Utility:
         self._step += 1
         self._plain = self.costs.plain_seconds(rows, load.kv_tokens)
         self._row = _row_price(count, self.costs.ratios(rows, 8 * count))
-        budgets = [self._cheap(candidate, count) for candidate in load.candidates]
+        self._prices = self._price_asks(load.candidates)
+        budgets = [self._cheap(candidate) for candidate in load.candidates]
         self._note(budgets)
         return budgets
 
@@ -73,11 +75,11 @@ class Utility:
         if not self._plain or (not self._may and not self.guard.is_off):
             return []
         made = [
-            self._made(candidate, draft, len(load.candidates)) if draft else 0.0
+            self._made(candidate, draft) if draft else 0.0
             for candidate, draft in zip(load.candidates, drafts, strict=True)
         ]
         self._learn_empty(load.candidates, drafts)
-        dear = self._dear_names(load)
+        dear = sorted(name for name, price in self._prices.items() if price > CHEAP)
         if not dear:
             return []
         budgets = [NO_BUDGET] * len(drafts)
@@ -126,11 +128,18 @@ class Utility:
 
     # ---- who is asked ---------------------------------------------------------------------------
 
-    def _cheap(self, candidate: Candidate, count: int) -> Budget:
+    def _price_asks(self, candidates: Seq[Candidate]) -> dict[str, float]:
+        """If everybody asked for long drafts."""
+        names = {name for candidate in candidates for name in candidate.drafters}
+        count = len(candidates)
+        seconds = {name: self._drafting.seconds(name, count, LONGEST) for name in names}
+        return {name: spent / self._plain for name, spent in seconds.items()}
+
+    def _cheap(self, candidate: Candidate) -> Budget:
         """The cheap drafter that is due and brings most; one never asked comes first."""
         chosen, worth = "", -1.0
         for name in candidate.drafters if candidate.max_nodes else ():
-            if self._price(name, count, LONGEST) > CHEAP and self._drafting.knows(name):
+            if self._prices[name] > CHEAP:
                 continue
             track = self._track(candidate.sequence, name)
             if track.due <= self._step and track.worth > worth:
@@ -139,15 +148,6 @@ class Utility:
             return NO_BUDGET
         nodes = candidate.max_nodes if self._drafting.knows(chosen) else PROBE_NODES
         return Budget(chosen, min(nodes, candidate.max_nodes))
-
-    def _dear_names(self, load: StepLoad) -> list[str]:
-        count = len(load.candidates)
-        names = {name for candidate in load.candidates for name in candidate.drafters}
-        return sorted(
-            name
-            for name in names
-            if self._drafting.knows(name) and self._price(name, count, LONGEST) > CHEAP
-        )
 
     def _order(self, name: str, candidates: Seq[Candidate], made: Seq[float]) -> Order:
         trust, drafting = self._trust_in(name), self._drafting
@@ -188,11 +188,11 @@ class Utility:
 
     # ---- what drafts are worth -------------------------------------------------------------------
 
-    def _made(self, candidate: Candidate, draft: Draft, count: int) -> float:
+    def _made(self, candidate: Candidate, draft: Draft) -> float:
         """Tokens that a cheap draft brings, after the price of its rows."""
         row = self._row
         tokens = sum(s - row for s in self._offer(candidate, draft).survival if s > row)
-        self._asked_for(candidate, draft.drafter, tokens, count)
+        self._asked_for(candidate, draft.drafter, tokens)
         return tokens
 
     def _learn_empty(self, candidates: Seq[Candidate], drafts: Seq[Draft]) -> None:
@@ -201,11 +201,11 @@ class Utility:
             if not draft:
                 for name, track in self._tracks.get(candidate.sequence, {}).items():
                     if name in self._asked and track.due <= self._step:
-                        self._asked_for(candidate, name, 0.0, len(candidates))
+                        self._asked_for(candidate, name, 0.0)
 
-    def _asked_for(self, candidate: Candidate, name: str, tokens: float, count: int) -> None:
+    def _asked_for(self, candidate: Candidate, name: str, tokens: float) -> None:
         track = self._track(candidate.sequence, name)
-        track.asked(self._step, tokens, 2 * self._price(name, count, LONGEST))
+        track.asked(self._step, tokens, 2 * self._prices[name])
         self._worth[name] += (tokens - self._worth[name]) * 0.02
 
     def _offer(self, candidate: Candidate, draft: Draft) -> Offer:
@@ -227,10 +227,6 @@ class Utility:
         if not self._may:
             self.guard.hears(self._believed)
         return count if self._may and self._believed * (1 + drafting) >= MARGIN else 0
-
-    def _price(self, name: str, count: int, nodes: int) -> float:
-        """Of one of `count` asks, in tokens; 0 if the drafter never drafted."""
-        return self._drafting.seconds(name, count, nodes) / self._plain
 
     # ---- what came of them -----------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ from triptych.drafters.tree_growth import GrowingTree, Growth
 from triptych.engine.draft import NO_DRAFT, Draft
 from triptych.engine.rows import RowJob
 from triptych.engine.runner import Runner
-from triptych.engine.sampler import Spot
 from triptych.engine.sequence import Sequence
 
 
@@ -33,15 +32,6 @@ class _Reading:
 
     done: int = 0
     blocks: list[int] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Round:
-    sequence: Sequence
-    tree: GrowingTree
-
-    def spots(self) -> list[Spot]:
-        return [Spot(self.sequence, self.tree.path(node)) for node in self.tree.frontier]
 
 
 class DraftModelDrafter:
@@ -83,17 +73,17 @@ class DraftModelDrafter:
             return [NO_DRAFT] * len(asks)
         hidden = self._runner.forward(jobs)
         most = {ask.sequence: ask.max_nodes for ask in asks}
-        rounds = []
+        trees = list[tuple[Sequence, GrowingTree]]()
         for job in jobs:
             self._note(job)
             if job.reaches_end:
                 growth = Growth(most[job.sequence], self._options.width, self._options.min_prob)
-                rounds.append(_Round(job.sequence, GrowingTree(growth)))
-        if rounds:
-            self._expand(rounds, hidden)
-        while active := [round_ for round_ in rounds if round_.tree.frontier]:
-            self._expand(active, self._frontier(active))
-        drafts = {round_.sequence: round_.tree.draft(self.name) for round_ in rounds}
+                trees.append((job.sequence, GrowingTree(growth)))
+        if trees:
+            self._guesser.expand(trees, self._runner.logits(hidden))
+        while active := [pair for pair in trees if pair[1].frontier]:
+            self._guesser.expand(active, self._runner.logits(self._frontier(active)))
+        drafts = {sequence: tree.draft(self.name) for sequence, tree in trees}
         return [drafts.get(ask.sequence, NO_DRAFT) for ask in asks]
 
     def _unread(self, asks: Seq[Ask]) -> list[RowJob]:
@@ -127,21 +117,13 @@ class DraftModelDrafter:
         reading.done = job.end
         reading.blocks = job.sequence.blocks[: -(-job.end // size)]
 
-    def _frontier(self, rounds: Seq[_Round]) -> torch.Tensor:
+    def _frontier(self, trees: Seq[tuple[Sequence, GrowingTree]]) -> torch.Tensor:
         """Hidden states of all frontiers; what stands above them is run again with them."""
         jobs, wanted, row = list[RowJob](), list[int](), 0
-        for sequence, tree in ((round_.sequence, round_.tree) for round_ in rounds):
+        for sequence, tree in trees:
             nodes = tree.upper()
             end = len(sequence.tokens)
             jobs.append(RowJob(sequence, end, end, tree.part(nodes)))
             wanted += [row + nodes.index(node) for node in tree.frontier]
             row += len(nodes)
         return self._runner.forward_all(jobs)[wanted]
-
-    def _expand(self, rounds: Seq[_Round], hidden: torch.Tensor) -> None:
-        """hidden: a row per node of all frontiers, in order."""
-        spots = [spot for round_ in rounds for spot in round_.spots()]
-        logits = self._runner.logits(hidden)
-        children = iter(self._guesser.children(logits, spots, self._options.width))
-        for round_ in rounds:
-            round_.tree.expand([next(children) for _ in round_.tree.frontier])

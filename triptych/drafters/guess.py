@@ -7,7 +7,9 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
+from triptych.drafters.tree_growth import GrowingTree
 from triptych.engine.sampler import Sampler, Spot
+from triptych.engine.sequence import Sequence
 
 Guess = tuple[int, float]  # a token, and how likely the drafter finds it
 
@@ -23,6 +25,15 @@ class Guesser:
         self._sampler = sampler
         self._vocab_size = vocab_size
         self._token_ids = token_ids
+
+    def expand(self, trees: Seq[tuple[Sequence, GrowingTree]], logits: Tensor) -> None:
+        """The next level of every tree; logits float32 [R, Vd], a row per node of all frontiers."""
+        spots = [
+            Spot(sequence, tree.path(node)) for sequence, tree in trees for node in tree.frontier
+        ]
+        children = iter(self.children(logits, spots, trees[0][1].growth.width))
+        for _, tree in trees:
+            tree.expand([next(children) for _ in tree.frontier])
 
     def children(self, logits: Tensor, spots: Seq[Spot], width: int) -> list[list[Guess]]:
         """logits float32 [R, Vd], row r for what follows spots[r] → its guesses, best first."""

@@ -40,10 +40,10 @@ def load_head_tensors(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def save_state(learner: HeadLearner, folder: Path, more: dict[str, Any]) -> None:
+def save_state(learner: HeadLearner, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / f"{_STATE}.part"
-    torch.save({"learner": learner.state(), "draft_ids": learner.draft_ids, **more}, scratch)
+    torch.save({"learner": learner.state(), "draft_ids": learner.draft_ids}, scratch)
     os.replace(scratch, folder / _STATE)
 
 

@@ -26,12 +26,3 @@ def choose_draft_vocab(texts: Iterable[Text], size: int, vocab_size: int) -> Ten
     ]
     chosen = list(dict.fromkeys(order))[: min(size, vocab_size)]
     return torch.tensor(sorted(chosen))
-
-
-def coverage(ids: Tensor, texts: Iterable[Text]) -> float:
-    """Share of the answers' tokens that can be drafted."""
-    known = set(ids.tolist())
-    counts = Counter[int]()
-    for text in texts:
-        counts.update(text.answer)
-    return sum(n for token, n in counts.items() if token in known) / max(1, counts.total())

@@ -73,15 +73,12 @@ class HeadLearner:
         vocabulary: Vocabulary,
         settings: Settings,
     ) -> None:
-        """A new head: its own output matrix starts as the target's rows of `draft_ids` [Vd]."""
+        """A head of random weights; whoever makes it says what it starts from."""
         self.settings = settings
         self.draft_ids = draft_ids
         self.module = HeadModule(config, target)
-        rows = vocabulary.head_rows(draft_ids)
-        self._rows = rows.bfloat16()
+        self._rows = vocabulary.head_rows(draft_ids).bfloat16()
         self._softcap = target.final_softcap
-        with torch.no_grad():
-            self.module.lm_head.weight.copy_(rows)
         self._draft_of = torch.full((config.target_vocab_size,), -1)
         self._draft_of[draft_ids] = torch.arange(len(draft_ids))
         self.optimizer = torch.optim.AdamW(

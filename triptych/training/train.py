@@ -19,7 +19,7 @@ from triptych.training.allocator import keep_freed_memory
 from triptych.training.batches import batches, collate, usable
 from triptych.training.checkpoint import drop_state, load_state, save_head, save_state
 from triptych.training.corpus import Corpus, Text
-from triptych.training.draft_vocab import choose_draft_vocab, coverage
+from triptych.training.draft_vocab import choose_draft_vocab
 from triptych.training.first_weights import start_from_target
 from triptych.training.generate import Recipe, write_corpus
 from triptych.training.learner import HeadLearner, Score, Settings
@@ -80,7 +80,7 @@ def train(plan: Plan, parts: EngineParts, watcher: Watcher) -> Score:
 
 def _write(plan: Plan, parts: EngineParts, watcher: Watcher) -> Corpus:
     tokenizer = Tokenizer.load(parts.model_path)
-    eos = (*{*parts.model.config.eos_token_ids, *tokenizer.eos_token_ids},)
+    eos = parts.eos_token_ids(tokenizer)
     corpus = Corpus(plan.out / "corpus.jsonl")
     watcher.stage("the target writes", plan.answer_tokens)
     write_corpus(
@@ -141,7 +141,7 @@ def _learn(
         note = f"{score.tokens_per_round:.2f} tokens per round"
         watcher.progress(learner.step, f"{note}, loss {score.loss:.2f}")
         if time.monotonic() - saved > _SAVE_EVERY_S:
-            save_state(learner, plan.out, {})
+            save_state(learner, plan.out)
             saved = time.monotonic()
 
 
@@ -162,8 +162,3 @@ def score_of(learner: HeadLearner, teacher: Teacher, texts: Sequence[Text], plan
     for group in batches(texts, plan.batch_rows, random.Random(0)):
         score.add(learner.score(collate(group, teacher)))
     return score
-
-
-def vocab_report(learner: HeadLearner, texts: Sequence[Text]) -> str:
-    share = coverage(learner.draft_ids, texts)
-    return f"{len(learner.draft_ids)} tokens, {share:.1%} of what the target writes"

@@ -25,6 +25,7 @@ from triptych.launch.machine import usable_cores
 from triptych.models.config import ModelConfig
 from triptych.models.load import load_model
 from triptych.models.model import Model
+from triptych.tokenizer import Tokenizer
 from triptych.worker.args import WorkerArgs
 from triptych_kernels.cpu.native import set_threads
 
@@ -47,6 +48,10 @@ class EngineParts:
     max_model_len: int  # what the model and the KV pool both can hold
     backend: Backend
     fingerprint: str  # of the weights
+
+    def eos_token_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """What ends an answer, by the model's configuration or by its tokenizer."""
+        return (*{*self.model.config.eos_token_ids, *tokenizer.eos_token_ids},)
 
     def root(self, salt: str) -> bytes:
         """Parent hash of the first block of a request with this cache salt."""

@@ -14,7 +14,6 @@ from triptych.drafters.heads.head import DraftHead
 from triptych.drafters.tree_growth import GrowingTree
 from triptych.engine.draft import ROOT, Draft
 from triptych.engine.rows import RowJob
-from triptych.engine.sampler import Spot
 from triptych.engine.sequence import Sequence
 
 
@@ -40,10 +39,6 @@ class Round:
 
     def nodes(self, nodes: list[int]) -> RowJob:
         return RowJob(self.sequence, self.end, self.end, self.tree.part(nodes), self.first_block)
-
-    def spots(self) -> list[Spot]:
-        """Where the frontier's children would stand."""
-        return [Spot(self.sequence, self.tree.path(node)) for node in self.tree.frontier]
 
 
 class Grower(Protocol):
@@ -96,11 +91,8 @@ class LevelByLevel:
     def _expand(self, rounds: Seq[Round]) -> None:
         frontiers = [(round_, node) for round_ in rounds for node in round_.tree.frontier]
         rows = torch.stack([round_.outputs[node] for round_, node in frontiers])
-        spots = [spot for round_ in rounds for spot in round_.spots()]
-        width = rounds[0].tree.growth.width
-        children = iter(self._guesser.children(self._head.logits(rows), spots, width))
-        for round_ in rounds:
-            round_.tree.expand([next(children) for _ in round_.tree.frontier])
+        trees = [(round_.sequence, round_.tree) for round_ in rounds]
+        self._guesser.expand(trees, self._head.logits(rows))
 
 
 class AllAtOnce:
@@ -153,11 +145,8 @@ class AllAtOnce:
     def _level(self, rounds: Seq[Round], logits: Tensor) -> None:
         """logits [R, Vd], the same for all nodes of a level."""
         counts = torch.tensor([len(round_.tree.frontier) for round_ in rounds])
-        spots = [spot for round_ in rounds for spot in round_.spots()]
-        width = rounds[0].tree.growth.width
-        children = iter(self._guesser.children(logits.repeat_interleave(counts, 0), spots, width))
-        for round_ in rounds:
-            round_.tree.expand([next(children) for _ in round_.tree.frontier])
+        trees = [(round_.sequence, round_.tree) for round_ in rounds]
+        self._guesser.expand(trees, logits.repeat_interleave(counts, 0))
 
 
 def make_grower(head: DraftHead, guesser: Guesser) -> Grower:
