@@ -105,7 +105,8 @@ def _tell(score: Score, folder: Path, console: Console) -> None:
         Row(f"position {index}", f"{rate:.1%}", "right if all before were")
         for index, rate in enumerate(score.acceptance, 1)
     ]
-    rows.append(Row("tokens per round", f"{score.tokens_per_round:.2f}", "held-out texts, greedy"))
+    per_round = f"{score.tokens_per_round:.2f}"
+    rows.append(Row("tokens per round", per_round, "held-out answers, greedy drafts"))
     rows.append(Row("head", str(folder)))
     show_rows(console, rows)
 
