@@ -52,14 +52,14 @@ LANES: dict[str, dict[str, Any]] = {
         "drafters": [{"kind": "draft_model", "model": "smollm2-135m", "dtype": "int4"}],
     },
     "sparse-8": {"mode": "fixed", "max_nodes": 8, "drafters": [{"kind": "sparse"}]},
-    "eagle3-4": {"mode": "fixed", "max_nodes": 4, "drafters": [{"kind": "eagle3"}]},
+    "eagle3-4": {"mode": "fixed", "max_nodes": 4, "drafters": [{"kind": "eagle3", "width": 1}]},
     "eagle3-tree": {
         "mode": "fixed",
         "max_nodes": 15,
-        "drafters": [{"kind": "eagle3", "width": 3}],
+        "drafters": [{"kind": "eagle3"}],
     },
     "eagle3": {"mode": "auto", "drafters": [{"kind": "eagle3"}]},
-    "parallel-7": {"mode": "fixed", "max_nodes": 7, "drafters": [{"kind": "parallel"}]},
+    "parallel-15": {"mode": "fixed", "max_nodes": 15, "drafters": [{"kind": "parallel"}]},
     "parallel": {"mode": "auto", "drafters": [{"kind": "parallel"}]},
     "switching": {
         "mode": "auto",

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import grpc
-from torch import Tensor
 
 from decode_worker.fetch import Fetcher
 from decode_worker.loop import DecodeLoop
 from decode_worker.peers import Peer, PeerBook
-from decode_worker.remote import RemotePrefill, prefill_request
+from decode_worker.remote import Delivery, RemotePrefill, prefill_request
 from decode_worker.request import HomeRequest
 from transport.kv.base import KvLinkError, PeerGone, WriterNotQuiet
 from triptych.config import TransportConfig
@@ -52,15 +51,15 @@ class Intake:
             return
         await self._reserve(home)
         try:
-            hidden = await self._ask_in_turn(home)
+            delivery = await self._ask_in_turn(home)
         except WriterNotQuiet as error:
             self._note(home, "home", f"with other blocks: {error}")
             self.thread.post(partial(self.loop.restart, leader))
             return
-        if hidden is None:
+        if delivery is None:
             self.thread.post(partial(self.loop.submit, leader))
         else:
-            self.thread.post(partial(self.loop.arrive, leader, hidden))
+            self.thread.post(partial(self.loop.arrive, leader, *delivery))
 
     def _worth_asking(self, home: HomeRequest) -> bool:
         cached = self.pool.count_cached(home.leader.reusable_hashes())
@@ -78,8 +77,8 @@ class Intake:
         self.thread.post(partial(self.loop.submit, home.leader))
         await room.wait()
 
-    async def _ask_in_turn(self, home: HomeRequest) -> Tensor | None:
-        """The last hidden row from the first prefill worker that delivers; None: prefill here."""
+    async def _ask_in_turn(self, home: HomeRequest) -> Delivery | None:
+        """From the first prefill worker that delivers; None: prefill here."""
         targets = home.prefill_targets
         for attempt, target in enumerate(targets, start=1):
             try:
@@ -97,7 +96,7 @@ class Intake:
             self._note(home, step, f"{target.worker_id}: {why}")
         return None
 
-    async def _ask(self, home: HomeRequest, peer: Peer, attempt: int) -> Tensor:
+    async def _ask(self, home: HomeRequest, peer: Peer, attempt: int) -> Delivery:
         leader = home.leader
         request = prefill_request(
             leader.request_id,
@@ -105,10 +104,11 @@ class Intake:
             home.request.prompt_ids,
             leader.num_computed // leader.block_tokens,
             home.request.cache_salt,
+            self.loop.states_read(leader),
         )
         remote = RemotePrefill(self.fetcher, peer, leader, request)
         try:
-            hidden = await remote.run(
+            delivery = await remote.run(
                 min(self.config.prefill_deadline_s, home.time_left_s),
                 partial(self._note, home),
             )
@@ -118,7 +118,7 @@ class Intake:
             raise
         home.remote = remote.stats
         home.remote.queue_ms += (remote.began_at - home.arrived_at) * 1e3
-        return hidden
+        return delivery
 
     def _note(self, home: HomeRequest, step: str, why: str) -> None:
         """A fallback is logged, counted and told to the client's timings."""

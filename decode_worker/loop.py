@@ -23,6 +23,7 @@ from triptych.engine.runner import Runner
 from triptych.engine.sampler import Drawn, Sampler
 from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import Sequence
+from triptych.models.taps import StatesWanted
 from triptych.obs.metrics import WorkerMetrics
 from triptych.request import FinishReason, TokenDelta
 
@@ -93,8 +94,14 @@ class DecodeLoop:
             self._speculator.begin(sequence)
             self.scheduler.add(sequence)
 
-    def arrive(self, sequence: Sequence, last_hidden: Tensor) -> None:
-        """All its KV is in its blocks; `last_hidden` [H] predicts the first token."""
+    def states_read(self, sequence: Sequence) -> StatesWanted:
+        """What should come with its prompt if that is computed elsewhere; from any thread."""
+        return self._speculator.states_read(sequence)
+
+    def arrive(self, sequence: Sequence, last_hidden: Tensor, states: Tensor | None = None) -> None:
+        """All its KV is in its blocks; `last_hidden` [H] predicts the first token. `states`: those
+        of `states_read`, of the last rows.
+        """
         if sequence.finished:
             return
         sequence.prompt_done_at = time.monotonic()
@@ -103,6 +110,8 @@ class DecodeLoop:
         self.scheduler.add(sequence)
         self.scheduler.commit_blocks(sequence)
         self._arrived.append((sequence, last_hidden))
+        if states is not None:
+            self._speculator.arrived(sequence, states)
 
     def restart(self, sequence: Sequence) -> None:
         """Its blocks cannot be trusted any more: others, and from the beginning."""

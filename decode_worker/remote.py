@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence as Seq
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,14 @@ from decode_worker.request import RemoteStats
 from transport.kv.base import KvLinkError, PeerGone
 from transport.protos import worker_pb2 as pb
 from triptych.engine.sequence import Sequence
+from triptych.models.taps import StatesWanted
+
+
+class Delivery(NamedTuple):
+    """What comes with a prompt besides its KV."""
+
+    last_hidden: Tensor  # float32 [H], final-norm output of the last row
+    states: Tensor | None  # bfloat16 [m, layers · H] of the last m rows, if they were asked for
 
 
 class RemotePrefill:
@@ -33,11 +41,12 @@ class RemotePrefill:
         self.began_at = time.monotonic()
         self._fetched: list[Fetched] = []
         self._covered: dict[int, set[int]] = {}  # block index → layers that are here
+        self._states = bytearray()  # as far as they came
         self._ends_at = 0.0  # monotonic seconds
         self.stats = RemoteStats(worker=peer.worker_id)
 
-    async def run(self, timeout_s: float, note: NoteRung) -> Tensor:
-        """Returns the last hidden row [H]; every block of the prompt is then in our pool, verified.
+    async def run(self, timeout_s: float, note: NoteRung) -> Delivery:
+        """Every block of the prompt is then in our pool, verified.
 
         Raises KvLinkError or grpc.aio.AioRpcError; by then no fetch is under way any more.
         """
@@ -47,14 +56,14 @@ class RemotePrefill:
             await call.write(pb.PrefillCall(open=self._request))
             done, done_at = await self._follow_and_fetch(call, note)
             self._check_complete()
-            hidden = self._hidden_row(done)
+            delivery = Delivery(self._hidden_row(done), self._state_rows())
             await call.done_writing()  # we have everything: the lease may end
         except BaseException:
             call.cancel()
             raise
         self._peer.see_off(call)
         self._finish_stats(done, done_at)
-        return hidden
+        return delivery
 
     async def _follow_and_fetch(
         self, call: PrefillStream, note: NoteRung
@@ -87,6 +96,8 @@ class RemotePrefill:
                     self.stats.cached_tokens = event.started.cached_tokens
                 case "blocks":
                     fetches.append(asyncio.create_task(self._fetch(event.blocks, note)))
+                case "states":
+                    self._states += event.states.rows
                 case "done":
                     return event.done, time.monotonic()
 
@@ -113,6 +124,18 @@ class RemotePrefill:
             raise KvLinkError(f"{self._peer.worker_id} sent a hidden row of another size")
         return torch.frombuffer(bytearray(done.last_hidden), dtype=torch.float32)
 
+    def _state_rows(self) -> Tensor | None:
+        if not self._states:
+            return None
+        width = len(self._request.state_layers) * self._fetcher.hidden_size
+        size = width * torch.bfloat16.itemsize
+        if not size or len(self._states) % size or len(self._states) // size > self._most_rows():
+            raise KvLinkError(f"{self._peer.worker_id} sent hidden states that nobody asked for")
+        return torch.frombuffer(self._states, dtype=torch.bfloat16).view(-1, width)
+
+    def _most_rows(self) -> int:
+        return min(self._request.state_rows, len(self._request.prompt_ids))
+
     def _finish_stats(self, done: pb.PrefillDone, done_at: float) -> None:
         now = time.monotonic()
         self.stats.compute_ms = done.compute_ms
@@ -132,12 +155,20 @@ def _raise_failure(task: asyncio.Task[Any], worker_id: str) -> None:
 
 
 def prefill_request(
-    request_id: str, attempt: int, prompt_ids: Seq[int], first_block: int, salt: str
+    request_id: str,
+    attempt: int,
+    prompt_ids: Seq[int],
+    first_block: int,
+    salt: str,
+    states: StatesWanted,
 ) -> pb.PrefillRequest:
+    """`states`: what this home's drafters read."""
     return pb.PrefillRequest(
         request_id=request_id,
         attempt=attempt,
         prompt_ids=prompt_ids,
         first_block=first_block,
         cache_salt=salt,
+        state_layers=states.layers,
+        state_rows=states.rows,
     )

@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from prefill_worker.states import LastStates
 from triptych.engine.rows import RowJob
 from triptych.engine.runner import Runner
 from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import Sequence
-from triptych.models.taps import LayerTap
+from triptych.models.taps import LayerTap, StatesWanted
 from triptych.obs.metrics import WorkerMetrics
 
 
@@ -32,6 +32,7 @@ class Progress:
     end_layer: int
     started: bool = False  # the first one of a prompt; its cached blocks are all of it
     last_hidden: Tensor | None = None  # [H]; the prompt is done
+    states: Tensor | None = None  # bfloat16 [m, layers · H] of its last rows, for drafters at home
 
 
 Emit = Callable[[Progress], None]
@@ -57,6 +58,17 @@ class PrefillLoop:
         self._group = announce_layers or self._num_layers
         ends = range(self._group - 1, self._num_layers, self._group)
         self._group_ends = sorted({*ends, self._num_layers - 1})
+        self._states = LastStates()
+
+    def submit(self, sequence: Sequence, wanted: StatesWanted) -> None:
+        """A prompt to compute; `wanted`: states that its home asks for."""
+        self._states.want(sequence, wanted)
+        self.scheduler.add(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Wherever it is; its blocks go back now."""
+        self._states.forget(sequence)
+        self.scheduler.remove(sequence)
 
     def step(self) -> bool:
         """Computes one batch of prompt chunks; False when there was nothing to do."""
@@ -67,13 +79,13 @@ class PrefillLoop:
         for job in jobs:
             self._announce_start(job, began)
         tap = LayerTap(self._group_ends, lambda layer, _: self._after_group(jobs, layer))
-        hidden = self._runner.forward(jobs, [tap])
+        hidden = self._runner.forward(jobs, [tap, *self._states.taps(jobs)])
         finished = iter(hidden)
         for job in jobs:
             self.scheduler.advance(job)
             if job.reaches_end:
                 job.sequence.prompt_done_at = time.monotonic()
-                self._emit(self._progress(job, 0, 0, last_hidden=next(finished)))
+                self._emit(self._end(job.sequence, next(finished)))
         self._metrics.steps.inc()
         self._metrics.step_rows.observe(sum(job.num_rows for job in jobs))
         self._metrics.step_seconds.observe(time.monotonic() - began)
@@ -98,19 +110,12 @@ class PrefillLoop:
             if progress.end_block > progress.first_block:
                 self._emit(progress)
 
-    def _progress(
-        self, job: RowJob, first_layer: int, end_layer: int, last_hidden: Tensor | None = None
-    ) -> Progress:
+    def _end(self, sequence: Sequence, last_hidden: Tensor) -> Progress:
+        states = self._states.take(sequence)
+        return Progress(sequence, 0, 0, 0, 0, last_hidden=last_hidden.clone(), states=states)
+
+    def _progress(self, job: RowJob, first_layer: int, end_layer: int) -> Progress:
         """Blocks whose last row is in this job; the prompt's end closes a partial block."""
         size = job.sequence.block_tokens
         end_block = -(-job.end // size) if job.reaches_end else job.end // size
-        if last_hidden is not None:
-            last_hidden = torch.clone(last_hidden)
-        return Progress(
-            job.sequence,
-            job.start // size,
-            end_block,
-            first_layer,
-            end_layer,
-            last_hidden=last_hidden,
-        )
+        return Progress(job.sequence, job.start // size, end_block, first_layer, end_layer)

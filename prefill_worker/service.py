@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 
 import grpc
 import torch
@@ -22,6 +22,7 @@ from transport.protos.worker_pb2_grpc import PrefillWorkerServicer
 from triptych.engine.sequence import Sequence
 from triptych.engine.thread import StepThread
 from triptych.errors import RequestError
+from triptych.models.taps import StatesWanted
 from triptych.obs.log import bind_request
 from triptych.obs.metrics import WorkerMetrics
 from triptych.worker.args import WorkerArgs
@@ -31,6 +32,7 @@ from triptych.worker.check import check_prompt
 log = logging.getLogger(__name__)
 
 _ENDPOINT_S = 1.5  # homes wait five seconds for all of them
+_PART_BYTES = 1 << 20
 
 Context = grpc.aio.ServicerContext[pb.PrefillCall, pb.PrefillEvent]
 
@@ -97,6 +99,7 @@ class PrefillService(PrefillWorkerServicer):
         check_prompt(
             request.prompt_ids, self._parts.model.config.vocab_size, self._parts.max_model_len
         )
+        wanted = _wanted(request, self._parts.model.config.num_layers)
         if request.first_block * self._parts.layout.block_tokens >= len(request.prompt_ids):
             raise RequestError("first_block lies behind the prompt", param="first_block")
         sequence = Sequence(
@@ -111,7 +114,7 @@ class PrefillService(PrefillWorkerServicer):
         outcome = "cancelled"
         try:
             with bind_request(request.request_id):
-                thread.post(lambda: loop.scheduler.add(sequence))
+                thread.post(lambda: loop.submit(sequence, wanted))
                 async for event in self._events(sequence, request.first_block, arrived):
                     yield event
                 async for _ in calls:  # until the home half-closes: it has everything
@@ -119,7 +122,7 @@ class PrefillService(PrefillWorkerServicer):
                 outcome = "finished"
         finally:
             del self._queues[sequence]
-            thread.post(lambda: loop.scheduler.remove(sequence))
+            thread.post(lambda: loop.remove(sequence))
             self._metrics.requests.labels(outcome).inc()
 
     async def _events(
@@ -133,6 +136,8 @@ class PrefillService(PrefillWorkerServicer):
                     cached_tokens=sequence.num_cached, queue_ms=(began - arrived) * 1e3
                 )
                 yield pb.PrefillEvent(started=started)
+            for part in _parts_of(progress.states):
+                yield pb.PrefillEvent(states=pb.LayerStates(rows=part))
             if progress.last_hidden is not None:
                 yield pb.PrefillEvent(done=_done(sequence, progress.last_hidden))
                 return
@@ -154,6 +159,24 @@ class PrefillService(PrefillWorkerServicer):
             end_layer=progress.end_layer,
             digests=sums,
         )
+
+
+def _wanted(request: pb.PrefillRequest, num_layers: int) -> StatesWanted:
+    layers = tuple(request.state_layers)
+    if layers != tuple(sorted(set(layers))) or any(layer >= num_layers for layer in layers):
+        raise RequestError(
+            f"state_layers: {list(layers)} are not ascending layers of {num_layers}; home and "
+            "prefill worker must serve the same model",
+            param="state_layers",
+        )
+    return StatesWanted(layers, request.state_rows)
+
+
+def _parts_of(states: torch.Tensor | None) -> Iterator[bytes]:
+    """Messages of a size that every gRPC peer takes."""
+    raw = b"" if states is None else states.contiguous().view(torch.uint8).numpy().tobytes()
+    for begin in range(0, len(raw), _PART_BYTES):
+        yield raw[begin : begin + _PART_BYTES]
 
 
 def _done(sequence: Sequence, hidden: torch.Tensor) -> pb.PrefillDone:

@@ -38,18 +38,27 @@ class SuffixConfig(_Frozen):
     trees: bool = Field(False, description="also draft less likely branches")
 
 
-class HeadDrafterConfig(_Frozen):
+class _TreeConfig(_Frozen):
+    """How the drafts of a network branch."""
+
+    width: int = Field(8, ge=1, le=64, description="children of a node; 1: chains")
+    expanded: int = Field(4, ge=1, le=64, description="nodes of a level that get children")
+    min_prob: float = Field(0.03, gt=0, le=1, description="of a drafted path")
+    min_level: float = Field(
+        0.2, ge=0, le=1, description="chance of a level's nodes below which none get children"
+    )
+
+
+class HeadDrafterConfig(_TreeConfig):
     """A head that `triptych draft train` made for this model."""
 
     kind: Literal["eagle3", "parallel"]
     path: Path | None = Field(None, description="its directory; default: in the cache")
-    width: int = Field(1, ge=1, le=8, description="nodes expanded per level; 1: chains")
-    min_prob: float = Field(0.1, gt=0, le=1, description="of a drafted path")
     window: int = Field(256, ge=16, description="tokens before the first draft that it looks at")
     learn: bool = Field(False, description="from what was verified, while nobody waits")
 
 
-class DraftModelConfig(_Frozen):
+class DraftModelConfig(_TreeConfig):
     """A smaller model with the target's vocabulary."""
 
     kind: Literal["draft_model"] = "draft_model"
@@ -57,8 +66,6 @@ class DraftModelConfig(_Frozen):
     dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = Field(
         "auto", description="of its weights; auto: the target's"
     )
-    width: int = Field(1, ge=1, le=8, description="nodes expanded per level; 1: chains")
-    min_prob: float = Field(0.1, gt=0, le=1, description="of a drafted path")
 
 
 class SparseConfig(_Frozen):

@@ -18,6 +18,7 @@ class Asker(NamedTuple):
     place: int  # among the candidates
     ahead: Seq[float]  # survival by depth of what it would get
     made: float  # tokens that it has a draft for already
+    breadth: float = 1.0  # nodes of a level of what it would get
 
 
 class Order(NamedTuple):
@@ -35,7 +36,10 @@ def best_order(
     worth = [_worths(asker, row) for asker in askers]
     best = Order(gain=margin)
     for nodes in LENGTHS:
-        gains = [own[min(nodes, len(own) - 1)] for own in worth]
+        gains = [
+            own[min(max(1, int(nodes / asker.breadth)), len(own) - 1)]
+            for asker, own in zip(askers, worth, strict=True)
+        ]
         places = tuple(a.place for a, gain in zip(askers, gains, strict=True) if gain > 0)
         if places:
             total = sum(gain for gain in gains if gain > 0) - price(len(places), nodes)
@@ -44,8 +48,8 @@ def best_order(
 
 
 def _worths(asker: Asker, row: float) -> list[float]:
-    """By length: what its draft brings more than the one that is there."""
+    """By levels: what its draft brings more than the one that is there."""
     worths = [-asker.made]
     for survival in asker.ahead:
-        worths.append(worths[-1] + max(0.0, survival - row))
+        worths.append(worths[-1] + max(0.0, survival - row * asker.breadth))
     return worths

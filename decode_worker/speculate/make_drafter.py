@@ -14,6 +14,7 @@ from triptych.drafters.heads.place import head_dir
 from triptych.drafters.make import make_drafter
 from triptych.drafters.sparse_self import SparseDrafter, SparseOptions
 from triptych.drafters.switching import SwitchingDrafter
+from triptych.drafters.tree_growth import Growth
 from triptych.engine.backend import choose_backend
 from triptych.engine.runner import make_runner
 from triptych.engine.sampler import Sampler
@@ -107,9 +108,13 @@ def _head_drafter(
             f"not {config.kind}"
         )
     guesser = Guesser(sampler, parts.model.config.vocab_size, head.token_ids)
-    options = HeadOptions(config.width, config.min_prob, config.window)
+    options = HeadOptions(_growth(config), config.window)
     generations, size = parts.pool.generations, parts.layout.block_tokens
     return HeadDrafter(head, guesser, options, generations, size)
+
+
+def _growth(config: HeadDrafterConfig | DraftModelConfig) -> Growth:
+    return Growth(config.width, config.expanded, config.min_prob, config.min_level)
 
 
 _PROBE = "The quick brown fox; \u00fcber 12345 \u4f60\u597d\n\tdef f(x): return x\n"
@@ -130,6 +135,6 @@ def _draft_model(config: DraftModelConfig, parts: EngineParts, sampler: Sampler)
     size = parts.layout.block_tokens
     storage = plain_storage(kv_layout(model.config, size, backend.kv), parts.pool.num_blocks)
     guesser = Guesser(sampler, target.vocab_size)
-    options = DraftModelOptions(config.width, config.min_prob)
+    options = DraftModelOptions(_growth(config))
     generations = parts.pool.generations
     return DraftModelDrafter(make_runner(model, storage), guesser, options, generations, size)

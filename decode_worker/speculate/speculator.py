@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry
+from torch import Tensor
 
 from decode_worker.speculate.acceptance import AcceptanceRule, Equality
 from decode_worker.speculate.policy import (
@@ -28,7 +29,7 @@ from triptych.engine.draft import NO_DRAFT, Draft
 from triptych.engine.rows import RowJob
 from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import Sequence
-from triptych.models.taps import LayerTap
+from triptych.models.taps import NO_STATES, LayerTap, StatesWanted
 from triptych.obs.speculation import SpeculationMetrics
 
 
@@ -134,6 +135,15 @@ class Speculator:
     def taps(self, jobs: list[RowJob]) -> list[LayerTap]:
         """What drafters want to see of the forward of these jobs."""
         return self._bus.taps(jobs, self._known)
+
+    def states_read(self, sequence: Sequence) -> StatesWanted:
+        """Of a prompt that is computed elsewhere; from any thread."""
+        return NO_STATES if sequence.speculation.off else self._bus.read_at_start
+
+    def arrived(self, sequence: Sequence, states: Tensor) -> None:
+        """states [m, layers · H] of the last rows of its prompt, which was computed elsewhere."""
+        if sequence in self._known:
+            self._bus.hand_in(sequence, states)
 
     def observe(self, verdicts: list[Verdict], rows: int, seconds: float) -> None:
         """After every step that had rows; seconds: all of it, from `draft` on. Who was no candidate

@@ -12,7 +12,7 @@ from triptych.drafters.contained import Contained
 from triptych.drafters.drafter import Verdict
 from triptych.engine.rows import RowJob
 from triptych.engine.sequence import Sequence
-from triptych.models.taps import LayerTap
+from triptych.models.taps import NO_STATES, LayerTap, StatesWanted
 
 
 class TapBus:
@@ -20,6 +20,8 @@ class TapBus:
 
     def __init__(self, drafters: Contained) -> None:
         self._drafters = drafters
+        layers = sorted({layer for taps in drafters.readers.values() for layer in taps})
+        self.read_at_start = StatesWanted(tuple(layers), drafters.window) if layers else NO_STATES
         self._kept: dict[int, Tensor] = {}
         self._jobs: Seq[RowJob] = ()
 
@@ -50,6 +52,15 @@ class TapBus:
                 for name, kept in wanted.items():
                     self._drafters.feed(name, job.sequence, job.start, kept[rows])
         self._kept, self._jobs = {}, ()
+
+    def hand_in(self, sequence: Sequence, states: Tensor) -> None:
+        """states [m, layers · H]: those of `read_at_start`, of the last rows of its prompt."""
+        layers = self.read_at_start.layers
+        by_layer = states.float().view(len(states), len(layers), -1)
+        start = sequence.num_prompt - len(states)
+        for name, taps in self._drafters.readers.copy().items():
+            places = [layers.index(layer) for layer in taps]
+            self._drafters.feed(name, sequence, start, by_layer[:, places].flatten(1))
 
     def _keep(self, layer: int, hidden: Tensor) -> None:
         self._kept[layer] = hidden.clone()

@@ -11,12 +11,13 @@ _LEARN = 0.25  # weight of the last ask in what an ask is worth
 
 
 class Track:
-    __slots__ = ("_accepted", "_expected", "_wait", "due", "offer", "worth")
+    __slots__ = ("_accepted", "_expected", "_wait", "asked_nodes", "due", "offer", "worth")
 
     def __init__(self, worth: float) -> None:
         self.worth = worth  # tokens that an ask brings
         self.due = 0  # step of the next ask
         self.offer: Offer | None = None  # of this step
+        self.asked_nodes = 0  # of the last draft
         self._wait = 0
         self._expected = self._accepted = 0.0
 

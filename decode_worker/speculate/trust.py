@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence as Seq
+from itertools import compress
 from typing import NamedTuple
 
 from triptych.engine.draft import ROOT, Draft
@@ -53,10 +54,12 @@ class Count:
 class Offer:
     """A draft as it came, and what a trust makes of its nodes."""
 
-    __slots__ = ("depths", "draft", "keys", "survival")
+    __slots__ = ("depths", "draft", "ended", "keys", "survival")
 
-    def __init__(self, draft: Draft) -> None:
+    def __init__(self, draft: Draft, asked: int) -> None:
+        """`asked`: nodes that it could have had."""
         self.draft = draft
+        self.ended = len(draft) < asked  # the drafter itself went no deeper
         self.depths: Seq[int] = (
             range(1, len(draft) + 1) if draft.parents is None else draft.depths()
         )
@@ -71,6 +74,14 @@ class Offer:
         ]
         self.survival: list[float] = []  # P(all up to here are right); 0 below a faint node
 
+    def keep(self, draft: Draft, keep: Seq[bool]) -> None:
+        """`draft` is what was left of it."""
+        deepest = max(self.depths)
+        self.draft = draft
+        self.keys = list(compress(self.keys, keep))
+        self.depths = list(compress(self.depths, keep))
+        self.ended = self.ended and max(self.depths, default=0) == deepest
+
 
 class Trust:
     """In one drafter, over all sequences."""
@@ -79,11 +90,12 @@ class Trust:
         self._bins = [Count() for _ in range(_BLIND + 1)]
         self._cells: dict[int, Count] = {}
         self._depths = [Count() for _ in range(DEPTHS)]
+        self.breadth = 1.0  # nodes per level of what was verified
         self._rates: dict[int, float] = {}  # answers, until something is learned
 
-    def offer(self, draft: Draft, factor: float) -> Offer:
+    def offer(self, draft: Draft, asked: int, factor: float) -> Offer:
         """`factor`: of the sequence, times P(right). A node survives at most as its parent does."""
-        offer = Offer(draft)
+        offer = Offer(draft, asked)
         survival, rates, parents = offer.survival, self._rates, draft.parents
         above = 1.0
         for node, key in enumerate(offer.keys):
@@ -99,7 +111,7 @@ class Trust:
         return offer
 
     def ahead(self, factor: float, most: int) -> list[float]:
-        """Survival, by depth, of the chain that it would draft."""
+        """P(right up to there), by depth, of a draft of so many levels."""
         survival, above = [], 1.0
         for depth in range(1, most + 1):
             above *= min(self._depths[min(depth, DEPTHS) - 1].rate(0.6) * factor, 0.995)
@@ -108,15 +120,19 @@ class Trust:
             survival.append(above)
         return survival
 
-    def learn(self, offer: Offer, labels: Seq[Label]) -> float:
-        """Returns how many right ones it expected."""
+    def learn(self, offer: Offer, labels: Seq[Label], *, verified: bool = True) -> float:
+        """Returns how many right ones it expected. Not `verified`: the labels are not all that one
+        could know of the draft.
+        """
         found: dict[int, list[int]] = {}
+        levels: dict[int, bool] = {}  # whether the draft went on rightly there
         for node, right in labels:
             counts = found.setdefault(offer.keys[node], [0, 0])
             counts[0] += int(right)
             counts[1] += 1
             depth = offer.depths[node]
-            self._depths[(depth if depth < DEPTHS else DEPTHS) - 1].add(right, 1)
+            levels[depth] = levels.get(depth, False) or right
+        self._learn_levels(offer, levels, verified)
         expected = 0.0
         for key, (hits, tried) in found.items():
             expected += tried * self._rate(key)
@@ -127,6 +143,16 @@ class Trust:
             cell.add(hits, tried)
         self._rates.clear()
         return expected
+
+    def _learn_levels(self, offer: Offer, levels: dict[int, bool], verified: bool) -> None:
+        """Where the draft had nothing behind what was right, by its own will, it missed a level."""
+        deepest, reached = max(offer.depths, default=0), max(levels, default=0)
+        if verified and levels.get(reached) and (offer.ended or reached < deepest):
+            levels[reached + 1] = False
+        for depth, right in levels.items():
+            self._depths[min(depth, DEPTHS) - 1].add(right, 1)
+        if deepest:
+            self.breadth += (len(offer.depths) / deepest - self.breadth) * 0.05
 
     def _rate(self, key: int) -> float:
         told = key >> 6

@@ -12,20 +12,19 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from functools import partial
 
+from decode_worker.speculate.beliefs import Beliefs
 from decode_worker.speculate.best_nodes import best_count, keep_best
 from decode_worker.speculate.costs import StepCosts
 from decode_worker.speculate.dear import Asker, Order, best_order
 from decode_worker.speculate.draft_costs import DraftCosts
 from decode_worker.speculate.guard import Guard
 from decode_worker.speculate.policy import NO_BUDGET, Budget, Candidate, StepLoad, StepReport
-from decode_worker.speculate.tracks import Track
-from decode_worker.speculate.trust import Label, Offer, Trust, first_labels, labels_of
-from triptych.engine.draft import NO_DRAFT, Draft
+from decode_worker.speculate.trust import first_labels, labels_of
+from triptych.engine.draft import Draft
 from triptych.engine.sequence import Sequence
 
 MARGIN = 1.005  # believed utility below which a step stays plain: beliefs are noisy
 CHEAP = 0.1  # tokens that an ask may cost and still be made on a guess
-FIRST_WORTH = 0.5  # tokens that an ask brings before anything is known
 PROBES = 0.006  # share of the time that trying dear drafters may take
 PROBE_NODES = 4
 LONGEST = 16  # nodes of a dear draft
@@ -37,9 +36,7 @@ class Utility:
         self.costs = StepCosts()
         self.guard = Guard()
         self._drafting = DraftCosts()
-        self._trust: dict[str, Trust] = {}
-        self._worth: dict[str, float] = {}  # of an ask of the drafter, over all sequences
-        self._tracks: dict[Sequence, dict[str, Track]] = {}
+        self.beliefs = Beliefs()
         self._purse: dict[str, float] = {}  # seconds to try dear drafters with
         self._step = 0
         self._plain_steps = 0
@@ -68,7 +65,7 @@ class Utility:
         self._row = _row_price(count, self.costs.ratios(rows, 8 * count))
         self._prices = self._price_asks(load.candidates)
         budgets = [self._cheap(candidate) for candidate in load.candidates]
-        self._note(budgets)
+        self._note(load.candidates, budgets)
         return budgets
 
     def improve(self, load: StepLoad, drafts: Seq[Draft]) -> list[Budget]:
@@ -90,16 +87,20 @@ class Utility:
                 budgets[place] = Budget(name, order.nodes)
         for name in dear:
             self._probe(name, PROBES / len(dear), load.candidates, budgets)
-        self._note(budgets)
+        self._note(load.candidates, budgets)
         return budgets
 
     def trim(self, load: StepLoad, drafts: Seq[Draft]) -> list[Draft]:
         if not any(drafts):
             return list(drafts)
         pairs = list(zip(load.candidates, drafts, strict=True))
-        survivals = [self._offer(c, draft).survival if draft else [] for c, draft in pairs]
+        offer = self.beliefs.offer
+        survivals = [offer(c.sequence, draft).survival if draft else [] for c, draft in pairs]
         keep = keep_best(survivals, self._count(load, survivals))
-        kept = [_kept(draft, k) for (_, draft), k in zip(pairs, keep, strict=True)]
+        kept = [
+            self.beliefs.keep(candidate.sequence, draft, own)
+            for (candidate, draft), own in zip(pairs, keep, strict=True)
+        ]
         self._unverified = [
             pair for pair, left in zip(pairs, kept, strict=True) if pair[1] and not left
         ]
@@ -119,12 +120,12 @@ class Utility:
             for verdict in report.verdicts:
                 if verdict.draft:
                     labels = labels_of(verdict.draft, verdict.path)
-                    self._learn(verdict.sequence, verdict.draft.drafter, labels)
+                    self.beliefs.learn(verdict.sequence, verdict.draft.drafter, labels, self._step)
         if self._unverified:
             self._learn_unverified(report)
 
     def forget(self, sequence: Sequence) -> None:
-        self._tracks.pop(sequence, None)
+        self.beliefs.forget(sequence)
 
     # ---- who is asked ---------------------------------------------------------------------------
 
@@ -141,7 +142,7 @@ class Utility:
         for name in candidate.drafters if candidate.max_nodes else ():
             if self._prices[name] > CHEAP:
                 continue
-            track = self._track(candidate.sequence, name)
+            track = self.beliefs.track(candidate.sequence, name)
             if track.due <= self._step and track.worth > worth:
                 chosen, worth = name, track.worth
         if not chosen:
@@ -150,13 +151,13 @@ class Utility:
         return Budget(chosen, min(nodes, candidate.max_nodes))
 
     def _order(self, name: str, candidates: Seq[Candidate], made: Seq[float]) -> Order:
-        trust, drafting = self._trust_in(name), self._drafting
+        trust, drafting = self.beliefs.trust(name), self._drafting
         askers = []
         for place, candidate in enumerate(candidates):
             if name in candidate.drafters and candidate.max_nodes:
-                factor = self._track(candidate.sequence, name).factor
+                factor = self.beliefs.track(candidate.sequence, name).factor
                 ahead = trust.ahead(factor, min(candidate.max_nodes, LONGEST))
-                askers.append(Asker(place, ahead, made[place]))
+                askers.append(Asker(place, ahead, made[place], trust.breadth))
         batch = len(candidates) / self._plain
         price = partial(_price_of, drafting, name, batch)
         return best_order(askers, self._row, price, 0.01 * len(candidates))
@@ -180,9 +181,12 @@ class Utility:
             saved = 0.0
         self._purse[name] = min(saved, max(price, self._plain))
 
-    def _note(self, budgets: Seq[Budget]) -> None:
-        for budget in budgets:
+    def _note(self, candidates: Seq[Candidate], budgets: Seq[Budget]) -> None:
+        for candidate, budget in zip(candidates, budgets, strict=True):
             if budget.max_nodes:
+                self.beliefs.track(
+                    candidate.sequence, budget.drafter
+                ).asked_nodes = budget.max_nodes
                 sequences, longest = self._asked.get(budget.drafter, (0, 0))
                 self._asked[budget.drafter] = sequences + 1, max(longest, budget.max_nodes)
 
@@ -191,7 +195,9 @@ class Utility:
     def _made(self, candidate: Candidate, draft: Draft) -> float:
         """Tokens that a cheap draft brings, after the price of its rows."""
         row = self._row
-        tokens = sum(s - row for s in self._offer(candidate, draft).survival if s > row)
+        tokens = sum(
+            s - row for s in self.beliefs.offer(candidate.sequence, draft).survival if s > row
+        )
         self._asked_for(candidate, draft.drafter, tokens)
         return tokens
 
@@ -199,20 +205,13 @@ class Utility:
         """Who was asked and had nothing waits."""
         for candidate, draft in zip(candidates, drafts, strict=True):
             if not draft:
-                for name, track in self._tracks.get(candidate.sequence, {}).items():
+                for name, track in self.beliefs.tracks(candidate.sequence).items():
                     if name in self._asked and track.due <= self._step:
                         self._asked_for(candidate, name, 0.0)
 
     def _asked_for(self, candidate: Candidate, name: str, tokens: float) -> None:
-        track = self._track(candidate.sequence, name)
-        track.asked(self._step, tokens, 2 * self._prices[name])
-        self._worth[name] += (tokens - self._worth[name]) * 0.02
-
-    def _offer(self, candidate: Candidate, draft: Draft) -> Offer:
-        track = self._track(candidate.sequence, draft.drafter)
-        if track.offer is None or track.offer.draft is not draft:
-            track.offer = self._trust_in(draft.drafter).offer(draft, track.factor)
-        return track.offer
+        price = 2 * self._prices[name]
+        self.beliefs.worth(candidate.sequence, name, self._step, tokens, price)
 
     def _count(self, load: StepLoad, survivals: Seq[Seq[float]]) -> int:
         """Nodes that are verified; 0 while the guard wants it so."""
@@ -239,18 +238,6 @@ class Utility:
         plain = costs.plain_seconds(rows, report.kv_tokens) * costs.pace
         self.guard.observe(tokens / len(report.verdicts), seconds / plain, self._believed)
 
-    def _learn(self, sequence: Sequence, drafter: str, labels: Seq[Label]) -> None:
-        """About the draft that it offered in this step; the first nodes of it, maybe."""
-        track = self._track(sequence, drafter)
-        if track.offer is None:
-            return
-        expected = self._trust_in(drafter).learn(track.offer, labels)
-        track.offer = None
-        right = sum(label.right for label in labels)
-        track.judge(expected, right)
-        if right:
-            track.promises(self._step)
-
     def _learn_unverified(self, report: StepReport) -> None:
         """Drafts that were not worth a row: their first node can be compared all the same."""
         drawn = {verdict.sequence: verdict.new_tokens for verdict in report.verdicts}
@@ -258,23 +245,9 @@ class Utility:
             tokens = drawn.get(candidate.sequence)
             if tokens:
                 labels = first_labels(draft, tokens[0])
-                self._learn(candidate.sequence, draft.drafter, labels)
-
-    def _track(self, sequence: Sequence, name: str) -> Track:
-        tracks = self._tracks.get(sequence)
-        if tracks is None:
-            tracks = self._tracks[sequence] = {}
-        track = tracks.get(name)
-        if track is None:
-            worth = self._worth.setdefault(name, FIRST_WORTH)
-            track = tracks[name] = Track(worth)
-        return track
-
-    def _trust_in(self, name: str) -> Trust:
-        trust = self._trust.get(name)
-        if trust is None:
-            trust = self._trust[name] = Trust()
-        return trust
+                self.beliefs.learn(
+                    candidate.sequence, draft.drafter, labels, self._step, verified=False
+                )
 
 
 def _row_price(sequences: int, ratios: Seq[float]) -> float:
@@ -283,17 +256,6 @@ def _row_price(sequences: int, ratios: Seq[float]) -> float:
     """
     nodes = min(TYPICAL * sequences, len(ratios) - 1)
     return sequences * (ratios[nodes] - 1) / nodes
-
-
-def _kept(draft: Draft, keep: Seq[bool]) -> Draft:
-    """Draft.kept; chains, which are most, without looking at every node."""
-    if draft.parents is not None:
-        return draft.kept(keep)
-    count = sum(keep)
-    if count in (0, len(draft)):
-        return draft if count else NO_DRAFT
-    sure = draft.confidence[:count]
-    return Draft(draft.tokens[:count], confidence=sure, drafter=draft.drafter)
 
 
 def _price_of(

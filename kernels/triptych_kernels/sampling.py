@@ -49,6 +49,7 @@ class Draw(NamedTuple):
 
 DrawTokens = Callable[[Sequence[Draw]], list[int]]
 TokenLaw = Callable[[Draw], Tensor]
+TokenNoise = Callable[[int, int, Tensor], Tensor]
 
 
 def draw_tokens(draws: Sequence[Draw]) -> list[int]:
@@ -100,14 +101,19 @@ def min_p_log(min_p: float) -> float:
 
 
 def gumbel_noise(seed: int, position: int, vocab_size: int) -> Tensor:
-    """Standard Gumbel noise [vocab_size] float32 for the token at `position` of a request.
+    """`token_noise` of all tokens, [vocab_size]."""
+    return token_noise(seed, position, torch.arange(vocab_size))
+
+
+def token_noise(seed: int, position: int, token_ids: Tensor) -> Tensor:
+    """Standard Gumbel noise [n] float32 of token_ids [n] int64 at `position` of a request.
 
     Bits: the 64-bit key (seed, position) and the token id go through SplitMix64's finaliser
     (Steele, Lea, Flood 2014), twice for the key; the 24 high ones count.
     """
     key = noise_key(seed, position)
-    ids = torch.arange(1, vocab_size + 1, dtype=torch.int64)
-    return noise_of_bits(_shift_right(_mix_tensor(ids * _signed(_GOLDEN) + _signed(key)), 40))
+    counters = (token_ids + 1) * _signed(_GOLDEN) + _signed(key)
+    return noise_of_bits(_shift_right(_mix_tensor(counters), 40))
 
 
 def noise_key(seed: int, position: int) -> int:

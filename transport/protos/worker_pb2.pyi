@@ -244,28 +244,40 @@ class PrefillCall(_message.Message):
     def __init__(self, open: _Optional[_Union[PrefillRequest, _Mapping]] = ...) -> None: ...
 
 class PrefillRequest(_message.Message):
-    __slots__ = ("request_id", "attempt", "prompt_ids", "first_block", "cache_salt")
+    __slots__ = ("request_id", "attempt", "prompt_ids", "first_block", "cache_salt", "state_layers", "state_rows")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    STATE_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    STATE_ROWS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     attempt: int
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
     first_block: int
     cache_salt: str
-    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., first_block: _Optional[int] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    state_layers: _containers.RepeatedScalarFieldContainer[int]
+    state_rows: int
+    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., first_block: _Optional[int] = ..., cache_salt: _Optional[str] = ..., state_layers: _Optional[_Iterable[int]] = ..., state_rows: _Optional[int] = ...) -> None: ...
 
 class PrefillEvent(_message.Message):
-    __slots__ = ("started", "blocks", "done")
+    __slots__ = ("started", "blocks", "done", "states")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
     started: PrefillStarted
     blocks: BlocksReady
     done: PrefillDone
-    def __init__(self, started: _Optional[_Union[PrefillStarted, _Mapping]] = ..., blocks: _Optional[_Union[BlocksReady, _Mapping]] = ..., done: _Optional[_Union[PrefillDone, _Mapping]] = ...) -> None: ...
+    states: LayerStates
+    def __init__(self, started: _Optional[_Union[PrefillStarted, _Mapping]] = ..., blocks: _Optional[_Union[BlocksReady, _Mapping]] = ..., done: _Optional[_Union[PrefillDone, _Mapping]] = ..., states: _Optional[_Union[LayerStates, _Mapping]] = ...) -> None: ...
+
+class LayerStates(_message.Message):
+    __slots__ = ("rows",)
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    rows: bytes
+    def __init__(self, rows: _Optional[bytes] = ...) -> None: ...
 
 class PrefillStarted(_message.Message):
     __slots__ = ("cached_tokens", "queue_ms")

@@ -35,6 +35,8 @@ class Contained:
             for name, drafter in drafters.items()
             if isinstance(drafter, TapDrafter) and drafter.taps
         }  # layers, of those that work
+        tapped = [drafter for drafter in drafters.values() if isinstance(drafter, TapDrafter)]
+        self.window = max((drafter.window for drafter in tapped), default=0)
         self._vocab_size = vocab_size
         self._metrics = metrics
         for name in drafters:

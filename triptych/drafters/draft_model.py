@@ -21,8 +21,7 @@ from triptych.engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class DraftModelOptions:
-    width: int = 1
-    min_prob: float = 0.1
+    growth: Growth = Growth()
     catch_up_rows: int = 512  # of prompts, in one call: the rest follows in the next ones
 
 
@@ -77,8 +76,8 @@ class DraftModelDrafter:
         for job in jobs:
             self._note(job)
             if job.reaches_end:
-                growth = Growth(most[job.sequence], self._options.width, self._options.min_prob)
-                trees.append((job.sequence, GrowingTree(growth)))
+                tree = GrowingTree(self._options.growth, most[job.sequence])
+                trees.append((job.sequence, tree))
         if trees:
             self._guesser.expand(trees, self._runner.logits(hidden))
         while active := [pair for pair in trees if pair[1].frontier]:

@@ -72,6 +72,10 @@ class TapDrafter(Drafter, Protocol):
     def taps(self) -> tuple[int, ...]:
         """Layers of the target, ascending, behind which the residual stream is read."""
 
+    @property
+    def window(self) -> int:
+        """Rows before its first draft that it looks at, at most."""
+
     def feed(self, sequence: Sequence, start: int, taps: Tensor) -> None:
         """taps float32 [m, taps · H] of rows from `start` on. In order, each row once, unless the
         sequence is computed again.

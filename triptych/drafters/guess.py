@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from triptych.drafters.tree_growth import GrowingTree
-from triptych.engine.sampler import Sampler, Spot
+from triptych.engine.sampler import Sampler, Spot, needs_shaping, shape_logits
 from triptych.engine.sequence import Sequence
+from triptych.request import SamplingParams
+from triptych_kernels.cpu.sampling import best_token_noise
+from triptych_kernels.sampling import GREEDY_BELOW, filter_logits, inverse_temperature
 
 Guess = tuple[int, float]  # a token, and how likely the drafter finds it
 
+# The likeliest tokens, of which one is drawn: 512 hold nearly all of what a head believes in.
+_CANDIDATES = 512
+# How far a drafter's logits lie from the target's, as the scale of a Gumbel law: the target draws
+# the token whose score leads by more than such errors.
+_ERROR = 1.3
+
 
 class Guesser:
-    """Greedy requests get the likeliest tokens. For all others the token is drawn as the target
-    draws it: by the same filters, the same penalties and the same noise, so that the two agree far
-    more often than two draws would (Gumbel coupling, Daliri et al., arXiv 2408.07978).
+    """Greedy requests get the likeliest tokens. For all others the tokens are those that lead under
+    the noise, temperature and filters with which the target will draw, so that the two agree far
+    more often than two draws would (Gumbel coupling, Daliri et al., arXiv 2408.07978). With the
+    runners-up a sampled tree is as wide as a greedy one.
     """
 
     def __init__(self, sampler: Sampler, vocab_size: int, token_ids: Tensor | None = None) -> None:
         """token_ids int64 [Vd]: what the columns of the logits stand for; None: all tokens."""
-        self._sampler = sampler
+        self._eos = sampler.eos_token_ids
         self._vocab_size = vocab_size
         self._token_ids = token_ids
+        self._noise = best_token_noise()
 
     def expand(self, trees: Seq[tuple[Sequence, GrowingTree]], logits: Tensor) -> None:
         """The next level of every tree; logits float32 [R, Vd], a row per node of all frontiers."""
@@ -37,47 +49,67 @@ class Guesser:
 
     def children(self, logits: Tensor, spots: Seq[Spot], width: int) -> list[list[Guess]]:
         """logits float32 [R, Vd], row r for what follows spots[r] → its guesses, best first."""
-        guesses: list[list[Guess]] = [[] for _ in spots]
-        plain = [row for row, spot in enumerate(spots) if _is_plain(spot)]
-        drawn = [row for row, spot in enumerate(spots) if not _is_plain(spot)]
-        if plain:
-            rows = logits if len(plain) == len(spots) else logits[plain]
-            for row, found in zip(plain, self._likeliest(rows, width), strict=True):
-                guesses[row] = found
-        if drawn:
-            rows = logits if len(drawn) == len(spots) else logits[drawn]
-            found_ones = self._drawn(rows, [spots[row] for row in drawn])
-            for row, found in zip(drawn, found_ones, strict=True):
-                guesses[row] = found
+        logits = self._shaped(logits, spots)
+        guesses: list[list[Guess]] = []
+        for drawn, group in groupby(range(len(spots)), lambda row: _is_drawn(spots[row])):
+            rows = list(group)
+            part = logits[rows[0] : rows[-1] + 1]
+            if drawn:
+                guesses += self._leading(part, [spots[row] for row in rows], width)
+            else:
+                guesses += self._likeliest(part, width)
         return guesses
 
     def _likeliest(self, logits: Tensor, width: int) -> list[list[Guess]]:
         values, columns = logits.topk(min(width, logits.shape[1]), dim=-1)
-        chances = (values - logits.logsumexp(-1, keepdim=True)).exp_().tolist()
+        chances = (values - logits.logsumexp(-1, keepdim=True)).exp_()
+        return self._told(columns, chances)
+
+    def _leading(self, logits: Tensor, spots: Seq[Spot], width: int) -> list[list[Guess]]:
+        """Those with the greatest sums of logit / temperature and noise; P(first) if each sum may
+        still change by a Gumbel-distributed error.
+        """
+        values, columns = logits.topk(min(_CANDIDATES, logits.shape[1]), dim=-1)
+        ids = columns if self._token_ids is None else self._token_ids[columns]
+        scores = torch.stack([self._scores(*row) for row in zip(values, ids, spots, strict=True)])
+        best, places = scores.topk(min(width, scores.shape[1]), dim=-1)
+        chances = (best / _ERROR - (scores / _ERROR).logsumexp(-1, keepdim=True)).exp_()
+        return self._told(columns.gather(-1, places), chances)
+
+    def _scores(self, ranked: Tensor, ids: Tensor, spot: Spot) -> Tensor:
+        params = _params(spot)
+        position = len(spot.sequence.tokens) + len(spot.path)
+        scaled = ranked * inverse_temperature(params.temperature)
+        kept = filter_logits(scaled, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p)
+        return kept + self._noise(params.seed, position, ids)
+
+    def _shaped(self, logits: Tensor, spots: Seq[Spot]) -> Tensor:
+        """With the requests' biases and penalties."""
+        rows = [row for row, spot in enumerate(spots) if needs_shaping(spot)]
+        if not rows:
+            return logits
+        logits = logits.clone()
+        for row in rows:
+            logits[row] = self._shaped_row(logits[row], spots[row])
+        return logits
+
+    def _shaped_row(self, logits: Tensor, spot: Spot) -> Tensor:
+        if self._token_ids is None:
+            return shape_logits(logits, spot, _params(spot), self._eos)
+        whole = logits.new_full((self._vocab_size,), -torch.inf)
+        whole[self._token_ids] = logits
+        return shape_logits(whole, spot, _params(spot), self._eos)[self._token_ids]
+
+    def _told(self, columns: Tensor, chances: Tensor) -> list[list[Guess]]:
         ids = (columns if self._token_ids is None else self._token_ids[columns]).tolist()
-        return [list(zip(*row, strict=True)) for row in zip(ids, chances, strict=True)]
-
-    def _drawn(self, logits: Tensor, spots: Seq[Spot]) -> list[list[Guess]]:
-        if self._token_ids is not None:
-            whole = logits.new_full((len(spots), self._vocab_size), -torch.inf)
-            whole[:, self._token_ids] = logits
-            logits = whole
-        tokens = self._sampler.draw(logits, spots)
-        temperatures = [max(_temperature(spot), 1e-2) for spot in spots]
-        scaled = logits / torch.tensor(temperatures)[:, None]
-        totals = scaled.logsumexp(-1).tolist()
-        return [
-            [(token, float((scaled[row, token] - totals[row]).exp()))] if token >= 0 else []
-            for row, token in enumerate(tokens)
-        ]
+        return [list(zip(*row, strict=True)) for row in zip(ids, chances.tolist(), strict=True)]
 
 
-def _temperature(spot: Spot) -> float:
-    params = spot.sequence.params
-    return 1.0 if params is None else params.temperature
-
-
-def _is_plain(spot: Spot) -> bool:
+def _params(spot: Spot) -> SamplingParams:
     params = spot.sequence.params
     assert params is not None, "a prompt without sampling parameters draws nothing"
-    return params.temperature == 0.0 and not (params.logit_bias or params.penalised)
+    return params
+
+
+def _is_drawn(spot: Spot) -> bool:
+    return _params(spot).temperature >= GREEDY_BELOW

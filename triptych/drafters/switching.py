@@ -99,6 +99,7 @@ class SwitchingDrafter:
         readers = [drafter for drafter in drafters if isinstance(drafter, TapDrafter)]
         self._readers = tuple(readers)
         self.taps = tuple(sorted({layer for reader in readers for layer in reader.taps}))
+        self.window = max((reader.window for reader in readers), default=0)
 
     def begin(self, sequence: Sequence, hints: Hints) -> None:
         self._buckets[sequence] = _UNKNOWN

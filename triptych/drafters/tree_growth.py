@@ -15,9 +15,10 @@ from triptych.engine.draft import ROOT, Draft
 class Growth:
     """What a draft may become."""
 
-    max_nodes: int
-    width: int = 1  # nodes expanded per level, and children of each; 1: a chain
+    width: int = 1  # children of a node; 1: a chain
+    expanded: int = 1  # nodes of a level whose children are looked for
     min_prob: float = 0.1  # of a node's path: what is less likely is not worth a row
+    min_level: float = 0.0  # P(a level's children are asked for): less is not worth a pass
 
 
 @dataclass(slots=True)
@@ -25,6 +26,7 @@ class GrowingTree:
     """Nodes in the order in which they were found, parents first."""
 
     growth: Growth
+    max_nodes: int
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     confidence: list[float] = field(default_factory=list)
@@ -42,22 +44,24 @@ class GrowingTree:
         found = [guess for guess in found if guess[0] >= self.growth.min_prob]
         found.sort(key=lambda guess: -guess[0])
         first = len(self.tokens)
-        for reach, p, token, node in found[: self.growth.max_nodes]:
+        for reach, p, token, node in found[: self.max_nodes]:
             self.tokens.append(token)
             self.parents.append(node)
             self.confidence.append(p)
             self.reach.append(reach)
         grown = range(first, len(self.tokens))
         bar = self._bar()
-        self.frontier = [node for node in grown if self.reach[node] > bar][: self.growth.width]
-        if len(self.upper()) > self.growth.max_nodes:
+        likely = [node for node in grown if self.reach[node] > bar]
+        self.frontier = likely[: self.growth.expanded]
+        unlikely = sum(self.reach[node] for node in self.frontier) < self.growth.min_level
+        if unlikely or len(self.upper()) > self.max_nodes:
             self.frontier = []
 
     def _bar(self) -> float:
         """What a node's children must beat: the draft is full of likelier nodes already."""
-        if len(self.tokens) < self.growth.max_nodes:
+        if len(self.tokens) < self.max_nodes:
             return 0.0
-        return sorted(self.reach, reverse=True)[self.growth.max_nodes - 1]
+        return sorted(self.reach, reverse=True)[self.max_nodes - 1]
 
     def path(self, node: int) -> tuple[int, ...]:
         """Tokens from below the root to `node`."""
@@ -85,7 +89,7 @@ class GrowingTree:
     def draft(self, drafter: str) -> Draft:
         """The best nodes. A child is never likelier than its parent, which stays with it."""
         order = sorted(range(len(self.tokens)), key=lambda node: (-self.reach[node], node))
-        kept = sorted(order[: self.growth.max_nodes])
+        kept = sorted(order[: self.max_nodes])
         confidence = tuple(self.confidence[node] for node in kept)
         return replace(self.part(kept), confidence=confidence, drafter=drafter)
 

@@ -70,6 +70,10 @@ class Draft:
         And without laws, even if all stay: who chooses nodes has seen what was drawn, and of those
         that such a choice passes the law is another one.
         """
+        if self.parents is None:  # most are, and this is on every step's way
+            count = next((node for node, kept in enumerate(keep) if not kept), len(self))
+            tokens, confidence = self.tokens[:count], self.confidence[:count]
+            return Draft(tokens, confidence=confidence, drafter=self.drafter)
         left = self._without(keep)
         return replace(left, laws=()) if left.laws else left
 

@@ -42,7 +42,7 @@ class Sampler:
     """`draw_tokens` is the native function where there is one, unless given."""
 
     def __init__(self, eos_token_ids: Seq[int], draw_tokens: DrawTokens | None = None) -> None:
-        self._eos = tuple(eos_token_ids)
+        self.eos_token_ids = tuple(eos_token_ids)
         self._draw_tokens = draw_tokens or best_draw_tokens()
         self._token_law = best_token_law()
 
@@ -83,7 +83,7 @@ class Sampler:
         params = spot.sequence.params
         assert params is not None, "a prompt without sampling parameters draws nothing"
         return Draw(
-            shape_logits(raw, spot, params, self._eos),
+            shape_logits(raw, spot, params, self.eos_token_ids),
             params.temperature,
             params.top_k,
             params.top_p,
@@ -91,6 +91,14 @@ class Sampler:
             params.seed,
             len(spot.sequence.tokens) + len(spot.path),
         )
+
+
+def needs_shaping(spot: Spot) -> bool:
+    """Whether `shape_logits` may change a row of it."""
+    params = spot.sequence.params
+    assert params is not None, "a prompt without sampling parameters draws nothing"
+    early = spot.sequence.num_output + len(spot.path) < params.min_tokens
+    return bool(params.logit_bias or params.penalised or early)
 
 
 def shape_logits(raw: Tensor, spot: Spot, params: SamplingParams, eos: tuple[int, ...]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -18,6 +19,16 @@ class LayerTap:
 
     layers: Sequence[int]
     call: Callable[[int, Tensor], None]
+
+
+class StatesWanted(NamedTuple):
+    """Of a prompt's last `rows` rows the residual stream behind each of `layers`, ascending."""
+
+    layers: tuple[int, ...] = ()
+    rows: int = 0
+
+
+NO_STATES = StatesWanted()
 
 
 def runs_of(num_layers: int, taps: Sequence[LayerTap]) -> Iterator[tuple[int, int]]:

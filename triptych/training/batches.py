@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from triptych.training.corpus import Text
-from triptych.training.teacher import States, Teacher
+from triptych.training.teacher import States, Vocabulary
 
 _POOL = 32  # batches whose texts are sorted by length together, so that little is padding
 
@@ -61,17 +61,26 @@ def usable(text: Text, max_tokens: int) -> Text | None:
     return Text(text.prompt, answer) if len(answer) >= 4 else None
 
 
-def collate(texts: Sequence[Text], teacher: Teacher) -> Batch:
+class StatesSource(Protocol):
+    """A teacher, or what keeps its states."""
+
+    vocabulary: Vocabulary
+
+    def states(self, texts: Sequence[Sequence[int]]) -> list[States]: ...
+
+
+def collate(texts: Sequence[Text], teacher: StatesSource) -> Batch:
     states = teacher.states([text.tokens for text in texts])
-    parts = [_rows_of(text, teacher, own) for text, own in zip(texts, states, strict=True)]
+    vocabulary = teacher.vocabulary
+    parts = [_rows_of(text, vocabulary, own) for text, own in zip(texts, states, strict=True)]
     return Batch(*(pad_sequence(list(part), batch_first=True) for part in zip(*parts, strict=True)))
 
 
-def _rows_of(text: Text, teacher: Teacher, states: States) -> Batch:
+def _rows_of(text: Text, vocabulary: Vocabulary, states: States) -> Batch:
     tokens = torch.tensor(text.tokens)
     places = torch.arange(2, len(tokens))
     return Batch(
-        teacher.vocabulary.embedded(tokens[1:-1]),
+        vocabulary.embedded(tokens[1:-1]),
         states.taps[:-2],
         states.final[1:-1],
         tokens[2:],

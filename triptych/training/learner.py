@@ -24,6 +24,7 @@ class Settings:
     """
 
     passes: int = 4  # how far the head learns to draft
+    first_alone: float = 0.5  # share of the steps in which only the first pass is learned: eagle3
     peak_rate: float = 1e-3
     warmup: float = 0.04  # share of the steps
     total_steps: int = 1000
@@ -86,6 +87,7 @@ class HeadLearner:
             lr=settings.peak_rate,
             betas=(0.9, 0.95),
             weight_decay=settings.weight_decay,
+            fused=True,
         )
         self.step = 0
 
@@ -94,7 +96,7 @@ class HeadLearner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate_at(self.step, self.settings)
         self.optimizer.zero_grad(set_to_none=True)
-        loss, score = self._forward(batch)
+        loss, score = self._forward(batch, self._passes_now())
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip)
         self.optimizer.step()
@@ -103,7 +105,7 @@ class HeadLearner:
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Score:
-        return self._forward(batch)[1]
+        return self._forward(batch, self.settings.passes)[1]
 
     def state(self) -> dict[str, Any]:
         return {
@@ -117,15 +119,22 @@ class HeadLearner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Score]:
-        passes = self.settings.passes
+    def _passes_now(self) -> int:
+        """What comes after a first token can be learned only when that is right, and every pass
+        costs as much as the first. A parallel head has one pass, whose rows differ.
+        """
+        settings = self.settings
+        alone = settings.first_alone if self.module.config.kind == "eagle3" else 0.0
+        return 1 if self.step < alone * settings.total_steps else settings.passes
+
+    def _forward(self, batch: Batch, passes: int) -> tuple[Tensor, Score]:
         first = batch.first_row(passes)
         with torch.autocast("cpu", torch.bfloat16):
             outputs = self.module(batch.embedded, batch.taps, passes, first)
         batch = batch.rows_from(first)
         places = batch.counts.flatten().nonzero().squeeze(-1)
         wanted = self._draft_of[batch.labels].flatten()[places]
-        weights = self._weights(batch, places, wanted)
+        weights = self._weights(batch, places, wanted, passes)
         target = Target(batch.final.flatten(0, 1)[places], self._rows, self._softcap, wanted)
         total = weights.sum()
         loss, correct = soft_target_loss(
@@ -151,10 +160,10 @@ class HeadLearner:
         errors = (own - wanted).square().mean(-1)
         return (errors * weights).sum() / (weights.sum() * wanted.square().mean())
 
-    def _weights(self, batch: Batch, places: Tensor, wanted: Tensor) -> Tensor:
+    def _weights(self, batch: Batch, places: Tensor, wanted: Tensor, num_passes: int) -> Tensor:
         """[passes, N]: late passes count less, rows whose token cannot be drafted do not."""
         columns = places % batch.counts.shape[1]
-        passes = torch.arange(self.settings.passes)[:, None]
+        passes = torch.arange(num_passes)[:, None]
         real = (columns >= passes) & (wanted >= 0)
         return real * self.settings.decay**passes
 

@@ -66,6 +66,7 @@ class LearningHead:
         self._size = target.config.hidden_size
         self._read = len(drafter.taps) * self._size  # columns that the head reads
         self.taps = tuple(sorted({*drafter.taps, target.config.num_layers - 1}))
+        self.window = drafter.window
 
     @property
     def head(self) -> DraftHead:

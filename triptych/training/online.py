@@ -55,7 +55,9 @@ class DraftTrainer:
         settings = self._settings = settings or OnlineSettings()
         self._base = head
         self._vocabulary = Vocabulary(head.place.target)
-        learning = Settings(passes=settings.passes, peak_rate=settings.rate, warmup=0.0)
+        learning = Settings(
+            passes=settings.passes, peak_rate=settings.rate, warmup=0.0, first_alone=0.0
+        )
         target = head.place.target.config
         self._learner = HeadLearner(head.config, target, head.token_ids, self._vocabulary, learning)
         self._good = self._previous = dict(weights)  # of the version in use; of the one before

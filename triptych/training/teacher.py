@@ -59,6 +59,8 @@ class Teacher:
         self._block_tokens = block_tokens
         self._taps = tuple(taps)
         self.vocabulary = Vocabulary(runner.model)
+        self.hidden_size = runner.model.config.hidden_size
+        self.taps_size = len(self._taps) * self.hidden_size
 
     def states(self, texts: Sequence[Sequence[int]]) -> list[States]:
         """Of each text. Raises ConfigError when the KV pool cannot hold one."""

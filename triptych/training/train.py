@@ -22,6 +22,7 @@ from triptych.training.corpus import Corpus, Text
 from triptych.training.draft_vocab import choose_draft_vocab
 from triptych.training.first_weights import start_from_target
 from triptych.training.generate import Recipe, write_corpus
+from triptych.training.kept_states import KeptStates
 from triptych.training.learner import HeadLearner, Score, Settings
 from triptych.training.offline import OfflineEngine
 from triptych.training.teacher import Teacher, Vocabulary
@@ -70,12 +71,15 @@ def train(plan: Plan, parts: EngineParts, watcher: Watcher) -> Score:
     if not texts:
         raise ConfigError("--tokens: too few to learn from; give 10000 or more")
     learner = _learner(plan, parts, texts)
-    teacher = _teacher(parts, learner.module.config)
-    _learn(plan, learner, teacher, texts, watcher)
-    save_head(learner, plan.out)
-    drop_state(plan.out)
-    watcher.stage("held-out texts", len(held))
-    return score_of(learner, teacher, held, plan)
+    teacher = KeptStates(_teacher(parts, learner.module.config), plan.out)
+    try:
+        _learn(plan, learner, teacher, texts, watcher)
+        save_head(learner, plan.out)
+        drop_state(plan.out)
+        watcher.stage("held-out texts", len(held))
+        return score_of(learner, teacher, held, plan)
+    finally:
+        teacher.close()
 
 
 def _write(plan: Plan, parts: EngineParts, watcher: Watcher) -> Corpus:
@@ -129,7 +133,7 @@ def _teacher(parts: EngineParts, config: HeadConfig) -> Teacher:
 
 
 def _learn(
-    plan: Plan, learner: HeadLearner, teacher: Teacher, texts: Sequence[Text], watcher: Watcher
+    plan: Plan, learner: HeadLearner, teacher: KeptStates, texts: Sequence[Text], watcher: Watcher
 ) -> None:
     total = learner.settings.total_steps
     watcher.stage("the head learns", total)
@@ -157,7 +161,7 @@ def _groups(plan: Plan, texts: Sequence[Text], done: int) -> Iterator[list[Text]
         epoch += 1
 
 
-def score_of(learner: HeadLearner, teacher: Teacher, texts: Sequence[Text], plan: Plan) -> Score:
+def score_of(learner: HeadLearner, teacher: KeptStates, texts: Sequence[Text], plan: Plan) -> Score:
     score = Score.empty(plan.settings.passes)
     for group in batches(texts, plan.batch_rows, random.Random(0)):
         score.add(learner.score(collate(group, teacher)))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from triptych_kernels import sampling as reference
 from triptych_kernels.cpu.native import Library, native
-from triptych_kernels.sampling import GREEDY_BELOW, Draw, DrawTokens, TokenLaw
+from triptych_kernels.sampling import GREEDY_BELOW, Draw, DrawTokens, TokenLaw, TokenNoise
 
 # `TkDraw` of sampling.h: logits, seed, position, top_p, 1/temperature, log min_p, top_k, unused.
 _ROW = struct.Struct("=QQQdffii")
@@ -33,6 +33,12 @@ def best_token_law() -> TokenLaw:
     return reference.token_law if library is None else NativeSampling(library).token_law
 
 
+@functools.cache
+def best_token_noise() -> TokenNoise:
+    library = native()
+    return reference.token_noise if library is None else NativeSampling(library).token_noise
+
+
 class NativeSampling:
     """The sampling functions of one library."""
 
@@ -40,7 +46,7 @@ class NativeSampling:
         int32, uint64, pointer = ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p
         self._draw = library.bind("tk_draw_tokens", None, pointer, int32, int32, pointer)
         self._kept = library.bind("tk_kept_tokens", int32, pointer, int32, pointer)
-        self._noise = library.bind("tk_gumbel_noise", None, uint64, uint64, int32, pointer)
+        self._noise = library.bind("tk_token_noise", None, uint64, uint64, pointer, int32, pointer)
         self._noise_of = library.bind("tk_noise_of_bits", None, ctypes.c_uint32, int32, pointer)
 
     def draw_tokens(self, draws: Sequence[Draw]) -> list[int]:
@@ -72,9 +78,11 @@ class NativeSampling:
         law[kept] = (draw.logits[kept] * reference.inverse_temperature(draw.temperature)).softmax(0)
         return law
 
-    def gumbel_noise(self, seed: int, position: int, vocab_size: int) -> Tensor:
-        noise = torch.empty(vocab_size)
-        self._noise(seed & _MASK64, position, vocab_size, noise.data_ptr())
+    def token_noise(self, seed: int, position: int, token_ids: Tensor) -> Tensor:
+        assert token_ids.dtype == torch.int64 and token_ids.is_contiguous(), "ids are int64"
+        noise = torch.empty(len(token_ids))
+        ids = token_ids.data_ptr()
+        self._noise(seed & _MASK64, position, ids, len(token_ids), noise.data_ptr())
         return noise
 
     def noise_of_bits(self, first: int, count: int) -> Tensor:

@@ -12,6 +12,7 @@ from decode_worker.speculate.dice import Dice
 from decode_worker.speculate.fixed import Fixed
 from triptych.drafters.draft_model import DraftModelDrafter, DraftModelOptions
 from triptych.drafters.guess import Guesser
+from triptych.drafters.tree_growth import Growth
 from triptych.engine.runner import Runner, make_runner
 from triptych.engine.sampler import Sampler
 from triptych.engine.storage import plain_storage
@@ -33,13 +34,13 @@ def mode(request: pytest.FixtureRequest) -> str:
 def twin(model: Model, mode: str) -> Callable[..., Any]:
     """The target again, as a draft model with KV of its own."""
 
-    def make(**options: Any) -> Callable[[BlockPool, Runner], dict[str, Any]]:
+    def make(width: int = 1, **options: Any) -> Callable[[BlockPool, Runner], dict[str, Any]]:
         def drafters(pool: BlockPool, runner: Runner) -> dict[str, Any]:
             layout = kv_layout(model.config, BLOCK_TOKENS, MODES[mode][1])
             drafter = DraftModelDrafter(
                 make_runner(model, plain_storage(layout, pool.num_blocks)),
                 Guesser(Sampler(model.config.eos_token_ids), model.config.vocab_size),
-                DraftModelOptions(min_prob=1e-9, **options),
+                DraftModelOptions(Growth(width, width, min_prob=1e-9), **options),
                 pool.generations,
                 BLOCK_TOKENS,
             )

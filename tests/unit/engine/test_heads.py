@@ -15,6 +15,7 @@ from decode_worker.speculate.fixed import Fixed
 from triptych.drafters.drafter import Verdict
 from triptych.drafters.heads.drafter import HeadDrafter, HeadOptions
 from triptych.drafters.heads.head_config import HeadKind
+from triptych.drafters.tree_growth import Growth
 from triptych.engine.draft import Draft
 from triptych.engine.runner import Runner
 from triptych.errors import ModelError
@@ -102,7 +103,7 @@ def test_drafts_of_heads_change_no_token(
     random_head(folder, model, kind)
 
     def drafters(pool: BlockPool, runner: Runner) -> dict[str, Any]:
-        options = HeadOptions(width, min_prob=1e-6, window=64)
+        options = HeadOptions(Growth(width, width, min_prob=1e-6), window=64)
         return {kind: head_drafter(folder, model, pool, options=options)}
 
     plain = answers(make_home())
@@ -141,7 +142,7 @@ def test_a_head_drafts_what_the_trained_module_would(
     recorders: list[Recorder] = []
 
     def drafters(pool: BlockPool, runner: Runner) -> dict[str, Any]:
-        options = HeadOptions(min_prob=1e-9, window=512)
+        options = HeadOptions(Growth(min_prob=1e-9), window=512)
         recorders.append(Recorder(head_drafter(folder, model, pool, options=options)))
         return {kind: recorders[0]}
 
@@ -174,7 +175,7 @@ def test_a_head_that_begins_in_the_middle_knows_what_came_from_the_prefix_cache(
     recorders: list[Recorder] = []
 
     def drafters(pool: BlockPool, runner: Runner) -> dict[str, Any]:
-        options = HeadOptions(min_prob=1e-9)
+        options = HeadOptions(Growth(min_prob=1e-9))
         recorders.append(Recorder(head_drafter(folder, model, pool, options=options)))
         return {kind: recorders[0]}
 

@@ -12,6 +12,7 @@ import torch
 
 from decode_worker.speculate.fixed import Fixed
 from triptych.drafters.heads.drafter import HeadOptions
+from triptych.drafters.tree_growth import Growth
 from triptych.engine.runner import Runner
 from triptych.kv.pool import BlockPool
 from triptych.models.model import Model
@@ -31,7 +32,7 @@ class School:
         random_head(folder, model, "eagle3")
 
         def drafters(pool: BlockPool, runner: Runner) -> dict[str, Any]:
-            options = HeadOptions(min_prob=1e-9, window=64)
+            options = HeadOptions(Growth(min_prob=1e-9), window=64)
             drafter = head_drafter(folder, model, pool, options=options)
             settings = OnlineSettings(rate=3e-3, batch_rows=256, held_out=5, steps_per_version=10)
             weights = load_head_tensors(folder)

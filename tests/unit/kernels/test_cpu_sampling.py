@@ -22,9 +22,9 @@ from triptych_kernels.sampling import (
     Draw,
     draw_tokens,
     filter_logits,
-    gumbel_noise,
     inverse_temperature,
     noise_of_bits,
+    token_noise,
 )
 
 SIZES = (2, 33, 1000, 49152, 151936)
@@ -115,9 +115,9 @@ def test_noise_depends_on_seed_position_and_token_as_in_the_reference(
     native: NativeSampling,
 ) -> None:
     for seed, position in ((0, 0), (7, 3), (2**64 - 1, 5), (1 << 63, 1 << 31)):
-        assert torch.equal(
-            native.gumbel_noise(seed, position, 1000), gumbel_noise(seed, position, 1000)
-        )
+        for ids in (torch.arange(1000), torch.tensor([151935, 3, 0, 49151, 3])):
+            noise = native.token_noise(seed, position, ids)
+            assert torch.equal(noise, token_noise(seed, position, ids))
 
 
 @functools.cache

@@ -28,8 +28,7 @@ from triptych.engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class HeadOptions:
-    width: int = 1
-    min_prob: float = 0.1
+    growth: Growth = Growth()
     window: int = 256  # rows before the first draft that a head catches up with
 
 
@@ -61,6 +60,10 @@ class HeadDrafter:
     @property
     def taps(self) -> tuple[int, ...]:
         return self.head.config.taps
+
+    @property
+    def window(self) -> int:
+        return self._options.window
 
     def begin(self, sequence: Sequence, hints: Hints) -> None:
         self._memories[sequence] = Memory(self._block_tokens, self._options.window)
@@ -103,8 +106,7 @@ class HeadDrafter:
         states = memory.take(end)
         if states is None:
             return None
-        options = self._options
-        tree = GrowingTree(Growth(ask.max_nodes, options.width, options.min_prob))
+        tree = GrowingTree(self._options.growth, ask.max_nodes)
         return Round(sequence, memory.synced, end, memory.origin // size, states, tree)
 
     def _first_known(self, sequence: Sequence, block: int) -> int:

@@ -111,7 +111,7 @@ class AllAtOnce:
         jobs, rows, row = list[RowJob](), list[Tensor](), 0
         for round_ in rounds:
             begin, row = row, row + round_.end - round_.begin
-            depth = min(round_.tree.growth.max_nodes, len(marks) + 1)
+            depth = min(round_.tree.max_nodes, len(marks) + 1)
             marked = embedded[row - 1] + marks[: depth - 1]
             rows.append(head.join(embedded[begin:row], known[begin:row]))
             if depth > 1:

@@ -96,9 +96,11 @@ void tk_noise_of_bits(std::uint32_t first, int count, float* noise) {
     for (int i = 0; i < count; ++i) noise[i] = triptych::noise_of_bits(first + i);
 }
 
-void tk_gumbel_noise(std::uint64_t seed, std::uint64_t position, int vocab, float* noise) {
+void tk_token_noise(std::uint64_t seed, std::uint64_t position, const std::int64_t* tokens,
+                    int count, float* noise) {
     const std::uint64_t key = triptych::noise_key(seed, position);
-    for (int i = 0; i < vocab; ++i) {
-        noise[i] = triptych::noise_of_bits(triptych::noise_bits(key, i));
+    for (int i = 0; i < count; ++i) {
+        const auto token = static_cast<std::uint32_t>(tokens[i]);
+        noise[i] = triptych::noise_of_bits(triptych::noise_bits(key, token));
     }
 }

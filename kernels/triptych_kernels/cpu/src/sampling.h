@@ -32,7 +32,7 @@ TK_EXPORT int tk_kept_tokens(const TkDraw* draw, int vocab, std::int32_t* tokens
 // The noise of `count` values of its 24 bits, from `first` on.
 TK_EXPORT void tk_noise_of_bits(std::uint32_t first, int count, float* noise);
 
-// The noise of the tokens [0, vocab) at a position of a request.
-TK_EXPORT void tk_gumbel_noise(std::uint64_t seed, std::uint64_t position, int vocab,
-                               float* noise);
+// The noise of these tokens at a position of a request.
+TK_EXPORT void tk_token_noise(std::uint64_t seed, std::uint64_t position, const std::int64_t* tokens,
+                              int count, float* noise);
 }

@@ -49,7 +49,9 @@ def test_a_node_is_never_kept_without_its_parent(count: int) -> None:
     tree = Draft((1, 2, 3, 4), parents=(-1, -1, 0, 2), drafter="ngram")
     trust = Trust()
     chain = Draft((1, 2, 3), confidence=(0.99, 0.5, 0.999), drafter="ngram")
-    keep = keep_best([trust.offer(tree, 1.0).survival, trust.offer(chain, 1.0).survival], count)
+    keep = keep_best(
+        [trust.offer(tree, 8, 1.0).survival, trust.offer(chain, 8, 1.0).survival], count
+    )
     for draft, kept in zip((tree, chain), keep, strict=True):
         assert all(draft.parent(n) == -1 or kept[draft.parent(n)] for n, k in enumerate(kept) if k)
     assert sum(map(sum, keep)) == count
@@ -58,29 +60,36 @@ def test_a_node_is_never_kept_without_its_parent(count: int) -> None:
 def test_a_sequence_that_accepts_nothing_is_soon_believed_to() -> None:
     trust, track, draft = Trust(), Track(0.5), Draft((1, 2, 3), drafter="ngram")
     for _ in range(20):
-        track.judge(trust.learn(Offer(draft), labels_of(draft, (0, 1, 2))), 3)
-    assert trust.offer(draft, track.factor).survival[0] > 0.8
+        track.judge(trust.learn(Offer(draft, 16), labels_of(draft, (0, 1, 2))), 3)
+    assert trust.offer(draft, 8, track.factor).survival[0] > 0.8
     for _ in range(6):
-        track.judge(trust.learn(Offer(draft), labels_of(draft, ())), 0)
-    assert trust.offer(draft, track.factor).survival[0] < 0.6
+        track.judge(trust.learn(Offer(draft, 16), labels_of(draft, ())), 0)
+    assert trust.offer(draft, 8, track.factor).survival[0] < 0.6
 
 
 def test_a_drafter_that_boasts_is_believed_less_than_one_that_is_right() -> None:
     boasts, honest = Trust(), Trust()
     draft = Draft((1,), confidence=(0.95,), drafter="head")
     for _ in range(50):
-        boasts.learn(Offer(draft), labels_of(draft, ()))
-        honest.learn(Offer(draft), labels_of(draft, (0,)))
-    assert boasts.offer(draft, 1.0).survival[0] < 0.2 < 0.9 < honest.offer(draft, 1.0).survival[0]
+        boasts.learn(Offer(draft, 16), labels_of(draft, ()))
+        honest.learn(Offer(draft, 16), labels_of(draft, (0,)))
+    assert (
+        boasts.offer(draft, 16, 1.0).survival[0]
+        < 0.2
+        < 0.9
+        < honest.offer(draft, 16, 1.0).survival[0]
+    )
 
 
 def test_longer_offers_may_be_surer_than_short_ones() -> None:
     trust = Trust()
     short, long = (Draft((1,) * n, confidence=(1.0,) * n, drafter="suffix") for n in (1, 8))
     for _ in range(50):
-        trust.learn(Offer(short), labels_of(short, ()))
-        trust.learn(Offer(long), labels_of(long, range(8)))
-    assert trust.offer(short, 1.0).survival[0] < 0.3 < 0.8 < trust.offer(long, 1.0).survival[0]
+        trust.learn(Offer(short, 16), labels_of(short, ()))
+        trust.learn(Offer(long, 16), labels_of(long, range(8)))
+    assert (
+        trust.offer(short, 16, 1.0).survival[0] < 0.3 < 0.8 < trust.offer(long, 16, 1.0).survival[0]
+    )
 
 
 def test_who_has_nothing_is_asked_less_and_less_until_it_is_right() -> None:
@@ -183,3 +192,37 @@ def test_a_table_drafts_by_batch_size() -> None:
     assert table.plan(load_of(sequences(3)))[0] == Budget("ngram", 8)
     assert table.plan(load_of(sequences(4)))[0] == Budget("ngram", 2)
     assert table.plan(load_of(sequences(20)))[0] == Budget()
+
+
+def test_a_tree_promises_by_its_levels_however_many_nodes_they_have() -> None:
+    """Wide trees are right at a level more often than any of their nodes."""
+    trust = Trust()
+    tree = Draft((1, 2, 3, 4, 5, 6), parents=(-1, -1, -1, 0, 0, 1), drafter="eagle3")
+    for step in range(200):
+        right = ((0, 3), (1, 5), (2,), ())[step % 4]
+        trust.learn(trust.offer(tree, 16, 1.0), labels_of(tree, right))
+    assert trust.breadth == pytest.approx(3.0, abs=0.1)
+    first, second, *_ = trust.ahead(1.0, 8)
+    assert first == pytest.approx(0.75, abs=0.05)
+    assert second == pytest.approx(0.5, abs=0.07)
+
+
+def test_a_drafter_that_stops_by_itself_promises_no_more_levels() -> None:
+    trust, draft = Trust(), Draft((1, 2), drafter="eagle3")
+    for _ in range(200):
+        trust.learn(trust.offer(draft, 16, 1.0), labels_of(draft, (0, 1)))
+    assert sum(trust.ahead(1.0, 8)) == pytest.approx(2.0, abs=0.2)
+
+
+def test_what_was_trimmed_from_a_tree_is_neither_right_nor_wrong() -> None:
+    trust = Trust()
+    tree = Draft((1, 2, 3), parents=(-1, -1, 1), confidence=(0.5, 0.05, 0.9), drafter="eagle3")
+    keep = [False, True, True]
+    for _ in range(100):
+        offer = trust.offer(tree, 16, 1.0)
+        left = tree.kept(keep)
+        offer.keep(left, keep)
+        trust.learn(offer, labels_of(left, (0, 1)))
+    survival = trust.offer(tree, 16, 1.0).survival
+    assert survival[1] > 0.9, "the node that was kept was always right"
+    assert survival[0] == pytest.approx(0.55, abs=0.1), "of the other one nothing was learned"

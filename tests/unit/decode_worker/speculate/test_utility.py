@@ -95,7 +95,7 @@ def test_the_same_history_leads_to_the_same_decisions() -> None:
 def test_sequences_that_ended_are_forgotten() -> None:
     policy = Utility()
     simulate(policy, world(*RANDOM.values(), batch=4, life=10), 200)
-    assert len(policy._tracks) <= 4
+    assert len(policy.beliefs) <= 4
 
 
 def test_before_any_plain_step_nothing_is_drafted_and_then_something_is() -> None:
