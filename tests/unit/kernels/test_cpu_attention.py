@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import mmap
+import random
 
 import pytest
 import torch
@@ -151,3 +152,29 @@ def test_blocks_may_lie_far_beyond_two_gigabytes(dtype: str) -> None:
         (found,) = attend(near.library, far.cache, [job], scale=128**-0.5, layer=29)
         del memory
     assert torch.equal(found, near.attend(near.rows(7, 40))[0])
+
+
+@pytest.mark.parametrize("start", [3, 27, 121, 1019])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_of_a_tree_has_the_bits_of_the_same_row_in_a_chain(dtype: str, start: int) -> None:
+    """However wide and deep the tree is, and wherever parts and tiles end in it."""
+    for seed, (window, softcap) in enumerate(VISIBLE):
+        dice = random.Random(f"{start}/{seed}")
+        nodes = 40
+        prompt = Prompt(LIBRARIES[0], dtype, 64, 3, 32, start + nodes).put()
+        other = Prompt(LIBRARIES[0], dtype, 64, 3, 32, start + nodes)
+        wide = [-1, *(max(-1, dice.randrange(-1, i)) if i % 3 else i - 1 for i in range(1, nodes))]
+        queries = prompt.queries[start:]
+        tree = Rows(queries, start, prompt.blocks, wide)
+        (found,) = prompt.attend(tree, window=window, softcap=softcap)
+        for row in range(nodes):
+            path = [row]
+            while wide[path[0]] >= 0:
+                path.insert(0, wide[path[0]])
+            places = [*range(start), *(start + node for node in path)]
+            other.keys[: len(places)] = prompt.keys[places]
+            other.values[: len(places)] = prompt.values[places]
+            other.put(0, len(places))
+            chain = Rows(queries[path], start, other.blocks)
+            (alone,) = other.attend(chain, window=window, softcap=softcap)
+            assert torch.equal(found[row], alone[-1]), f"row {row}, path {path}"

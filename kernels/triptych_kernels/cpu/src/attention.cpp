@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "attention_fold.h"
+#include "attention_tree.h"
 #include "export.h"
 #include "pool.h"
 
@@ -102,7 +103,7 @@ class Worker {
         if (job.parents != nullptr && at + kTileTokens > job.start) {
             return fold_paths(call, task, source, member, at, states);
         }
-        Item<T> item{read_tile(source, at, end, scratch_), at, nullptr, nullptr, {}};
+        Item<T> item{read_tile(source, at, end, scratch_), at, nullptr, nullptr, {}, nullptr};
         for (int group = 0; group < task.groups; ++group) {
             const int seen = job.start + lanes_[group].last_row + 1 - at;
             if (seen <= 0) continue;
@@ -115,23 +116,24 @@ class Worker {
         }
     }
 
-    // A tree's tile: each row sees keys of its own, and the lanes of other rows look away.
+    // A tree's tile: each row sees tokens of its own. As many rows at a time as find room.
     void fold_paths(const Call& call, const LaneTask& task, const KvSource& source, int member, int at,
                     const State* states) {
+        const Job& job = *task.job;
         for (int group = 0; group < task.groups; ++group) {
+            std::vector<int> rows;
             for (int row = lanes_[group].first_row; row <= lanes_[group].last_row; ++row) {
-                const auto path = path_to(*task.job, row);
-                const int length = static_cast<int>(path.size());
-                if (task.job->start + length <= at) continue;
-                Lanes own = lanes_[group];
-                for (int lane = 0; lane < kLanes; ++lane) {
-                    const int of = ((task.first_group + group) * kLanes + lane) / call.group();
-                    if (of != row) own.high[lane] = 0;
-                }
-                own.all_high = 0;
-                fold_(call.shape,
-                      {read_path(source, at, task.job->start, path.data(), length, scratch_), at,
-                       &own, queries_of(member + group), states[member + group]});
+                if (position_of(job, row) >= at) rows.push_back(row);
+            }
+            while (!rows.empty()) {
+                TreeTile tile(at, job.start);
+                const auto added = [&](int row) {
+                    return tile.add(path_to(job, row), low_of(call, job, row),
+                                    lanes_of_row(call, task.first_group + group, row));
+                };
+                rows.erase(std::remove_if(rows.begin(), rows.end(), added), rows.end());
+                fold_(call.shape, {read_tree(source, tile, scratch_), at, &lanes_[group],
+                                   queries_of(member + group), states[member + group], tile.seen()});
             }
         }
     }

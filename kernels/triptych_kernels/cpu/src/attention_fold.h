@@ -18,6 +18,7 @@ struct Item {
     const Lanes* lanes;
     const void* queries;
     State state;
+    const std::uint16_t* seen;  // lanes that see a slot; null: as `lanes` says
 };
 
 // Keys and values on their way from DRAM into the second-level cache. They lie in pieces of a page
@@ -79,7 +80,10 @@ class TileFold {
         const int tokens = tile.parts * kPartTokens;
         if (tile.key_scales != nullptr) scale_keys(tile, tokens);
         if (shape.softcap > 0) cap_scores(shape, tokens);
-        if (item.begin + tokens > item.lanes->all_high || item.begin < item.lanes->all_low) {
+        if (item.seen != nullptr) {
+            mask_slots(item.seen, tokens);
+        } else if (item.begin + tokens > item.lanes->all_high ||
+                   item.begin < item.lanes->all_low) {
             mask(item, tokens);
         }
         const State& state = item.state;
@@ -119,6 +123,17 @@ class TileFold {
         for (int t = 0; t < tokens; ++t) {
             float* score = scores_ + t * kLanes;
             store(score, item.lanes->visible(load(score), item.begin + t));
+        }
+    }
+
+    void mask_slots(const std::uint16_t* seen, int tokens) {
+        const VInt bit = {1,      1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
+                          1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
+        for (int t = 0; t < tokens; ++t) {
+            if (seen[t] == 0xffff) continue;
+            float* score = scores_ + t * kLanes;
+            const VInt lanes = VInt{} + seen[t];
+            store(score, (lanes & bit) != 0 ? load(score) : set1(-__builtin_inff()));
         }
     }
 

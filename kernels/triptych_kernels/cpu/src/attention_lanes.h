@@ -94,6 +94,19 @@ inline Lanes lanes_of(const Call& call, const Job& job, int group) {
     return lanes;
 }
 
+// The first position that a row sees.
+inline int low_of(const Call& call, const Job& job, int row) {
+    return call.shape.window > 0 ? position_of(job, row) + 1 - call.shape.window : 0;
+}
+
+// Those of a group that belong to this row.
+inline std::uint16_t lanes_of_row(const Call& call, int group, int row) {
+    const int heads = call.group();
+    const int first = std::max(0, row * heads - group * kLanes);
+    const int end = std::min(kLanes, (row + 1) * heads - group * kLanes);
+    return static_cast<std::uint16_t>((1u << end) - (1u << first));
+}
+
 // Slots of a row of a tree and of those before it, behind the job's start.
 inline std::vector<std::int32_t> path_to(const Job& job, int row) {
     std::vector<std::int32_t> path;

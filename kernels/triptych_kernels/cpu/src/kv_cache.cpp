@@ -4,6 +4,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "attention_tree.h"
 #include "memory.h"
 
 namespace triptych {
@@ -201,47 +202,64 @@ KvScratch<T>::~KvScratch() {
     std::free(values);
 }
 
+namespace {
+
+template <class T>
+void point_at_cache(KvTile<T>& tile, int part, const KvSource& source, int first) {
+    const KvCache& cache = source.cache;
+    const int block = source.blocks[first / cache.block_tokens];
+    const int offset = first % cache.block_tokens;
+    const std::uint8_t* keys = cache.keys(source.layer, block, source.head);
+    const std::uint8_t* values = cache.values(source.layer, block, source.head);
+    tile.keys[part] = reinterpret_cast<const T*>(keys) + offset * cache.head_dim;
+    tile.values[part] = reinterpret_cast<const T*>(values) + offset;
+    tile.value_stride[part] = cache.block_tokens;
+}
+
+// Positions [first, first + count) into the first slots of a part.
+template <class T>
+void copy_part(const KvSource& source, int first, int count, int part, KvScratch<T>& scratch) {
+    if (count < kPartTokens) clear_part(part, source.cache.head_dim, scratch);
+    for (int i = 0; i < count;) {
+        const int left = source.cache.block_tokens - (first + i) % source.cache.block_tokens;
+        const int run = std::min(count - i, left);
+        copy_run(source, first + i, run, part * kPartTokens + i, scratch);
+        i += run;
+    }
+}
+
+}  // namespace
+
 template <class T>
 KvTile<T> read_tile(const KvSource& source, int begin, int limit, KvScratch<T>& scratch) {
-    const KvCache& cache = source.cache;
     KvTile<T> tile = empty_tile(source, begin, limit, scratch);
-    const bool direct = reads_in_place(cache);
     for (int part = 0; part < tile.parts; ++part) {
         const int first = begin + part * kPartTokens;
-        const int count = std::min(kPartTokens, source.end - first);
-        if (direct) {
-            const int block = source.blocks[first / cache.block_tokens];
-            const int offset = first % cache.block_tokens;
-            const std::uint8_t* keys = cache.keys(source.layer, block, source.head);
-            const std::uint8_t* values = cache.values(source.layer, block, source.head);
-            tile.keys[part] = reinterpret_cast<const T*>(keys) + offset * cache.head_dim;
-            tile.values[part] = reinterpret_cast<const T*>(values) + offset;
-            tile.value_stride[part] = cache.block_tokens;
+        if (reads_in_place(source.cache)) {
+            point_at_cache(tile, part, source, first);
             continue;
         }
-        if (count < kPartTokens) clear_part(part, cache.head_dim, scratch);
-        for (int i = 0; i < count;) {
-            const int left = cache.block_tokens - (first + i) % cache.block_tokens;
-            const int run = std::min(count - i, left);
-            copy_run(source, first + i, run, part * kPartTokens + i, scratch);
-            i += run;
-        }
-        point_at_scratch(tile, part, cache.head_dim, scratch);
+        copy_part(source, first, std::min(kPartTokens, source.end - first), part, scratch);
+        point_at_scratch(tile, part, source.cache.head_dim, scratch);
     }
     return tile;
 }
 
 template <class T>
-KvTile<T> read_path(const KvSource& source, int begin, int base, const std::int32_t* path,
-                    int length, KvScratch<T>& scratch) {
-    KvTile<T> tile = empty_tile(source, begin, base + length, scratch);
+KvTile<T> read_tree(const KvSource& source, const TreeTile& tree, KvScratch<T>& scratch) {
+    KvTile<T> tile = empty_tile(source, tree.begin(), tree.begin() + tree.end(), scratch);
     for (int part = 0; part < tile.parts; ++part) {
-        clear_part(part, source.cache.head_dim, scratch);
+        const int slot = part * kPartTokens;
+        const int before = std::clamp(tree.base() - tree.begin() - slot, 0, kPartTokens);
+        if (before == kPartTokens && reads_in_place(source.cache)) {
+            point_at_cache(tile, part, source, tree.begin() + slot);
+            continue;
+        }
+        copy_part(source, tree.begin() + slot, before, part, scratch);
+        for (int i = before; i < kPartTokens; ++i) {
+            if (tree.from(slot + i) >= 0) copy_run(source, tree.from(slot + i), 1, slot + i, scratch);
+        }
         point_at_scratch(tile, part, source.cache.head_dim, scratch);
-    }
-    for (int i = 0; i < tile.tokens; ++i) {
-        const int position = begin + i;
-        copy_run(source, position < base ? position : path[position - base], 1, i, scratch);
     }
     return tile;
 }
@@ -250,9 +268,7 @@ template struct KvScratch<float>;
 template struct KvScratch<Bf16>;
 template KvTile<float> read_tile(const KvSource&, int, int, KvScratch<float>&);
 template KvTile<Bf16> read_tile(const KvSource&, int, int, KvScratch<Bf16>&);
-template KvTile<float> read_path(const KvSource&, int, int, const std::int32_t*, int,
-                                 KvScratch<float>&);
-template KvTile<Bf16> read_path(const KvSource&, int, int, const std::int32_t*, int,
-                                KvScratch<Bf16>&);
+template KvTile<float> read_tree(const KvSource&, const TreeTile&, KvScratch<float>&);
+template KvTile<Bf16> read_tree(const KvSource&, const TreeTile&, KvScratch<Bf16>&);
 
 }  // namespace triptych

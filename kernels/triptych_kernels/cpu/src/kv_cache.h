@@ -87,14 +87,15 @@ struct KvSource {
     int end;
 };
 
+class TreeTile;
+
 // Positions [begin, min(begin + 128, limit)), limit ≤ end; zeros behind `end`.
 template <class T>
 KvTile<T> read_tile(const KvSource& source, int begin, int limit, KvScratch<T>& scratch);
 
-// The same for a node of a tree of drafts: position base + i is found at path[i], for i < length.
+// The same for rows of a tree of drafts, as the tile says.
 template <class T>
-KvTile<T> read_path(const KvSource& source, int begin, int base, const std::int32_t* path,
-                    int length, KvScratch<T>& scratch);
+KvTile<T> read_tree(const KvSource& source, const TreeTile& tree, KvScratch<T>& scratch);
 
 inline bool reads_in_place(const KvCache& cache) {
     return cache.type != KvType::kInt8 && cache.block_tokens % kPartTokens == 0;
