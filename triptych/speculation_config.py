@@ -54,6 +54,9 @@ class HeadDrafterConfig(_TreeConfig):
 
     kind: Literal["eagle3", "parallel"]
     path: Path | None = Field(None, description="its directory; default: in the cache")
+    dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = Field(
+        "auto", description="of its weights; auto: int8 beside bfloat16, else the target's"
+    )
     window: int = Field(256, ge=16, description="tokens before the first draft that it looks at")
     learn: bool = Field(False, description="from what was verified, while nobody waits")
 

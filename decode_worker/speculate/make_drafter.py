@@ -92,14 +92,19 @@ class DrafterMaker:
 def _head_drafter(
     config: HeadDrafterConfig, folder: Path, parts: EngineParts, sampler: Sampler
 ) -> HeadDrafter:
+    backend = parts.backend
+    dtype: str = backend.weights if config.dtype == "auto" else config.dtype
+    if config.dtype == "auto" and backend.kernels != "torch" and backend.weights == "bfloat16":
+        dtype = "int8"  # a draft may be a little worse if it is made in half the time
+    backend = choose_backend(dtype, backend.kv, backend.group)
     place = HeadPlace(
         target=parts.model,
         fingerprint=parts.fingerprint,
         num_blocks=parts.pool.num_blocks,
         block_tokens=parts.layout.block_tokens,
-        packer=parts.backend.packer,
-        weights=parts.backend.weights,
-        kv_dtype=parts.backend.kv,
+        packer=backend.packer,
+        weights=backend.weights,
+        kv_dtype=backend.kv,
     )
     head = DraftHead.load(folder, place)
     if head.config.kind != config.kind:

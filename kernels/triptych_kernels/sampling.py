@@ -49,7 +49,6 @@ class Draw(NamedTuple):
 
 DrawTokens = Callable[[Sequence[Draw]], list[int]]
 TokenLaw = Callable[[Draw], Tensor]
-TokenNoise = Callable[[int, int, Tensor], Tensor]
 
 
 def draw_tokens(draws: Sequence[Draw]) -> list[int]:

@@ -12,13 +12,13 @@ from triptych.drafters.tree_growth import GrowingTree
 from triptych.engine.sampler import Sampler, Spot, needs_shaping, shape_logits
 from triptych.engine.sequence import Sequence
 from triptych.request import SamplingParams
-from triptych_kernels.cpu.sampling import best_token_noise
+from triptych_kernels.best_logits import NoisyRow
+from triptych_kernels.cpu.best_logits import best_find_best, best_find_leaders
 from triptych_kernels.sampling import GREEDY_BELOW, filter_logits, inverse_temperature
 
 Guess = tuple[int, float]  # a token, and how likely the drafter finds it
 
-# The likeliest tokens, of which one is drawn: 512 hold nearly all of what a head believes in.
-_CANDIDATES = 512
+_LEADERS = 32  # tokens that are compared when it is told how likely one of them is to be drawn
 # How far a drafter's logits lie from the target's, as the scale of a Gumbel law: the target draws
 # the token whose score leads by more than such errors.
 _ERROR = 1.3
@@ -36,7 +36,8 @@ class Guesser:
         self._eos = sampler.eos_token_ids
         self._vocab_size = vocab_size
         self._token_ids = token_ids
-        self._noise = best_token_noise()
+        self._find_best = best_find_best()
+        self._find_leaders = best_find_leaders()
 
     def expand(self, trees: Seq[tuple[Sequence, GrowingTree]], logits: Tensor) -> None:
         """The next level of every tree; logits float32 [R, Vd], a row per node of all frontiers."""
@@ -61,27 +62,41 @@ class Guesser:
         return guesses
 
     def _likeliest(self, logits: Tensor, width: int) -> list[list[Guess]]:
-        values, columns = logits.topk(min(width, logits.shape[1]), dim=-1)
-        chances = (values - logits.logsumexp(-1, keepdim=True)).exp_()
-        return self._told(columns, chances)
+        best = self._find_best(logits, min(width, logits.shape[1]))
+        chances = (best.values - best.log_sums[:, None]).exp_()
+        return self._told(best.columns, chances)
 
     def _leading(self, logits: Tensor, spots: Seq[Spot], width: int) -> list[list[Guess]]:
         """Those with the greatest sums of logit / temperature and noise; P(first) if each sum may
         still change by a Gumbel-distributed error.
         """
-        values, columns = logits.topk(min(_CANDIDATES, logits.shape[1]), dim=-1)
-        ids = columns if self._token_ids is None else self._token_ids[columns]
-        scores = torch.stack([self._scores(*row) for row in zip(values, ids, spots, strict=True)])
-        best, places = scores.topk(min(width, scores.shape[1]), dim=-1)
-        chances = (best / _ERROR - (scores / _ERROR).logsumexp(-1, keepdim=True)).exp_()
-        return self._told(columns.gather(-1, places), chances)
+        logits = self._filtered(logits, spots)
+        ids = self._ids(logits.shape[1])
+        scores, columns = self._find_leaders(
+            logits, ids, [_noise_of(spot) for spot in spots], min(_LEADERS, logits.shape[1])
+        )
+        chances = (scores / _ERROR).softmax(-1)
+        return self._told(columns[:, :width], chances[:, :width])
 
-    def _scores(self, ranked: Tensor, ids: Tensor, spot: Spot) -> Tensor:
-        params = _params(spot)
-        position = len(spot.sequence.tokens) + len(spot.path)
-        scaled = ranked * inverse_temperature(params.temperature)
-        kept = filter_logits(scaled, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p)
-        return kept + self._noise(params.seed, position, ids)
+    def _filtered(self, logits: Tensor, spots: Seq[Spot]) -> Tensor:
+        """What top-k, top-p and min-p would keep if the drafter were right."""
+        rows = [row for row, spot in enumerate(spots) if _is_filtered(_params(spot))]
+        if not rows:
+            return logits
+        logits = logits.clone()
+        for row in rows:
+            params = _params(spots[row])
+            scale = inverse_temperature(params.temperature)
+            kept = filter_logits(
+                logits[row] * scale, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p
+            )
+            logits[row] = logits[row].masked_fill(kept == -torch.inf, -torch.inf)
+        return logits
+
+    def _ids(self, columns: int) -> Tensor:
+        if self._token_ids is None:
+            self._token_ids = torch.arange(columns)
+        return self._token_ids
 
     def _shaped(self, logits: Tensor, spots: Seq[Spot]) -> Tensor:
         """With the requests' biases and penalties."""
@@ -113,3 +128,12 @@ def _params(spot: Spot) -> SamplingParams:
 
 def _is_drawn(spot: Spot) -> bool:
     return _params(spot).temperature >= GREEDY_BELOW
+
+
+def _is_filtered(params: SamplingParams) -> bool:
+    return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
+
+
+def _noise_of(spot: Spot) -> NoisyRow:
+    params = _params(spot)
+    return NoisyRow(params.seed, len(spot.sequence.tokens) + len(spot.path), params.temperature)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from triptych_kernels import sampling as reference
 from triptych_kernels.cpu.native import Library, native
-from triptych_kernels.sampling import GREEDY_BELOW, Draw, DrawTokens, TokenLaw, TokenNoise
+from triptych_kernels.sampling import GREEDY_BELOW, Draw, DrawTokens, TokenLaw
 
 # `TkDraw` of sampling.h: logits, seed, position, top_p, 1/temperature, log min_p, top_k, unused.
 _ROW = struct.Struct("=QQQdffii")
@@ -31,12 +31,6 @@ def best_draw_tokens() -> DrawTokens:
 def best_token_law() -> TokenLaw:
     library = native()
     return reference.token_law if library is None else NativeSampling(library).token_law
-
-
-@functools.cache
-def best_token_noise() -> TokenNoise:
-    library = native()
-    return reference.token_noise if library is None else NativeSampling(library).token_noise
 
 
 class NativeSampling:

@@ -77,7 +77,7 @@ class LevelByLevel:
         """
         head = self._head
         new = [(round_, node) for round_ in rounds for node in round_.tree.frontier]
-        embedded = head.embedded([round_.tree.tokens[node] for round_, node in new])
+        embedded = head.embedded_drafts([round_.tree.tokens[node] for round_, node in new])
         above = torch.stack([round_.outputs[round_.tree.parents[node]] for round_, node in new])
         for (round_, node), row in zip(new, head.join(embedded, above), strict=True):
             round_.inputs[node] = row

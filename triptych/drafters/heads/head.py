@@ -72,6 +72,10 @@ class DraftHead:
         )
         self.token_ids = reader.tensor("draft_ids", config.draft_vocab_size).long()
         self.runner = _runner(config, place, reader, self.storage)
+        # Rows of the target's matrix lie wherever its kernels want them; those that can be drafted
+        # are wanted again and again.
+        self._column_of = {token: column for column, token in enumerate(self.token_ids.tolist())}
+        self._drafted = self.embedded(self.token_ids.tolist()).bfloat16()
 
     @classmethod
     def load(cls, folder: Path, place: HeadPlace) -> DraftHead:
@@ -96,6 +100,10 @@ class DraftHead:
         """The target's embedding, normed, [M, H]."""
         rows = self._target.embedding.row(torch.tensor(token_ids))
         return self._norm(rows, self._embed_norm)
+
+    def embedded_drafts(self, token_ids: Sequence[int]) -> Tensor:
+        """`embedded` of tokens that the head drafted."""
+        return self._drafted[[self._column_of[token] for token in token_ids]].float()
 
     def join(self, embedded: Tensor, feature: Tensor) -> Tensor:
         """A row's token and what is known before it, each [M, H] → the layers' input [M, H]."""
