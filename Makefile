@@ -19,7 +19,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I . --python_out=$(1) --pyi_out=$(1
          --grpc_python_out=$(1) transport/protos/*.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check proto bench peers clean
+.PHONY: help setup run test check proto bench heads peers clean
 
 help:
 	@awk -F': .*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ proto: setup ## generate the Python code of transport/protos/*.proto
 bench: setup ## the benchmarks; for numbers to quote the machine must be idle
 	$(BIN)/python -m bench.one_answer
 	$(BIN)/python -m bench.handoff
+
+heads: setup ## train both draft heads of the default model; an hour and a half on two cores, goes on where it was
+	$(BIN)/triptych draft train --kind eagle3
+	$(BIN)/triptych draft train --kind parallel
 
 PEERS := .peers/vllm/.ready-$(VLLM) $(foreach kind,llama_cpp llama_cpp_amx,.peers/$(kind)/.ready-$(LLAMA_CPP))
 peers: $(PEERS) ## install vLLM and llama.cpp for `bench.engine --peers`; ten minutes

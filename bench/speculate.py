@@ -6,7 +6,7 @@ Plain decoding and every drafter answer the same prompts on one engine, in turns
 that whatever disturbs one disturbs all. A batch holds prompts of one category; timed is what comes
 after its prompts are read. Speed-up: the median over batches of plain time / time. Tokens per round
 is what it would be if drafting and more rows in a step cost nothing. Every answer is compared with
-the plain one, token by token. Lanes with heads need `triptych draft train` first.
+the plain one, token by token. Lanes with heads need `make heads` first.
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ LANES: dict[str, dict[str, Any]] = {
         "mode": "auto",
         "drafters": [{"kind": "switching", "between": [{"kind": "suffix"}, {"kind": "eagle3"}]}],
     },
-    "auto": {"mode": "auto", "drafters": [{"kind": "suffix"}]},
-    "auto-heads": {"mode": "auto", "drafters": [{"kind": "suffix"}, {"kind": "eagle3"}]},
+    "auto": {"mode": "auto", "drafters": [{"kind": "suffix"}, {"kind": "eagle3"}]},
 }
 
 
@@ -160,7 +159,7 @@ def rows_of(found: Found, peers: Peers, lanes: Sequence[str]) -> list[dict[str, 
         for (temperature, batch), group in groups.items():
             means = {
                 key: statistics.geometric_mean(row[key] for row in group)
-                for key in ("speedup", "tokens_per_round")
+                for key in ("speedup", "tokens_per_round", "round")
             }
             cell = Cell(temperature, batch, "all")
             of_peers = [row["peers"][PEER] for row in group if row["peers"]]
@@ -171,10 +170,13 @@ def rows_of(found: Found, peers: Peers, lanes: Sequence[str]) -> list[dict[str, 
 
 def _row(lane: str, cell: Cell, runs: dict[str, list[Outcome]]) -> dict[str, Any]:
     rounds = sum(outcome.rounds for outcome in runs[lane])
+    tokens = sum(outcome.tokens for outcome in runs[lane]) / max(1, rounds)
+    gained = speedup(runs, lane)
     return {
         **_head(lane, cell),
-        "speedup": speedup(runs, lane),
-        "tokens_per_round": sum(outcome.tokens for outcome in runs[lane]) / max(1, rounds),
+        "speedup": gained,
+        "tokens_per_round": tokens,
+        "round": tokens / gained,
         "peers": {},
     }
 
@@ -219,9 +221,10 @@ def main() -> None:
         found, peers = measure(lanes, cells, prompts, options.max_tokens, peer)
     rows = rows_of(found, peers, options.lanes)
     wrong = sum(mismatches(runs, lane) for runs in found.values() for lane in options.lanes)
-    keys = ("drafter", "budget", "temperature", "batch", "category", "speedup", "tokens_per_round")
-    table = [[*(row[key] for key in keys), row["peers"].get(PEER, "")] for row in rows]
-    print_table("speculation", (*keys, PEER), table)
+    keys = ("drafter", "budget", "temperature", "batch", "category")
+    figures = ("speedup", "tokens_per_round", "round")
+    table = [[*(row[key] for key in (*keys, *figures)), row["peers"].get(PEER, "")] for row in rows]
+    print_table("speculation", (*keys, *figures, PEER), table)
     result = {
         "rows": rows,
         "mismatches": wrong,

@@ -61,10 +61,10 @@ class Lane:
             max_model_len=parts.max_model_len,
         )
 
-    def run(self, jobs: Seq[Job]) -> Outcome:
-        """All jobs at once, to their ends."""
+    def run(self, jobs: Seq[Job], *, skip_rounds: int = 1) -> Outcome:
+        """All jobs at once, to their ends; timed when each has had so many rounds."""
         sequences = [self._submit(number, job) for number, job in enumerate(jobs)]
-        while any(sequence.num_output == 0 for sequence in sequences):
+        while any(_is_behind(sequence, skip_rounds) for sequence in sequences):
             assert self._loop.step(), "prompts that nobody computes"
         outcome = Outcome()
         began_tokens = sum(sequence.num_output for sequence in sequences)
@@ -102,6 +102,10 @@ class Lane:
         )
         self._loop.submit(sequence)
         return sequence
+
+
+def _is_behind(sequence: Sequence, rounds: int) -> bool:
+    return sequence.num_rounds < rounds and sequence.finish_reason is None
 
 
 def encode(tokenizer: Tokenizer, text: str, most: int) -> list[int]:

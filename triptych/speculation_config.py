@@ -128,8 +128,18 @@ class SpeculationConfig(_Frozen):
             "tests",
         )
     )
-    drafters: tuple[DrafterConfig, ...] = (SuffixConfig(),)
-    max_nodes: int = Field(16, ge=1, le=256, description="of one draft; all of them when fixed")
+    drafters: tuple[DrafterConfig, ...] | None = Field(
+        None,
+        description="default: suffix trees and, if `triptych draft train` made one for this model, "
+        "an eagle3 head",
+    )
+    max_nodes: int = Field(
+        15,
+        ge=1,
+        le=256,
+        description="of one draft; all of them when fixed. 15 and the token before them are 16 "
+        "rows, which a matrix unit takes at once",
+    )
     rule: Literal["equality", "rejection", "block"] = Field(
         "equality",
         description="equality: right is what plain decoding draws; rejection and block: more may "
@@ -141,6 +151,8 @@ class SpeculationConfig(_Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> SpeculationConfig:
+        if self.drafters is None:
+            return self
         kinds = [drafter.kind for drafter in self.drafters]
         if len(set(kinds)) != len(kinds):
             raise ValueError(f"drafters: two of one kind: {sorted(kinds)}")

@@ -40,7 +40,7 @@ class Plan:
     out: Path
     given: Sequence[str] = ()  # texts of users
     answer_tokens: int = 600_000
-    epochs: int = 3
+    epochs: int = 5
     draft_vocab: int = 8192
     num_layers: int = 1
     batch_rows: int = 1024  # small: what a head lacks is steps, not precise ones

@@ -39,7 +39,7 @@ def train(
         Path | None, typer.Option(help="Directory of the head; default: in the cache.")
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of answers that it learns from.")] = 600_000,
-    epochs: Annotated[int, typer.Option(help="How often it sees them.")] = 3,
+    epochs: Annotated[int, typer.Option(help="How often it sees them.")] = 5,
     vocab: Annotated[int, typer.Option(help="Tokens that the head can draft.")] = 8192,
     layers: Annotated[int, typer.Option(help="Of the head.")] = 1,
     passes: Annotated[
