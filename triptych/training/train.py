@@ -28,7 +28,7 @@ from triptych.training.offline import OfflineEngine
 from triptych.training.teacher import Teacher, Vocabulary
 from triptych.worker.boot import EngineParts
 
-_HELD_OUT = 0.02  # of the texts, and 32 at least
+_HELD_OUT = 100  # texts, but never more than a tenth
 _SAVE_EVERY_S = 60.0
 
 
@@ -66,7 +66,7 @@ def train(plan: Plan, parts: EngineParts, watcher: Watcher) -> Score:
     plan.out.mkdir(parents=True, exist_ok=True)
     corpus = _write(plan, parts, watcher)
     texts = [text for text in (usable(t, plan.max_tokens) for t in corpus.texts()) if text]
-    held = texts[: max(32, int(_HELD_OUT * len(texts)))]
+    held = texts[: min(_HELD_OUT, max(1, len(texts) // 10))]
     texts = texts[len(held) :]
     if not texts:
         raise ConfigError("--tokens: too few to learn from; give 10000 or more")
