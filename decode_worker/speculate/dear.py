@@ -1,7 +1,9 @@
 """Who asks a drafter whose drafts cost time, and for how many nodes. Pure.
 
 Such drafters (heads, models) work level by level for all who ask: the longest draft of a step sets
-its price, so one length is chosen for all. All figures are in tokens: a step's time buys as many as
+its price, so one length is chosen for all. Those that draft trees choose their depth by themselves
+and are asked for all that there is room for: with fewer nodes they are right less often, and
+hardly sooner. All figures are in tokens: a step's time buys as many as
 it draws plainly.
 """
 
@@ -30,16 +32,19 @@ class Order(NamedTuple):
 
 
 def best_order(
-    askers: Seq[Asker], row: float, price: Callable[[int, int], float], margin: float
+    askers: Seq[Asker],
+    row: float,
+    price: Callable[[int, int], float],
+    margin: float,
+    lengths: Seq[int] = LENGTHS,
 ) -> Order:
-    """`row`: of verifying a node; `price`: of an ask for (sequences, nodes)."""
+    """`row`: of verifying a node; `price`: of an ask for (sequences, nodes); `lengths`: that may be
+    asked for.
+    """
     worth = [_worths(asker, row) for asker in askers]
     best = Order(gain=margin)
-    for nodes in LENGTHS:
-        gains = [
-            own[min(max(1, int(nodes / asker.breadth)), len(own) - 1)]
-            for asker, own in zip(askers, worth, strict=True)
-        ]
+    for nodes in lengths:
+        gains = [own[min(nodes, len(own) - 1)] for own in worth]
         places = tuple(a.place for a, gain in zip(askers, gains, strict=True) if gain > 0)
         if places:
             total = sum(gain for gain in gains if gain > 0) - price(len(places), nodes)

@@ -91,11 +91,13 @@ class Trust:
         self._cells: dict[int, Count] = {}
         self._depths = [Count() for _ in range(DEPTHS)]
         self.breadth = 1.0  # nodes per level of what was verified
+        self.is_wide = False  # it drafts trees
         self._rates: dict[int, float] = {}  # answers, until something is learned
 
     def offer(self, draft: Draft, asked: int, factor: float) -> Offer:
         """`factor`: of the sequence, times P(right). A node survives at most as its parent does."""
         offer = Offer(draft, asked)
+        self.is_wide = self.is_wide or draft.parents is not None
         survival, rates, parents = offer.survival, self._rates, draft.parents
         above = 1.0
         for node, key in enumerate(offer.keys):

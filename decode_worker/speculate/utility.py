@@ -15,7 +15,7 @@ from functools import partial
 from decode_worker.speculate.beliefs import Beliefs
 from decode_worker.speculate.best_nodes import best_count, keep_best
 from decode_worker.speculate.costs import StepCosts
-from decode_worker.speculate.dear import Asker, Order, best_order
+from decode_worker.speculate.dear import LENGTHS, Asker, Order, best_order
 from decode_worker.speculate.draft_costs import DraftCosts
 from decode_worker.speculate.guard import Guard
 from decode_worker.speculate.policy import NO_BUDGET, Budget, Candidate, StepLoad, StepReport
@@ -160,7 +160,8 @@ class Utility:
                 askers.append(Asker(place, ahead, made[place], trust.breadth))
         batch = len(candidates) / self._plain
         price = partial(_price_of, drafting, name, batch)
-        return best_order(askers, self._row, price, 0.01 * len(candidates))
+        lengths = (LONGEST,) if trust.is_wide else LENGTHS
+        return best_order(askers, self._row, price, 0.01 * len(candidates), lengths)
 
     def _probe(
         self, name: str, share: float, candidates: Seq[Candidate], budgets: list[Budget]
@@ -169,7 +170,8 @@ class Utility:
         if any(budget.drafter == name for budget in budgets):
             return
         saved = self._purse.get(name, 0.0) + share * self._plain
-        price = self._drafting.seconds(name, 1, PROBE_NODES)
+        nodes = LONGEST if self.beliefs.trust(name).is_wide else PROBE_NODES
+        price = self._drafting.seconds(name, 1, nodes)
         open_to = [
             place
             for place, c in enumerate(candidates)
@@ -177,7 +179,7 @@ class Utility:
         ]
         if saved >= price and open_to:
             place = open_to[self._step % len(open_to)]
-            budgets[place] = Budget(name, min(PROBE_NODES, candidates[place].max_nodes))
+            budgets[place] = Budget(name, min(nodes, candidates[place].max_nodes))
             saved = 0.0
         self._purse[name] = min(saved, max(price, self._plain))
 
