@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from decode_worker.speculate.verify import right_path, spots_of
+from decode_worker.speculate.verify import Walk, spots_of
 from triptych.engine.draft import Draft, Law
 from triptych.engine.rows import RowJob
 from triptych.engine.sampler import Drawn, Sampler
@@ -49,17 +49,21 @@ class Equality:
     reads_laws = False
 
     def judge(self, jobs: Seq[RowJob], logits: Tensor, sampler: Sampler) -> list[Judged]:
-        spots = [spot for job in jobs for spot in spots_of(job.sequence, job.draft)]
-        tokens = sampler.draw(logits, spots)
-        judged, row = [], 0
+        """Level by level: behind a wrong node nothing is drawn, and most nodes of a tree are."""
+        rows = logits.contiguous().unbind(0)
+        walks, first = list[Walk](), 0
         for job in jobs:
-            end = row + job.num_wanted
-            path = right_path(job.draft, tokens[row:end])
-            rows = [row, *(row + 1 + node for node in path)]
-            told = [sampler.tell(tokens[at], logits[at], spots[at]) for at in rows]
-            judged.append(Judged(path, told))
-            row = end
-        return judged
+            walks.append(Walk(job.sequence, job.draft, first))
+            first += job.num_wanted
+        going = walks
+        while going:
+            spots = [walk.spot for walk in going]
+            tokens = sampler.draw_rows([rows[walk.row] for walk in going], spots)
+            going = [walk for walk, token in zip(going, tokens, strict=True) if walk.take(token)]
+        return [
+            Judged(walk.path, [sampler.tell(t, rows[at], spot) for t, at, spot in walk.drawn])
+            for walk in walks
+        ]
 
 
 class InLaw:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence as Seq
 
 from triptych.engine.draft import ROOT, Draft
@@ -19,20 +18,42 @@ def spots_of(sequence: Sequence, draft: Draft) -> list[Spot]:
     return [Spot(sequence), *(Spot(sequence, path) for path in paths)]
 
 
-def right_path(draft: Draft, drawn: Seq[int]) -> list[int]:
-    """Nodes that are right, from the root down. `drawn`: the tokens at the spots of the draft.
+class Walk:
+    """Along the nodes of a draft that are right, from the root down.
 
     A node is right if its parent is and it is the token drawn there: the noise of a draw depends on
     request, position and token alone, so it is the one that plain decoding would have emitted.
     """
-    children = defaultdict[int, list[int]](list)
-    for node in range(len(draft)):
-        children[draft.parent(node)].append(node)
-    path, at = list[int](), ROOT
-    while right := [child for child in children[at] if draft.tokens[child] == drawn[at + 1]]:
-        at = right[0]
-        path.append(at)
-    return path
+
+    __slots__ = ("_children", "_first", "drawn", "path", "row", "spot")
+
+    def __init__(self, sequence: Sequence, draft: Draft, first_row: int) -> None:
+        """`first_row`: of logits, the root's; those of the nodes follow."""
+        self._first = first_row
+        self._children = _children_of(draft)
+        self.path: list[int] = []
+        self.drawn: list[tuple[int, int, Spot]] = []  # tokens, their rows of logits, their spots
+        self.spot, self.row = Spot(sequence), first_row  # where the next token is drawn
+
+    def take(self, token: int) -> bool:
+        """The token drawn at `spot`; False: there is no node for it, the walk is over."""
+        self.drawn.append((token, self.row, self.spot))
+        at = self.path[-1] if self.path else ROOT
+        node = self._children.get((at, token))
+        if node is None:
+            return False
+        self.path.append(node)
+        self.row = self._first + 1 + node
+        self.spot = Spot(self.spot.sequence, (*self.spot.path, token))
+        return True
+
+
+def _children_of(draft: Draft) -> dict[tuple[int, int], int]:
+    """By parent and token; of equal ones the first."""
+    children: dict[tuple[int, int], int] = {}
+    for node, token in enumerate(draft.tokens):
+        children.setdefault((draft.parent(node), token), node)
+    return children
 
 
 def moves_of(path: Seq[int], end: int) -> list[tuple[int, int]]:

@@ -52,7 +52,11 @@ class Sampler:
 
         One call for all rows, in which no row's result depends on its batch mates.
         """
-        rows = logits.contiguous().unbind(0)
+        return self.draw_rows(logits.contiguous().unbind(0), spots)
+
+    @torch.inference_mode()
+    def draw_rows(self, rows: Seq[Tensor], spots: Seq[Spot]) -> list[int]:
+        """`draw` from rows [V] that need not lie together; each is contiguous."""
         return self._draw_tokens(
             [self._wish(row, spot) for row, spot in zip(rows, spots, strict=True)]
         )

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from decode_worker.speculate.verify import right_path
+from decode_worker.speculate.verify import Walk
 from triptych.engine.draft import Draft
+from triptych.engine.sequence import Sequence as TokenSequence
 from triptych_kernels.sampling import noise_of_bits
 from triptych_kernels.verification import (
     Round,
@@ -205,8 +206,12 @@ def with_one_uniform_for_draft_and_coin(runs: Runs) -> Texts:
 @cache
 def right_tokens() -> Tensor:
     """Whether a drafted token [VOCAB] is right where one [VOCAB] is drawn, as `Equality` says."""
-    pairs = [(Draft((one,)), [other, 0]) for one in range(VOCAB) for other in range(VOCAB)]
-    right = [bool(right_path(draft, drawn)) for draft, drawn in pairs]
+    sequence = TokenSequence("", [0], b"", 16)
+    right = [
+        Walk(sequence, Draft((one,)), 0).take(other)
+        for one in range(VOCAB)
+        for other in range(VOCAB)
+    ]
     return torch.tensor(right).view(VOCAB, VOCAB)
 
 

@@ -20,18 +20,24 @@ float lane_of_greatest(V value) {
     return *std::max_element(lanes, lanes + kLanes);
 }
 
-// log Σ e^logit.
-float log_sum(const float* row, int columns) {
+float greatest_of(const float* row, int columns) {
     V best = set1(-INFINITY);
     int i = 0;
     for (; i + kLanes <= columns; i += kLanes) best = max(load(row + i), best);
     float greatest = lane_of_greatest(best);
-    for (int rest = i; rest < columns; ++rest) greatest = std::max(greatest, row[rest]);
+    for (; i < columns; ++i) greatest = row[i] > greatest ? row[i] : greatest;
+    return greatest;
+}
+
+// log Σ e^logit.
+float log_sum(const float* row, int columns) {
+    const float greatest = greatest_of(row, columns);
     if (!std::isfinite(greatest)) return greatest;
     V sums = {};
     const V base = set1(-greatest * kLog2E);
-    for (int at = 0; at < i; at += kLanes) {
-        sums += exp2_below_zero<6>(fma(load(row + at), set1(kLog2E), base));
+    int i = 0;
+    for (; i + kLanes <= columns; i += kLanes) {
+        sums += exp2_below_zero<6>(fma(load(row + i), set1(kLog2E), base));
     }
     alignas(64) float lanes[kLanes];
     store(lanes, sums);
@@ -85,9 +91,20 @@ void find_best(const float* row, int columns, Best& best) {
     for (; i < columns; ++i) best.offer(row[i], i);
 }
 
-constexpr float kMostNoise = 17.4f;    // of 24 bits
-constexpr float kUsualNoise = 6.25f;   // 511 of 512 noises are below, and their bits
-constexpr std::uint32_t kUsualBits = (1u << 24) / 512 * 511;
+constexpr float kLikely = 6.0f;  // below the greatest
+constexpr int kMostNoise = 18;   // of 24 bits
+
+// Bits below which noise is less than a whole number: what needs more need not be computed.
+struct NoiseBits {
+    std::uint32_t below[kMostNoise + 1];
+    NoiseBits() {
+        for (int noise = 0; noise <= kMostNoise; ++noise) {
+            const double u = std::exp(-std::exp(-static_cast<double>(noise)));
+            below[noise] = static_cast<std::uint32_t>(u * (1 << 24)) - 1;
+        }
+    }
+};
+const NoiseBits noise_bits_table;
 
 // One row's draw, and its competitors.
 struct Drawing {
@@ -101,18 +118,29 @@ struct Drawing {
         const float scaled = row[column] * scale, least = best.least();
         if (!(scaled + kMostNoise > least)) return;
         const std::uint32_t bits = noise_bits(key, static_cast<std::uint32_t>(ids[column]));
-        if (bits < kUsualBits && scaled + kUsualNoise <= least) return;
+        const float needed = least - scaled;
+        if (needed >= 0 && bits < noise_bits_table.below[static_cast<int>(needed)]) return;
         best.offer(scaled + noise_of_bits(bits), column);
     }
+    // The likely ones first: behind them hardly another one needs its noise.
     void find(Best& best) const {
         best.begin();
-        int i = 0;
-        for (; i + kLanes <= columns; i += kLanes) {
-            const V most = load(row + i) * set1(scale) + set1(kMostNoise);
-            if (!any_above(most, set1(best.least()))) continue;
-            for (int column = i; column < i + kLanes; ++column) offer(column, best);
+        const float likely = greatest_of(row, columns) * scale - kLikely;
+        if (!std::isfinite(likely)) return;  // no number, or one beside which nothing counts
+        for (const bool first : {true, false}) {
+            int i = 0;
+            for (; i + kLanes <= columns; i += kLanes) {
+                const V scaled = load(row + i) * set1(scale);
+                const float bar = first ? likely : best.least();
+                if (!any_above(scaled + set1(first ? 0.0f : kMostNoise), set1(bar))) continue;
+                for (int column = i; column < i + kLanes; ++column) {
+                    if ((row[column] * scale > likely) == first) offer(column, best);
+                }
+            }
+            for (; i < columns; ++i) {
+                if ((row[i] * scale > likely) == first) offer(i, best);
+            }
         }
-        for (; i < columns; ++i) offer(i, best);
     }
 };
 
