@@ -62,7 +62,7 @@ bench: setup ## the benchmarks; for numbers to quote the machine must be idle
 
 heads: setup ## train both draft heads of the default model; an hour and a half on two cores, goes on where it was
 	$(BIN)/triptych draft train --kind eagle3
-	$(BIN)/triptych draft train --kind parallel
+	$(BIN)/triptych draft train --kind parallel --epochs 1 --passes 5
 
 PEERS := .peers/vllm/.ready-$(VLLM) $(foreach kind,llama_cpp llama_cpp_amx,.peers/$(kind)/.ready-$(LLAMA_CPP))
 peers: $(PEERS) ## install vLLM and llama.cpp for `bench.engine --peers`; ten minutes

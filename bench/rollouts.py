@@ -37,6 +37,7 @@ LANES: dict[str, dict[str, Any]] = {
     "suffix": {"mode": "fixed", "max_nodes": 4, "drafters": SUFFIX},
     "auto": {"mode": "auto", "drafters": SUFFIX},
     "das": {"mode": "length_aware", "drafters": SUFFIX},
+    "das-heads": {"mode": "length_aware", "drafters": [*SUFFIX, {"kind": "eagle3"}]},
 }
 
 
@@ -191,7 +192,7 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--prompts", type=Path, required=True, help="JSON lines")
-    parser.add_argument("--lanes", nargs="*", default=[n for n in LANES if n != PLAIN])
+    parser.add_argument("--lanes", nargs="*", default=["suffix", "auto", "das"])
     parser.add_argument("--problems", type=int, default=16)
     parser.add_argument("--samples", type=int, default=8, help="of each problem and epoch")
     parser.add_argument("--epochs", type=int, default=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,12 @@ class HeadLearner:
             fused=True,
         )
         self.step = 0
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Weights of another head, in checkpoint names; those that it lacks stay."""
+        known = self.module.state_dict()
+        fitting = {name: tensors[name].float() for name in known if name in tensors}
+        self.module.load_state_dict({**known, **fitting})
 
     def learn(self, batch: Batch) -> Score:
         """One step; returns how the head did before it."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from triptych.drafters.heads.head_config import HeadConfig, HeadKind, default_taps
 from triptych.errors import ConfigError
@@ -17,7 +18,13 @@ from triptych.launch.machine import usable_cores
 from triptych.tokenizer import Tokenizer
 from triptych.training.allocator import keep_freed_memory
 from triptych.training.batches import batches, collate, usable
-from triptych.training.checkpoint import drop_state, load_state, save_head, save_state
+from triptych.training.checkpoint import (
+    drop_state,
+    load_head_tensors,
+    load_state,
+    save_head,
+    save_state,
+)
 from triptych.training.corpus import Corpus, Text
 from triptych.training.draft_vocab import choose_draft_vocab
 from triptych.training.first_weights import start_from_target
@@ -46,6 +53,7 @@ class Plan:
     batch_rows: int = 1024  # small: what a head lacks is steps, not precise ones
     max_tokens: int = 768  # of a text
     seed: int = 0
+    start: Path | None = None  # a head of the same model whose weights it begins with
     settings: Settings = Settings()
 
 
@@ -102,9 +110,13 @@ def _learner(plan: Plan, parts: EngineParts, texts: Sequence[Text]) -> HeadLearn
     target = parts.model.config
     state = load_state(plan.out)
     size = min(plan.draft_vocab, target.vocab_size)
-    ids = choose_draft_vocab(texts, size, target.vocab_size)
+    before = None if plan.start is None else _head_to_start_from(plan, parts)
     if state is not None:
         ids = state["draft_ids"]
+    elif before is not None:
+        ids = before["draft_ids"].long()
+    else:
+        ids = choose_draft_vocab(texts, size, target.vocab_size)
     config = HeadConfig(
         kind=plan.kind,
         target=parts.fingerprint,
@@ -123,9 +135,19 @@ def _learner(plan: Plan, parts: EngineParts, texts: Sequence[Text]) -> HeadLearn
         taps = _teacher(parts, config).states([texts[0].tokens])[0].taps
         scale = float(taps[1:, -target.hidden_size :].float().square().mean().sqrt())
         start_from_target(learner.module, parts.model, ids, scale)
+        if before is not None:
+            learner.load(before)
     else:
         learner.restore(state["learner"])
     return learner
+
+
+def _head_to_start_from(plan: Plan, parts: EngineParts) -> dict[str, Tensor]:
+    assert plan.start is not None
+    config = HeadConfig.load(plan.start)
+    if config.target != parts.fingerprint or config.num_layers != plan.num_layers:
+        raise ConfigError(f"--start: {plan.start} is a head of another model or with other layers")
+    return load_head_tensors(plan.start)
 
 
 def _teacher(parts: EngineParts, config: HeadConfig) -> Teacher:

@@ -42,6 +42,9 @@ def train(
     epochs: Annotated[int, typer.Option(help="How often it sees them.")] = 5,
     vocab: Annotated[int, typer.Option(help="Tokens that the head can draft.")] = 8192,
     layers: Annotated[int, typer.Option(help="Of the head.")] = 1,
+    start: Annotated[
+        Path | None, typer.Option(help="Directory of a head of the same model to begin with.")
+    ] = None,
     passes: Annotated[
         int | None, typer.Option(help="Length of the drafts it is trained for; 3, parallel: 8.")
     ] = None,
@@ -71,6 +74,7 @@ def train(
         epochs=epochs,
         draft_vocab=vocab,
         num_layers=layers,
+        start=start,
         settings=Settings(passes=passes or (8 if kind == "parallel" else 3)),
     )
     with _Bars(console) as bars:
