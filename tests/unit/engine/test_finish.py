@@ -101,10 +101,10 @@ def test_a_stop_string_ends_the_choice_but_not_before_min_tokens(
 def test_a_draw_without_any_number_ends_the_sequence_without_a_token(
     make_home: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Sampler, logits: Any, spots: Any) -> list[int]:
+    def broken(self: Sampler, rows: Any, spots: Any) -> list[int]:
         return [NO_TOKEN for _ in spots]
 
-    monkeypatch.setattr(Sampler, "draw", broken)
+    monkeypatch.setattr(Sampler, "draw_rows", broken)
     home = make_home()
     sequence = home.submit(PROMPT, GREEDY)
     assert home.run() == [[]]
