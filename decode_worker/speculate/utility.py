@@ -46,6 +46,7 @@ class Utility:
         self._row = 0.0  # price of verifying a node, in tokens
         self._prices: dict[str, float] = {}  # of an ask of each drafter, in tokens; 0: unknown
         self._asked: dict[str, tuple[int, int]] = {}  # sequences, nodes of the longest draft
+        self._made_first: Seq[Draft] = ()  # before dear drafters were asked
         self._unverified: list[tuple[Candidate, Draft]] = []
         self._believed = 1.0
 
@@ -54,7 +55,7 @@ class Utility:
     def plan(self, load: StepLoad) -> list[Budget]:
         count, rows = len(load.candidates), len(load.candidates) + load.other_rows
         nobody = [NO_BUDGET] * count
-        self._asked, self._unverified, self._may = {}, [], False
+        self._asked, self._made_first, self._unverified, self._may = {}, (), [], False
         if not count or self._plain_steps < 2:
             return nobody  # without a plain step nothing can be compared
         self._may = self.guard.allows(self.costs.knows(rows, load.kv_tokens))
@@ -69,6 +70,7 @@ class Utility:
         return budgets
 
     def improve(self, load: StepLoad, drafts: Seq[Draft]) -> list[Budget]:
+        self._made_first = tuple(drafts)
         if not self._plain or (not self._may and not self.guard.is_off):
             return []
         made = [
@@ -93,6 +95,7 @@ class Utility:
     def trim(self, load: StepLoad, drafts: Seq[Draft]) -> list[Draft]:
         if not any(drafts):
             return list(drafts)
+        drafts, others = self._better_ones(load.candidates, drafts)
         pairs = list(zip(load.candidates, drafts, strict=True))
         offer = self.beliefs.offer
         survivals = [offer(c.sequence, draft).survival if draft else [] for c, draft in pairs]
@@ -101,7 +104,7 @@ class Utility:
             self.beliefs.keep(candidate.sequence, draft, own)
             for (candidate, draft), own in zip(pairs, keep, strict=True)
         ]
-        self._unverified = [
+        self._unverified = others + [
             pair for pair, left in zip(pairs, kept, strict=True) if pair[1] and not left
         ]
         return kept
@@ -196,12 +199,27 @@ class Utility:
 
     def _made(self, candidate: Candidate, draft: Draft) -> float:
         """Tokens that a cheap draft brings, after the price of its rows."""
-        row = self._row
-        tokens = sum(
-            s - row for s in self.beliefs.offer(candidate.sequence, draft).survival if s > row
-        )
+        tokens = self._tokens_of(candidate, draft)
         self._asked_for(candidate, draft.drafter, tokens)
         return tokens
+
+    def _tokens_of(self, candidate: Candidate, draft: Draft) -> float:
+        row, offer = self._row, self.beliefs.offer(candidate.sequence, draft)
+        return sum(s - row for s in offer.survival if s > row)
+
+    def _better_ones(
+        self, candidates: Seq[Candidate], drafts: Seq[Draft]
+    ) -> tuple[list[Draft], list[tuple[Candidate, Draft]]]:
+        """And the others. Who asks a dear drafter bets on its average; now both drafts are there."""
+        chosen, others = list(drafts), list[tuple[Candidate, Draft]]()
+        for place, first in enumerate(self._made_first):
+            candidate, second = candidates[place], chosen[place]
+            if not first or first is second:
+                continue
+            if self._tokens_of(candidate, first) > self._tokens_of(candidate, second):
+                chosen[place], first = first, second
+            others.append((candidate, first))
+        return chosen, others
 
     def _learn_empty(self, candidates: Seq[Candidate], drafts: Seq[Draft]) -> None:
         """Who was asked and had nothing waits."""

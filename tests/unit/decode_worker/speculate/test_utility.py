@@ -19,7 +19,7 @@ from bench.speculate_simulated import (
 from decode_worker.speculate.policy import Budget, Candidate, StepLoad, StepReport
 from decode_worker.speculate.utility import Utility
 from triptych.drafters.drafter import Verdict
-from triptych.engine.draft import NO_DRAFT
+from triptych.engine.draft import NO_DRAFT, Draft
 from triptych.engine.sequence import Sequence
 
 BATCHES = [1, 4, 16, 32]
@@ -107,3 +107,18 @@ def test_before_any_plain_step_nothing_is_drafted_and_then_something_is() -> Non
         assert policy.plan(load) == [Budget()]
         policy.observe(plain)
     assert policy.plan(load)[0].drafter == "ngram"
+
+
+def test_of_a_cheap_and_a_dear_draft_the_better_one_is_verified() -> None:
+    policy, sequence = Utility(), Sequence("a", [1, 2, 3], b"", 16)
+    load = StepLoad((Candidate(sequence, 15, ("suffix", "eagle3")),), 0, 100)
+    for _ in range(3):
+        policy.plan(load)
+        policy.observe(StepReport((Verdict(sequence, NO_DRAFT, (), (4,)),), 1, 100, {}, 0.013))
+    sure = Draft((4, 5, 6), confidence=(0.95, 0.95, 0.95), drafter="suffix")
+    vague = Draft((7, 8), (-1, -1), confidence=(0.3, 0.2), drafter="eagle3")
+    for first, second in ((sure, vague), (vague, sure)):
+        policy.plan(load)
+        policy.improve(load, [first])
+        (kept,) = policy.trim(load, [second])
+        assert kept.drafter == sure.drafter
