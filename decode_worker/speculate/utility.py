@@ -210,7 +210,7 @@ class Utility:
     def _better_ones(
         self, candidates: Seq[Candidate], drafts: Seq[Draft]
     ) -> tuple[list[Draft], list[tuple[Candidate, Draft]]]:
-        """And the others. Who asks a dear drafter bets on its average; now both drafts are there."""
+        """And the others. Who asks a dear drafter bets on its average; now both are there."""
         chosen, others = list(drafts), list[tuple[Candidate, Draft]]()
         for place, first in enumerate(self._made_first):
             candidate, second = candidates[place], chosen[place]
