@@ -137,7 +137,7 @@ class ClusterConfig(_Frozen):
         required = self.transport.require
         if required is not None and required not in self.transport.links:
             raise ValueError(f"transport.require: {required} is not among transport.links")
-        for drafter in self.speculation.drafters or ():
+        for drafter in self.speculation.drafters:
             if isinstance(drafter, RemoteConfig) and drafter.pool is not None:
                 self._check_draft_pool(drafter.pool)
         sizes = {self.kv_of(pool).block_tokens for pool in self.pools}

@@ -128,11 +128,7 @@ class SpeculationConfig(_Frozen):
             "tests",
         )
     )
-    drafters: tuple[DrafterConfig, ...] | None = Field(
-        None,
-        description="default: suffix trees and, if `triptych draft train` made one for this model, "
-        "an eagle3 head",
-    )
+    drafters: tuple[DrafterConfig, ...] = (SuffixConfig(),)
     max_nodes: int = Field(
         15,
         ge=1,
@@ -151,8 +147,6 @@ class SpeculationConfig(_Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> SpeculationConfig:
-        if self.drafters is None:
-            return self
         kinds = [drafter.kind for drafter in self.drafters]
         if len(set(kinds)) != len(kinds):
             raise ValueError(f"drafters: two of one kind: {sorted(kinds)}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from decode_worker.speculate.acceptance import AcceptanceRule, Equality, InLaw
 from decode_worker.speculate.dice import Dice
 from decode_worker.speculate.fixed import Fixed
@@ -14,15 +12,11 @@ from decode_worker.speculate.speculator import Speculator
 from decode_worker.speculate.table import Table
 from decode_worker.speculate.utility import Utility
 from triptych.drafters.drafter import Drafter
-from triptych.drafters.heads.place import has_head
 from triptych.engine.sampler import Sampler
-from triptych.errors import ModelError
 from triptych.obs.speculation import SpeculationMetrics
-from triptych.speculation_config import HeadDrafterConfig, SpeculationConfig, SuffixConfig
+from triptych.speculation_config import SpeculationConfig
 from triptych.worker.boot import EngineParts
 from triptych_kernels.verification import block, rejection
-
-_log = logging.getLogger(__name__)
 
 
 def make_speculator(
@@ -36,8 +30,9 @@ def make_speculator(
     reads them; remote None: nobody drafts elsewhere.
     """
     make = DrafterMaker(parts, sampler, remote)
-    drafters = {} if config.mode == "off" else _drafters(config, make, parts.fingerprint)
-    policy = _policy(config, next(iter(drafters), ""))
+    policy = _policy(config)
+    wanted = () if policy is None else config.drafters
+    drafters: dict[str, Drafter] = {drafter.kind: make(drafter) for drafter in wanted}
     if metrics is not None and isinstance(policy, Utility):
         metrics.utility.set_function(lambda: policy.guard.utility)
         metrics.breaks.set_function(lambda: policy.guard.breaks)
@@ -61,30 +56,14 @@ def make_rule(config: SpeculationConfig) -> AcceptanceRule:
     return InLaw(rejection if config.rule == "rejection" else block)
 
 
-def _drafters(
-    config: SpeculationConfig, make: DrafterMaker, fingerprint: str
-) -> dict[str, Drafter]:
-    if config.drafters is not None:
-        return {drafter.kind: make(drafter) for drafter in config.drafters}
-    drafters = {"suffix": make(SuffixConfig())}
-    if not has_head(fingerprint, "eagle3"):
-        return drafters
-    try:
-        drafters["eagle3"] = make(HeadDrafterConfig(kind="eagle3"))
-    except ModelError as error:  # nobody asked for it
-        _log.warning("going without the trained head: %s", error)
-    return drafters
-
-
-def _policy(config: SpeculationConfig, first: str) -> BudgetPolicy | None:
-    """`first`: the drafter that modes ask which choose none."""
+def _policy(config: SpeculationConfig) -> BudgetPolicy | None:
     match config.mode:
         case "off":
             return None
         case "fixed":
-            return Fixed(first, config.max_nodes)
+            return Fixed(config.drafters[0].kind, config.max_nodes)
         case "table":
-            return Table(first, config.nodes_from)
+            return Table(config.drafters[0].kind, config.nodes_from)
         case "dice":
             return Dice(config.max_nodes)
         case "auto":

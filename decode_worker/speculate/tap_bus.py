@@ -56,14 +56,14 @@ class TapBus:
     def hand_in(self, sequence: Sequence, states: Tensor) -> None:
         """states [m, layers · H]: those of `read_at_start`, of the last rows of its prompt."""
         layers = self.read_at_start.layers
-        by_layer = states.float().view(len(states), len(layers), -1)
+        by_layer = states.view(len(states), len(layers), -1)
         start = sequence.num_prompt - len(states)
         for name, taps in self._drafters.readers.copy().items():
             places = [layers.index(layer) for layer in taps]
             self._drafters.feed(name, sequence, start, by_layer[:, places].flatten(1))
 
     def _keep(self, layer: int, hidden: Tensor) -> None:
-        self._kept[layer] = hidden.clone()
+        self._kept[layer] = hidden.bfloat16()
 
 
 def _rows_that_stay(

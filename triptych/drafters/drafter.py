@@ -77,6 +77,6 @@ class TapDrafter(Drafter, Protocol):
         """Rows before its first draft that it looks at, at most."""
 
     def feed(self, sequence: Sequence, start: int, taps: Tensor) -> None:
-        """taps float32 [m, taps · H] of rows from `start` on. In order, each row once, unless the
+        """taps bfloat16 [m, taps · H] of rows from `start` on. In order, each row once, unless the
         sequence is computed again.
         """

@@ -21,17 +21,15 @@ class Memory:
     blocks: list[int] = field(default_factory=list)  # that held the rows, as they were
     _waiting: list[Tensor] = field(default_factory=list)
     _begin: int = 0  # row of the first that waits
-
-    @property
-    def end(self) -> int:
-        return self._begin + sum(len(part) for part in self._waiting)
+    end: int = 0  # row behind the last one
 
     def feed(self, start: int, taps: Tensor) -> None:
         """taps [m, taps · H] of rows from `start` on. Not the next ones: it begins anew there."""
         if start != self.end:
-            self._waiting, self._begin = [], start
+            self._waiting, self._begin, self.end = [], start, start
             self.restart(start)
         self._waiting.append(taps)
+        self.end += len(taps)
         surplus = self.end - self._begin - self.window
         if surplus > 0:
             self._drop(surplus)

@@ -11,9 +11,3 @@ from triptych.drafters.heads.head_config import HeadKind
 def head_dir(fingerprint: str, kind: HeadKind) -> Path:
     """By the weights that it was trained on: a head is of no use to others."""
     return cache_dir() / "heads" / fingerprint / kind
-
-
-def has_head(fingerprint: str, kind: HeadKind) -> bool:
-    """A finished one."""
-    folder = head_dir(fingerprint, kind)
-    return (folder / "head.json").exists() and (folder / "model.safetensors").exists()
