@@ -12,7 +12,7 @@ from triptych.drafters.contained import Contained
 from triptych.drafters.drafter import Verdict
 from triptych.engine.rows import RowJob
 from triptych.engine.sequence import Sequence
-from triptych.models.taps import NO_STATES, LayerTap, StatesWanted
+from triptych.models.taps import NO_STATES, LayerTap, StatesWanted, pick_layers
 
 
 class TapBus:
@@ -56,11 +56,9 @@ class TapBus:
     def hand_in(self, sequence: Sequence, states: Tensor) -> None:
         """states [m, layers · H]: those of `read_at_start`, of the last rows of its prompt."""
         layers = self.read_at_start.layers
-        by_layer = states.view(len(states), len(layers), -1)
         start = sequence.num_prompt - len(states)
         for name, taps in self._drafters.readers.copy().items():
-            places = [layers.index(layer) for layer in taps]
-            self._drafters.feed(name, sequence, start, by_layer[:, places].flatten(1))
+            self._drafters.feed(name, sequence, start, pick_layers(states, layers, taps))
 
     def _keep(self, layer: int, hidden: Tensor) -> None:
         self._kept[layer] = hidden.bfloat16()

@@ -100,7 +100,7 @@ class Guesser:
 
     def _shaped(self, logits: Tensor, spots: Seq[Spot]) -> Tensor:
         """With the requests' biases and penalties."""
-        rows = [row for row, spot in enumerate(spots) if needs_shaping(spot)]
+        rows = [row for row, spot in enumerate(spots) if needs_shaping(spot, _params(spot))]
         if not rows:
             return logits
         logits = logits.clone()

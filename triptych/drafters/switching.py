@@ -21,6 +21,7 @@ from torch import Tensor
 from triptych.drafters.drafter import Ask, Drafter, Hints, TapDrafter, Verdict
 from triptych.engine.draft import NO_DRAFT, Draft
 from triptych.engine.sequence import Sequence
+from triptych.models.taps import pick_layers
 
 _EDGES = (0.05, 0.3, 1.0, 2.0, 3.5)  # nats: from certain to open
 _UNKNOWN = len(_EDGES) + 1
@@ -113,11 +114,8 @@ class SwitchingDrafter:
             drafter.end(sequence)
 
     def feed(self, sequence: Sequence, start: int, taps: Tensor) -> None:
-        size = taps.shape[1] // len(self.taps)
         for reader in self._readers:
-            places = [self.taps.index(layer) for layer in reader.taps]
-            by_layer = taps.view(len(taps), -1, size)
-            reader.feed(sequence, start, by_layer[:, places].flatten(1))
+            reader.feed(sequence, start, pick_layers(taps, self.taps, reader.taps))
 
     def propose(self, asks: Seq[Ask]) -> list[Draft]:
         chosen = [self._choose(ask.sequence) for ask in asks]

@@ -97,12 +97,14 @@ class Sampler:
         )
 
 
-def needs_shaping(spot: Spot) -> bool:
+def needs_shaping(spot: Spot, params: SamplingParams) -> bool:
     """Whether `shape_logits` may change a row of it."""
-    params = spot.sequence.params
-    assert params is not None, "a prompt without sampling parameters draws nothing"
-    early = spot.sequence.num_output + len(spot.path) < params.min_tokens
-    return bool(params.logit_bias or params.penalised or early)
+    return bool(params.logit_bias or params.penalised or _is_early(spot, params))
+
+
+def _is_early(spot: Spot, params: SamplingParams) -> bool:
+    """The sequence must not end there yet."""
+    return spot.sequence.num_output + len(spot.path) < params.min_tokens
 
 
 def shape_logits(raw: Tensor, spot: Spot, params: SamplingParams, eos: tuple[int, ...]) -> Tensor:
@@ -111,12 +113,10 @@ def shape_logits(raw: Tensor, spot: Spot, params: SamplingParams, eos: tuple[int
     Repetition penalty (CTRL, Keskar et al. 2019) covers prompt and output; presence and frequency
     penalties cover the output, as OpenAI defines them.
     """
-    sequence, path = spot
-    forbidden: tuple[int, ...] = ()
-    if sequence.num_output + len(path) < params.min_tokens:
-        forbidden = (*eos, *params.stop_token_ids)
-    if not (params.logit_bias or params.penalised or forbidden):
+    if not needs_shaping(spot, params):
         return raw
+    sequence, path = spot
+    forbidden = (*eos, *params.stop_token_ids) if _is_early(spot, params) else ()
     logits = raw.clone()
     if params.repetition_penalty != 1.0:
         seen = torch.tensor(sorted({*sequence.tokens, *path}))

@@ -31,6 +31,12 @@ class StatesWanted(NamedTuple):
 NO_STATES = StatesWanted()
 
 
+def pick_layers(states: Tensor, layers: Sequence[int], wanted: Sequence[int]) -> Tensor:
+    """states [m, layers · H] → [m, wanted · H]; `wanted` are some of `layers`."""
+    by_layer = states.view(len(states), len(layers), -1)
+    return by_layer[:, [layers.index(layer) for layer in wanted]].flatten(1)
+
+
 def runs_of(num_layers: int, taps: Sequence[LayerTap]) -> Iterator[tuple[int, int]]:
     """Layers [first, end) that run without a stop, one after the other, up to the last layer."""
     stops = {layer + 1 for tap in taps for layer in tap.layers if layer < num_layers}

@@ -93,10 +93,9 @@ class HeadLearner:
         self.step = 0
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Weights of another head, in checkpoint names; those that it lacks stay."""
+        """Weights of another head, in checkpoint names."""
         known = self.module.state_dict()
-        fitting = {name: tensors[name].float() for name in known if name in tensors}
-        self.module.load_state_dict({**known, **fitting})
+        self.module.load_state_dict({name: tensors[name].float() for name in known})
 
     def learn(self, batch: Batch) -> Score:
         """One step; returns how the head did before it."""

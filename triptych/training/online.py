@@ -61,7 +61,7 @@ class DraftTrainer:
         target = head.place.target.config
         self._learner = HeadLearner(head.config, target, head.token_ids, self._vocabulary, learning)
         self._good = self._previous = dict(weights)  # of the version in use; of the one before
-        self._load(self._good)
+        self._learner.load(self._good)
         self._lock = threading.Lock()
         self._texts: deque[Traffic] = deque()
         self._held: deque[Traffic] = deque(maxlen=16)
@@ -105,7 +105,7 @@ class DraftTrainer:
     def rolled_back(self) -> None:
         """The last version fell: learning goes on from the one before."""
         self._good = self._previous
-        self._load(self._good)
+        self._learner.load(self._good)
 
     def _version_if_better(self) -> DraftHead | None:
         with self._lock:
@@ -113,14 +113,14 @@ class DraftTrainer:
         learned = head_tensors(self._learner)
         if held:
             after = self._score(held)
-            self._load(self._good)
+            self._learner.load(self._good)
             before = self._score(held)
             if after.tokens_per_round <= before.tokens_per_round:
                 self._missed = (self._missed + 1) % _PATIENCE
                 if self._missed:
-                    self._load(learned)  # the next steps may do it
+                    self._learner.load(learned)  # the next steps may do it
                 return None
-            self._load(learned)
+            self._learner.load(learned)
         self._missed = 0
         self._previous, self._good = self._good, learned
         self._version += 1
@@ -142,10 +142,6 @@ class DraftTrainer:
             chosen.append(text)
             rows += len(text.taps)
         return _collate(chosen, self._vocabulary)
-
-    def _load(self, weights: Mapping[str, Tensor]) -> None:
-        known = self._learner.module.state_dict()
-        self._learner.module.load_state_dict({name: weights[name].float() for name in known})
 
 
 def _collate(texts: list[Traffic], vocabulary: Vocabulary) -> Batch:

@@ -136,7 +136,7 @@ def _learner(plan: Plan, parts: EngineParts, texts: Sequence[Text]) -> HeadLearn
         scale = float(taps[1:, -target.hidden_size :].float().square().mean().sqrt())
         start_from_target(learner.module, parts.model, ids, scale)
         if before is not None:
-            learner.load(before)
+            learner.load({**learner.module.state_dict(), **before})  # an eagle3 head has no marks
     else:
         learner.restore(state["learner"])
     return learner
