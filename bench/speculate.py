@@ -2,8 +2,8 @@
 
     python -m bench.speculate --prompts FILE.jsonl          (Spec-Bench's format: category, turns)
 
-Plain decoding and every drafter answer the same prompts on one engine, in turns, batch by batch, so
-that whatever disturbs one disturbs all. A batch holds prompts of one category; timed is what comes
+Plain decoding and every drafter answer the same prompts on one engine, in turns, step by step, so
+that whatever disturbs one disturbs all. A batch holds prompts of one category; timed are the steps
 after its prompts are read. Speed-up: the median over batches of plain time / time. Tokens per round
 is what it would be if drafting and more rows in a step cost nothing. Every answer is compared with
 the plain one, token by token. Lanes with heads need `make heads` first.
@@ -25,7 +25,7 @@ from typing import Any
 from bench.engine_checkpoint import bfloat16_folder
 from bench.one_answer import differing
 from bench.report import commit, finish, machine, print_table
-from bench.speculate_lane import Job, Lane, Outcome, encode
+from bench.speculate_lane import Job, Lane, Outcome, encode, race
 from bench.speculate_peer import NAME as PEER
 from bench.speculate_peer import PeerPair, PeerRuns
 from bench.workload import DTYPES
@@ -118,8 +118,9 @@ def measure(
         runs = found[cell] = {lane.name: [] for lane in lanes}
         for number, jobs in enumerate(batches_of(prompts[cell.category], cell, tokens)):
             turn = number % len(lanes)
-            for lane in (*lanes[turn:], *lanes[:turn]):
-                runs[lane.name].append(lane.run(jobs))
+            order = (*lanes[turn:], *lanes[:turn])
+            for lane, outcome in zip(order, race(order, jobs), strict=True):
+                runs[lane.name].append(outcome)
             if peer is not None and cell.temperature == 0.0:
                 peer.run(jobs, peers.setdefault(cell, PeerRuns()))
         _tell(cell, runs)
@@ -194,7 +195,8 @@ def _head(lane: str, cell: Cell) -> dict[str, Any]:
 
 def main() -> None:
     options = _options()
-    config = load_config(None, [f"dtype={options.dtype}", "engine.prefix_cache=false"])
+    settings = [f"dtype={options.dtype}", "engine.prefix_cache=false", "kv.memory=10GiB"]
+    config = load_config(None, settings)
     pool = config.pool("decode")
     parts = build_engine(WorkerArgs(config, pool, "bench", 1, Path(), "", "", ""))
     tokenizer = Tokenizer.load(parts.model_path)

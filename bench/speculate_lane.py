@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from decode_worker.loop import DecodeLoop, StepOutput
 from decode_worker.speculate.make import make_speculator
+from triptych.config import EngineConfig
 from triptych.engine.sampler import Sampler
+from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import Sequence
 from triptych.obs.metrics import WorkerMetrics, new_registry
 from triptych.request import SamplingParams, Speculation
@@ -39,6 +41,54 @@ class Outcome:
     answers: list[list[int]] = field(default_factory=list)
 
 
+class Heat:
+    """Jobs of a lane on their way."""
+
+    def __init__(self, lane: Lane, sequences: list[Sequence]) -> None:
+        self._lane = lane
+        self._sequences = sequences
+        self._began = self.tokens, self._rounds()
+        self._seconds = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return sum(sequence.num_output for sequence in self._sequences)
+
+    @property
+    def done(self) -> bool:
+        return all(sequence.finish_reason is not None for sequence in self._sequences)
+
+    def step(self) -> None:
+        began = time.perf_counter()
+        assert self._lane.step(), "answers that nobody goes on with"
+        self._seconds += time.perf_counter() - began
+
+    def outcome(self) -> Outcome:
+        tokens, rounds = self._began
+        return Outcome(
+            seconds=self._seconds,
+            tokens=self.tokens - tokens,
+            rounds=self._rounds() - rounds,
+            drafted=sum(sequence.num_drafted for sequence in self._sequences),
+            accepted=sum(sequence.num_accepted for sequence in self._sequences),
+            answers=[sequence.tokens[sequence.num_prompt :] for sequence in self._sequences],
+        )
+
+    def _rounds(self) -> int:
+        return sum(sequence.num_rounds for sequence in self._sequences)
+
+
+def race(lanes: Seq[Lane], jobs: Seq[Job], skip_rounds: int = 1) -> list[Outcome]:
+    """The same jobs in every lane, step by step in turns: always the one that is furthest behind.
+
+    What slows the machine down for more than a step slows all of them down at the same word.
+    """
+    heats = [lane.start(jobs, skip_rounds) for lane in lanes]
+    while going := [heat for heat in heats if not heat.done]:
+        min(going, key=lambda heat: heat.tokens).step()
+    return [heat.outcome() for heat in heats]
+
+
 class Lane:
     """Keeps its drafters and what its policy has learned from batch to batch, as a worker does."""
 
@@ -49,6 +99,7 @@ class Lane:
         self._parts = parts
         self._outputs: list[StepOutput] = []
         sampler = Sampler(eos)
+        parts = replace(parts, scheduler=_scheduler(parts))  # lanes run side by side
         self.speculator = make_speculator(config, parts, sampler)
         self._loop = DecodeLoop(
             parts.scheduler,
@@ -61,35 +112,32 @@ class Lane:
             max_model_len=parts.max_model_len,
         )
 
-    def run(self, jobs: Seq[Job], *, skip_rounds: int = 1) -> Outcome:
-        """All jobs at once, to their ends; timed when each has had so many rounds."""
+    def start(self, jobs: Seq[Job], skip_rounds: int = 1) -> Heat:
+        """All jobs at once, up to the moment when each has had so many rounds."""
         sequences = [self._submit(number, job) for number, job in enumerate(jobs)]
         while any(_is_behind(sequence, skip_rounds) for sequence in sequences):
-            assert self._loop.step(), "prompts that nobody computes"
-        outcome = Outcome()
-        began_tokens = sum(sequence.num_output for sequence in sequences)
-        began_rounds = sum(sequence.num_rounds for sequence in sequences)
-        began = time.perf_counter()
-        while self._loop.step():
-            pass
-        outcome.seconds = time.perf_counter() - began
-        outcome.tokens = sum(sequence.num_output for sequence in sequences) - began_tokens
-        outcome.rounds = sum(sequence.num_rounds for sequence in sequences) - began_rounds
-        outcome.drafted = sum(sequence.num_drafted for sequence in sequences)
-        outcome.accepted = sum(sequence.num_accepted for sequence in sequences)
-        outcome.answers = [sequence.tokens[sequence.num_prompt :] for sequence in sequences]
+            assert self.step(), "prompts that nobody computes"
+        return Heat(self, sequences)
+
+    def step(self) -> bool:
+        worked = self._loop.step()
         self._outputs.clear()
-        return outcome
+        return worked
+
+    def run(self, jobs: Seq[Job], *, skip_rounds: int = 1) -> Outcome:
+        """All jobs at once, to their ends; timed when each has had so many rounds."""
+        heat = self.start(jobs, skip_rounds)
+        while not heat.done:
+            heat.step()
+        return heat.outcome()
 
     def finish(self, jobs: Seq[Job]) -> tuple[float, list[Sequence]]:
         """All jobs at once: seconds until the last one has ended, prompts included."""
         began = time.perf_counter()
         sequences = [self._submit(number, job) for number, job in enumerate(jobs)]
-        while self._loop.step():
+        while self.step():
             pass
-        seconds = time.perf_counter() - began
-        self._outputs.clear()
-        return seconds, sequences
+        return time.perf_counter() - began, sequences
 
     def _submit(self, number: int, job: Job) -> Sequence:
         sequence = Sequence(
@@ -102,6 +150,16 @@ class Lane:
         )
         self._loop.submit(sequence)
         return sequence
+
+
+def _scheduler(parts: EngineParts) -> Scheduler:
+    engine = EngineConfig()
+    return Scheduler(
+        parts.pool,
+        block_tokens=parts.layout.block_tokens,
+        chunk_tokens=engine.chunk_tokens,
+        max_running=engine.max_running,
+    )
 
 
 def _is_behind(sequence: Sequence, rounds: int) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import commit, finish, machine, print_table
-from bench.speculate_lane import Job, Lane
+from bench.speculate_lane import Job, Lane, race
 from triptych.request import SamplingParams
 from triptych.speculation_config import SpeculationConfig
 from triptych.tokenizer import Tokenizer
@@ -60,9 +60,8 @@ def main() -> None:
     mismatches = 0
     for turn in range(options.turns + 1):  # the first one warms up
         for text, job in jobs_of(tokenizer, turn).items():
-            ran = {
-                name: lane.run([job], skip_rounds=options.rounds) for name, lane in lanes.items()
-            }
+            outcomes = race([*lanes.values()], [job], options.rounds)
+            ran = dict(zip(lanes, outcomes, strict=True))
             mismatches += sum(own.answers != ran["plain"].answers for own in ran.values())
             for name, outcome in ran.items():
                 if turn:

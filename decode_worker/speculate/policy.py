@@ -42,6 +42,12 @@ class StepReport(NamedTuple):
     kv_tokens: int
     draft_seconds: dict[str, float]  # by drafter
     step_seconds: float  # of the rest of the step: forward, draws, commit
+    decide_seconds: float = 0.0  # of plan, improve and trim
+
+    @property
+    def seconds(self) -> float:
+        """Of all of it."""
+        return sum(self.draft_seconds.values()) + self.step_seconds + self.decide_seconds
 
 
 class BudgetPolicy(Protocol):

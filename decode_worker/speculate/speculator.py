@@ -75,6 +75,7 @@ class Speculator:
         self._known: set[Sequence] = set()
         self._load: StepLoad | None = None
         self._draft_seconds: dict[str, float] = {}
+        self._decide_seconds = 0.0
 
     def start(self) -> None:
         """Drafters that learn may begin to."""
@@ -114,7 +115,7 @@ class Speculator:
 
     def draft(self, jobs: list[RowJob]) -> list[RowJob]:
         """The jobs, those that reach their end with a draft behind them where one may pay."""
-        self._load, self._draft_seconds = None, {}
+        self._load, self._draft_seconds, self._decide_seconds = None, {}, 0.0
         if self._policy is None:
             return jobs
         places = [
@@ -122,9 +123,11 @@ class Speculator:
         ]
         if not places:
             return jobs
+        began = self._clock()
         self._load = self._load_of(jobs, places)
         proposed = self._propose(self._load, jobs)
         drafts = self._trim(self._load, proposed)
+        self._decide_seconds = self._clock() - began - sum(self._draft_seconds.values())
         self._tally.drafted(self._load, proposed, drafts, self._draft_seconds)
         jobs = list(jobs)
         for place, draft in zip(places, drafts, strict=True):
@@ -154,10 +157,10 @@ class Speculator:
             return
         candidates = {candidate.sequence for candidate in self._load.candidates}
         verdicts = [verdict for verdict in verdicts if verdict.sequence in candidates]
-        rest = seconds - sum(self._draft_seconds.values())
-        self._policy.observe(
-            StepReport(tuple(verdicts), rows, self._load.kv_tokens, self._draft_seconds, rest)
-        )
+        deciding = self._decide_seconds
+        rest = seconds - sum(self._draft_seconds.values()) - deciding
+        kv_tokens, drafting = self._load.kv_tokens, self._draft_seconds
+        self._policy.observe(StepReport(tuple(verdicts), rows, kv_tokens, drafting, rest, deciding))
         self._drafters.observe(verdicts)
         self._tally.verified(verdicts, rest)
 

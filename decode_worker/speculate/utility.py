@@ -9,15 +9,15 @@ nodes those stay that raise tokens per second (survival top-M over a measured co
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Sequence as Seq
-from functools import partial
 
 from decode_worker.speculate.beliefs import Beliefs
 from decode_worker.speculate.best_nodes import best_count, keep_best
 from decode_worker.speculate.costs import StepCosts
-from decode_worker.speculate.dear import LENGTHS, Asker, Order, best_order
+from decode_worker.speculate.dear_drafters import LONGEST, PROBE_NODES, DearDrafters, Moment
 from decode_worker.speculate.draft_costs import DraftCosts
-from decode_worker.speculate.guard import Guard
+from decode_worker.speculate.guard import Guard, Mode
 from decode_worker.speculate.policy import NO_BUDGET, Budget, Candidate, StepLoad, StepReport
 from decode_worker.speculate.trust import first_labels, labels_of
 from triptych.engine.draft import Draft
@@ -25,9 +25,6 @@ from triptych.engine.sequence import Sequence
 
 MARGIN = 1.005  # believed utility below which a step stays plain: beliefs are noisy
 CHEAP = 0.1  # tokens that an ask may cost and still be made on a guess
-PROBES = 0.006  # share of the time that trying dear drafters may take
-PROBE_NODES = 4
-LONGEST = 16  # nodes of a dear draft
 TYPICAL = 4  # nodes of a draft, when the price of one is read
 
 
@@ -35,13 +32,13 @@ class Utility:
     def __init__(self) -> None:
         self.costs = StepCosts()
         self.guard = Guard()
-        self._drafting = DraftCosts()
         self.beliefs = Beliefs()
-        self._purse: dict[str, float] = {}  # seconds to try dear drafters with
+        self._drafting = DraftCosts()
+        self._dear = DearDrafters(self.beliefs, self._drafting)
         self._step = 0
         self._plain_steps = 0
         # Of the step in flight.
-        self._may = False  # else drafts are compared, not verified
+        self._mode = Mode.PLAIN
         self._plain = 0.0  # seconds of the step without drafts
         self._row = 0.0  # price of verifying a node, in tokens
         self._prices: dict[str, float] = {}  # of an ask of each drafter, in tokens; 0: unknown
@@ -54,25 +51,25 @@ class Utility:
 
     def plan(self, load: StepLoad) -> list[Budget]:
         count, rows = len(load.candidates), len(load.candidates) + load.other_rows
-        nobody = [NO_BUDGET] * count
-        self._asked, self._made_first, self._unverified, self._may = {}, (), [], False
-        if not count or self._plain_steps < 2:
-            return nobody  # without a plain step nothing can be compared
-        self._may = self.guard.allows(self.costs.knows(rows, load.kv_tokens))
-        if not self._may and not self.guard.is_off:
-            return nobody
+        self._asked, self._made_first, self._unverified = {}, (), []
+        self._believed, self._mode = 1.0, Mode.PLAIN
+        self._dear.nobody()
+        if count and self._plain_steps >= 2:  # without a plain step nothing can be compared
+            self._mode = self.guard.mode(count, self.costs.knows(rows, load.kv_tokens))
+        if self._mode is Mode.PLAIN:
+            return [NO_BUDGET] * count
         self._step += 1
         self._plain = self.costs.plain_seconds(rows, load.kv_tokens)
         self._row = _row_price(count, self.costs.ratios(rows, 8 * count))
         self._prices = self._price_asks(load.candidates)
-        budgets = [self._cheap(candidate) for candidate in load.candidates]
+        budgets = self._cheap_ones(load.candidates)
         self._note(load.candidates, budgets)
         return budgets
 
     def improve(self, load: StepLoad, drafts: Seq[Draft]) -> list[Budget]:
-        self._made_first = tuple(drafts)
-        if not self._plain or (not self._may and not self.guard.is_off):
+        if self._mode is Mode.PLAIN:
             return []
+        self._made_first = tuple(drafts)
         made = [
             self._made(candidate, draft) if draft else 0.0
             for candidate, draft in zip(load.candidates, drafts, strict=True)
@@ -81,14 +78,9 @@ class Utility:
         dear = sorted(name for name, price in self._prices.items() if price > CHEAP)
         if not dear:
             return []
-        budgets = [NO_BUDGET] * len(drafts)
-        if self._may:
-            orders = [(self._order(name, load.candidates, made), name) for name in dear]
-            order, name = max(orders, key=lambda pair: pair[0].gain)
-            for place in order.places:
-                budgets[place] = Budget(name, order.nodes)
-        for name in dear:
-            self._probe(name, PROBES / len(dear), load.candidates, budgets)
+        now = Moment(self._step, self._plain, self._row)
+        speculates = self._mode is Mode.SPECULATE
+        budgets = self._dear.choose(dear, now, load.candidates, made, speculates=speculates)
         self._note(load.candidates, budgets)
         return budgets
 
@@ -115,11 +107,11 @@ class Utility:
         self.costs.learn(rows, nodes, report.kv_tokens, report.step_seconds)
         self._plain_steps += not nodes
         self.guard.counts(nodes)
+        self._compare(report, rows, nodes)
         for name, seconds in report.draft_seconds.items():
             if name in self._asked:
                 self._drafting.learn(name, *self._asked[name], seconds)
         if nodes:
-            self._compare(report, rows)
             for verdict in report.verdicts:
                 if verdict.draft:
                     labels = labels_of(verdict.draft, verdict.path)
@@ -139,52 +131,28 @@ class Utility:
         seconds = {name: self._drafting.seconds(name, count, LONGEST) for name in names}
         return {name: spent / self._plain for name, spent in seconds.items()}
 
-    def _cheap(self, candidate: Candidate) -> Budget:
+    def _cheap_ones(self, candidates: Seq[Candidate]) -> list[Budget]:
+        """Who was never asked is asked for one sequence: that may be dear."""
+        budgets, tried = list[Budget](), set[str]()
+        for candidate in candidates:
+            name = self._cheap(candidate, tried)
+            nodes = candidate.max_nodes
+            if name and not self._drafting.knows(name):
+                tried.add(name)
+                nodes = min(nodes, PROBE_NODES)
+            budgets.append(Budget(name, nodes) if name else NO_BUDGET)
+        return budgets
+
+    def _cheap(self, candidate: Candidate, tried: Collection[str]) -> str:
         """The cheap drafter that is due and brings most; one never asked comes first."""
         chosen, worth = "", -1.0
         for name in candidate.drafters if candidate.max_nodes else ():
-            if self._prices[name] > CHEAP:
+            if self._prices[name] > CHEAP or name in tried:
                 continue
             track = self.beliefs.track(candidate.sequence, name)
             if track.due <= self._step and track.worth > worth:
                 chosen, worth = name, track.worth
-        if not chosen:
-            return NO_BUDGET
-        nodes = candidate.max_nodes if self._drafting.knows(chosen) else PROBE_NODES
-        return Budget(chosen, min(nodes, candidate.max_nodes))
-
-    def _order(self, name: str, candidates: Seq[Candidate], made: Seq[float]) -> Order:
-        trust, drafting = self.beliefs.trust(name), self._drafting
-        askers = []
-        for place, candidate in enumerate(candidates):
-            if name in candidate.drafters and candidate.max_nodes:
-                factor = self.beliefs.track(candidate.sequence, name).factor
-                ahead = trust.ahead(factor, min(candidate.max_nodes, LONGEST))
-                askers.append(Asker(place, ahead, made[place], trust.breadth))
-        batch = len(candidates) / self._plain
-        price = partial(_price_of, drafting, name, batch)
-        lengths = (LONGEST,) if trust.is_wide else LENGTHS
-        return best_order(askers, self._row, price, 0.01 * len(candidates), lengths)
-
-    def _probe(
-        self, name: str, share: float, candidates: Seq[Candidate], budgets: list[Budget]
-    ) -> None:
-        """Tries a dear drafter that nobody asks, on one sequence, when enough time was saved up."""
-        if any(budget.drafter == name for budget in budgets):
-            return
-        saved = self._purse.get(name, 0.0) + share * self._plain
-        nodes = LONGEST if self.beliefs.trust(name).is_wide else PROBE_NODES
-        price = self._drafting.seconds(name, 1, nodes)
-        open_to = [
-            place
-            for place, c in enumerate(candidates)
-            if name in c.drafters and c.max_nodes and not budgets[place].max_nodes
-        ]
-        if saved >= price and open_to:
-            place = open_to[self._step % len(open_to)]
-            budgets[place] = Budget(name, min(nodes, candidates[place].max_nodes))
-            saved = 0.0
-        self._purse[name] = min(saved, max(price, self._plain))
+        return chosen
 
     def _note(self, candidates: Seq[Candidate], budgets: Seq[Budget]) -> None:
         for candidate, budget in zip(candidates, budgets, strict=True):
@@ -243,20 +211,28 @@ class Utility:
         seconds = [ratio + drafting for ratio in ratios[: len(ranked) + 1]]
         count = best_count(ranked, sequences, seconds)
         self._believed = (1 + sum(ranked[:count]) / sequences) / seconds[count]
-        if not self._may:
-            self.guard.hears(self._believed)
-        return count if self._may and self._believed * (1 + drafting) >= MARGIN else 0
+        if self._mode is Mode.LOOK:
+            self.guard.of(sequences).hears(self._believed)
+            return 0
+        return count if self._believed * (1 + drafting) >= MARGIN else 0
 
     # ---- what came of them -----------------------------------------------------------------------
 
-    def _compare(self, report: StepReport, rows: int) -> None:
-        costs = self.costs
-        if not (costs.near_plain() and costs.knows(rows, report.kv_tokens)):
+    def _compare(self, report: StepReport, rows: int, nodes: int) -> None:
+        """Only with a plain step near by: the machine has moods."""
+        sequences, costs = len(report.verdicts), self.costs
+        if self._mode is not Mode.SPECULATE or not sequences:
             return
-        tokens = sum(1 + verdict.num_accepted for verdict in report.verdicts)
-        seconds = report.step_seconds + sum(report.draft_seconds.values())
+        known = costs.near_plain() and costs.knows(rows, report.kv_tokens)
         plain = costs.plain_seconds(rows, report.kv_tokens) * costs.pace
-        self.guard.observe(tokens / len(report.verdicts), seconds / plain, self._believed)
+        if not nodes:
+            asking = (report.seconds - report.step_seconds) / plain
+            self.guard.observe(1.0, 1 + asking, self._believed, sequences)
+        elif known:
+            tokens = 1 + sum(verdict.num_accepted for verdict in report.verdicts) / sequences
+            self.guard.observe(tokens, report.seconds / plain, self._believed, sequences)
+        near = plain if known and nodes else 0.0
+        self._dear.observe(report, near, costs.ratios(rows, nodes))
 
     def _learn_unverified(self, report: StepReport) -> None:
         """Drafts that were not worth a row: their first node can be compared all the same."""
@@ -276,9 +252,3 @@ def _row_price(sequences: int, ratios: Seq[float]) -> float:
     """
     nodes = min(TYPICAL * sequences, len(ratios) - 1)
     return sequences * (ratios[nodes] - 1) / nodes
-
-
-def _price_of(
-    drafting: DraftCosts, name: str, tokens_per_second: float, sequences: int, nodes: int
-) -> float:
-    return drafting.seconds(name, sequences, nodes) * tokens_per_second

@@ -8,11 +8,12 @@ from random import Random
 import pytest
 
 from decode_worker.speculate.best_nodes import best_count, keep_best
+from decode_worker.speculate.breaks import Breaks
 from decode_worker.speculate.costs import StepCosts
 from decode_worker.speculate.das import Tail, accepted, best_steps, nodes_per_step, proposals_for
 from decode_worker.speculate.dear import Asker, best_order
 from decode_worker.speculate.draft_costs import DraftCosts
-from decode_worker.speculate.guard import FIRST_BREAK, Guard
+from decode_worker.speculate.guard import FIRST_BREAK, Guard, Mode
 from decode_worker.speculate.policy import Budget, Candidate, StepLoad
 from decode_worker.speculate.table import Table
 from decode_worker.speculate.tracks import LONGEST_WAIT, Track
@@ -156,14 +157,37 @@ def test_untried_draft_lengths_cost_in_proportion() -> None:
 def test_breaks_double_while_speculation_keeps_losing() -> None:
     guard, lengths = Guard(), []
     for _ in range(3):
-        while not guard.is_off:
-            guard.observe(1.0, 1.2, believed=1.1)
+        while not guard.of(1).is_off:
+            guard.observe(1.0, 1.2, 1.1, sequences=1)
         steps = 0
-        while guard.is_off:
-            guard.allows(True)
+        while guard.of(1).is_off:
+            assert guard.mode(1, plain_known=True) is not Mode.SPECULATE
             steps += 1
         lengths.append(steps)
     assert lengths == [FIRST_BREAK, 2 * FIRST_BREAK, 4 * FIRST_BREAK]
+
+
+def test_what_loses_in_a_large_batch_is_not_held_against_a_small_one() -> None:
+    guard = Guard()
+    while not guard.of(16).is_off:
+        guard.observe(1.0, 1.2, 1.1, sequences=16)
+    assert guard.mode(16, plain_known=True) is not Mode.SPECULATE
+    assert guard.mode(1, plain_known=True) is Mode.SPECULATE
+
+
+def test_while_it_rests_it_looks_at_every_eighth_step_and_comes_back_for_a_better_promise() -> None:
+    breaks = Breaks(64, 64)
+    while not breaks.observe(1.0, 1.2, believed=1.1):
+        pass
+    looked = []
+    for _ in range(16):
+        looked.append(breaks.looks)
+        assert not breaks.passes()
+    assert sum(looked) == 2
+    breaks.hears(1.2)
+    assert breaks.is_off, "no better than what failed"
+    breaks.hears(2.0)
+    assert breaks.passes()
 
 
 def test_drafts_by_length_reach_their_target_and_the_printed_formula_does_not() -> None:

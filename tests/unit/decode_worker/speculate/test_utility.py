@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import mean
+
 import pytest
 
 from bench.speculate_simulated import (
@@ -53,8 +55,12 @@ def test_costs_that_no_table_explains_lose_at_most_two_percent(batch: int) -> No
 
 @pytest.mark.parametrize("batch", BATCHES)
 def test_copied_text_is_about_as_fast_as_with_the_best_fixed_length(batch: int) -> None:
-    copies = world(ngram(always(0.92)), batch=batch)
-    assert speedup(simulate(Utility(), copies, 400)[100:]) > 0.9 * best_fixed(copies, 0)
+    shares = []
+    for seed in range(3):
+        copies = world(ngram(always(0.92)), batch=batch, seed=seed)
+        history = simulate(Utility(), copies, 400)[100:]
+        shares.append(speedup(history) / best_fixed(copies, 0))
+    assert mean(shares) > 0.9
 
 
 @pytest.mark.parametrize("batch", [1, 16])

@@ -1,0 +1,69 @@
+"""Rests for what does not pay, each time for twice as long (Cascade, arXiv 2506.20675)."""
+
+from __future__ import annotations
+
+FADE = 0.98  # of a comparison, per step
+SOON, SURE = 16.0, 40.0  # sequence-steps compared before a bad, and a merely poor, utility counts
+MOST_AT_ONCE = 4  # sequence-steps that one step counts for: its time is measured once
+LOOK = 8  # steps of a rest between two looks at what drafts would promise
+CHANGED = 1.25  # times the utility believed when it was switched off: worth another look
+
+
+class Breaks:
+    """Measures a utility = tokens per sequence and step / seconds in those of doing without it."""
+
+    def __init__(self, first: int, last: int) -> None:
+        """Steps of the first rest, and of the longest."""
+        self.count = 0  # how often it was switched off
+        self._first, self._last = first, last
+        self._next = first
+        self._off_for = 0  # steps left
+        self._off_believed = 0.0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._tokens = self._seconds = self._weight = 0.0
+
+    @property
+    def utility(self) -> float:
+        """As measured; 1 if nothing was."""
+        return self._tokens / self._seconds if self._seconds else 1.0
+
+    @property
+    def is_off(self) -> bool:
+        return self._off_for > 0
+
+    @property
+    def looks(self) -> bool:
+        """It is off, and it is time to compare drafts again with what is decoded plainly."""
+        return self._off_for % LOOK == 1
+
+    def passes(self) -> bool:
+        """May it be used in this step? Ask once per step."""
+        on = self._off_for == 0
+        self._off_for -= not on
+        return on
+
+    def hears(self, believed: float) -> None:
+        """Drafts of a step without it promise a utility of so much."""
+        if self._off_for and believed >= self._off_believed * CHANGED:
+            self._off_for = 0
+
+    def observe(self, tokens: float, seconds: float, believed: float, sequences: int = 1) -> bool:
+        """A step with it. True: that was enough, it rests now."""
+        self._tokens = self._tokens * FADE + tokens
+        self._seconds = self._seconds * FADE + seconds
+        self._weight = self._weight * FADE + min(sequences, MOST_AT_ONCE)
+        if self._weight >= SURE and self.utility > 1.02:
+            self._next = self._first
+        poor = self._weight >= SURE and self.utility < 1
+        if poor or (self._weight >= SOON and self.utility < 0.95):
+            self._switch_off(believed)
+            return True
+        return False
+
+    def _switch_off(self, believed: float) -> None:
+        self.count += 1
+        self._off_for, self._off_believed = self._next, believed
+        self._next = min(2 * self._next, self._last)
+        self._clear()

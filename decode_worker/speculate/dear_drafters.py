@@ -1,0 +1,153 @@
+"""Drafters whose asks cost time: who asks them now, and whether that pays as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from functools import partial
+from typing import NamedTuple
+
+from decode_worker.speculate.beliefs import Beliefs
+from decode_worker.speculate.breaks import Breaks
+from decode_worker.speculate.dear import LENGTHS, Asker, Order, best_order
+from decode_worker.speculate.draft_costs import DraftCosts
+from decode_worker.speculate.policy import NO_BUDGET, Budget, Candidate, StepReport
+from triptych.engine.sequence import Sequence
+
+PROBES = 0.006  # share of the time that trying them may take
+PROBE_NODES = 4
+LONGEST = 16  # nodes of a draft
+FIRST_BREAK, LAST_BREAK = 32, 2048  # steps without one that did not pay
+
+
+class Moment(NamedTuple):
+    """A step, as far as prices go."""
+
+    step: int
+    plain: float  # seconds without drafts
+    row: float  # price of verifying a node, in tokens
+
+
+class DearDrafters:
+    def __init__(self, beliefs: Beliefs, drafting: DraftCosts) -> None:
+        self._beliefs = beliefs
+        self._drafting = drafting
+        self._purses: dict[str, float] = {}  # seconds to try them with; below 0: spent in advance
+        self._breaks: dict[tuple[str, int], Breaks] = {}  # by octave of the batch
+        # Of the step in flight.
+        self._ordered = ""  # who drafts because that should pay
+        self._promised = 1.0  # tokens by those of a step without it
+        self._instead: dict[Sequence, float] = {}  # tokens of the drafts that it should better
+        self._probed: tuple[str, ...] = ()
+
+    def nobody(self) -> None:
+        """Is asked in this step."""
+        self._ordered, self._probed, self._instead = "", (), {}
+
+    def choose(
+        self,
+        names: Seq[str],
+        now: Moment,
+        candidates: Seq[Candidate],
+        made: Seq[float],
+        *,
+        speculates: bool,
+    ) -> list[Budget]:
+        """A budget per candidate. made: tokens that it has a draft for already. Not `speculates`:
+        drafts are looked at, not verified.
+        """
+        self.nobody()
+        budgets = [NO_BUDGET] * len(candidates)
+        if speculates:
+            orders = [(self._order(name, now, candidates, made), name) for name in names]
+            order, name = max(orders, key=lambda pair: pair[0].gain)
+            for place in order.places:
+                budgets[place] = Budget(name, order.nodes)
+                self._instead[candidates[place].sequence] = made[place]
+            if order.places:
+                self._ordered, self._promised = name, 1 + order.gain / len(candidates)
+        for name in names:
+            if name != self._ordered:
+                self._probe(name, PROBES / len(names) * now.plain, now.step, candidates, budgets)
+        return budgets
+
+    def observe(self, report: StepReport, plain: float, ratios: Seq[float]) -> None:
+        """plain: seconds of the step without drafts; 0: none is known that is near enough. ratios:
+        how much longer nodes make it.
+        """
+        for name in self._probed:
+            self._purses[name] -= report.draft_seconds.get(name, 0.0)
+        if not self._ordered or not plain:
+            return
+        sequences = len(report.verdicts)
+        nodes = sum(len(verdict.draft) for verdict in report.verdicts)
+        ours = [v for v in report.verdicts if v.draft.drafter == self._ordered]
+        fewer = nodes - sum(len(verdict.draft) for verdict in ours)
+        seconds = report.seconds / plain
+        drafting = report.draft_seconds.get(self._ordered, 0.0) / plain
+        tokens = 1 + sum(verdict.num_accepted for verdict in report.verdicts) / sequences
+        gained = sum(v.num_accepted - self._instead.get(v.sequence, 0.0) for v in ours) / sequences
+        without = max(seconds - drafting - ratios[nodes] + ratios[fewer], 0.5)
+        utility = tokens, seconds * max(tokens - gained, 1.0) / without
+        self._rests(self._ordered, sequences).observe(*utility, self._promised, sequences)
+
+    def _rests(self, name: str, sequences: int) -> Breaks:
+        key = name, sequences.bit_length()
+        if key not in self._breaks:
+            self._breaks[key] = Breaks(FIRST_BREAK, LAST_BREAK)
+        return self._breaks[key]
+
+    def _order(self, name: str, now: Moment, candidates: Seq[Candidate], made: Seq[float]) -> Order:
+        """Nothing while it rests, but looks are taken at what it would promise."""
+        rests = self._rests(name, len(candidates))
+        looks = rests.looks
+        if rests.passes():
+            return self._best_order(name, now, candidates, made)
+        if looks:
+            order = self._best_order(name, now, candidates, made)
+            rests.hears(1 + order.gain / len(candidates))
+        return Order()
+
+    def _best_order(
+        self, name: str, now: Moment, candidates: Seq[Candidate], made: Seq[float]
+    ) -> Order:
+        trust, beliefs = self._beliefs.trust(name), self._beliefs
+        askers = []
+        for place, candidate in enumerate(candidates):
+            if name in candidate.drafters and candidate.max_nodes:
+                factor = beliefs.track(candidate.sequence, name).factor
+                ahead = trust.ahead(factor, min(candidate.max_nodes, LONGEST))
+                askers.append(Asker(place, ahead, made[place], trust.breadth))
+        # Time is worth what the step would bring without: dear drafts for some hold up all.
+        rate = 1 + sum(made) / len(candidates)
+        price = partial(_price_of, self._drafting, name, rate * len(candidates) / now.plain)
+        lengths = (LONGEST,) if trust.is_wide else LENGTHS
+        return best_order(askers, rate * now.row, price, 0.01 * len(candidates), lengths)
+
+    def _probe(
+        self,
+        name: str,
+        share: float,
+        step: int,
+        candidates: Seq[Candidate],
+        budgets: list[Budget],
+    ) -> None:
+        """Tries one that nobody asks, on one sequence, when enough time was saved up."""
+        nodes = LONGEST if self._beliefs.trust(name).is_wide else PROBE_NODES
+        price = self._drafting.seconds(name, 1, nodes)
+        saved = min(self._purses.get(name, 0.0) + share, max(price, share))
+        self._purses[name] = saved
+        open_to = [
+            place
+            for place, c in enumerate(candidates)
+            if name in c.drafters and c.max_nodes and not budgets[place].max_nodes
+        ]
+        if saved >= price and open_to:
+            place = open_to[step % len(open_to)]
+            budgets[place] = Budget(name, min(nodes, candidates[place].max_nodes))
+            self._probed = (*self._probed, name)
+
+
+def _price_of(
+    drafting: DraftCosts, name: str, tokens_per_second: float, sequences: int, nodes: int
+) -> float:
+    return drafting.seconds(name, sequences, nodes) * tokens_per_second
