@@ -26,6 +26,7 @@ class Job:
     prompt: list[int]
     params: SamplingParams
     problem_id: str = ""
+    tenant: str = ""  # jobs of another one share no answers
     cache_salt: str = ""  # jobs with another one share no blocks of KV
 
 
@@ -40,52 +41,74 @@ class Outcome:
     accepted: int = 0
     answers: list[list[int]] = field(default_factory=list)
 
+    @property
+    def tokens_s(self) -> float:
+        return self.tokens / self.seconds
+
 
 class Heat:
-    """Jobs of a lane on their way."""
+    """Jobs of a lane on their way, so many at once: whenever one ends, the next one begins.
 
-    def __init__(self, lane: Lane, sequences: list[Sequence]) -> None:
+    What is timed is a full house: steps in which all places are taken and nobody reads a prompt or
+    is in his first `skip_rounds` rounds. It ends when a place stays free.
+    """
+
+    def __init__(self, lane: Lane, jobs: Seq[Job], places: int, skip_rounds: int = 1) -> None:
         self._lane = lane
-        self._sequences = sequences
-        self._began = self.tokens, self._rounds()
-        self._seconds = 0.0
-
-    @property
-    def tokens(self) -> int:
-        return sum(sequence.num_output for sequence in self._sequences)
-
-    @property
-    def done(self) -> bool:
-        return all(sequence.finish_reason is not None for sequence in self._sequences)
+        self._jobs = [*enumerate(jobs)][::-1]
+        self._places = places
+        self._skip = skip_rounds
+        self._sequences: list[Sequence] = []  # of all that began
+        self._active: list[Sequence] = []
+        self.done = False
+        self.timed = Outcome()
+        self._fill()
 
     def step(self) -> None:
+        counts = all(sequence.num_rounds >= self._skip for sequence in self._active)
+        tokens, rounds = self._progress()
         began = time.perf_counter()
         assert self._lane.step(), "answers that nobody goes on with"
-        self._seconds += time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        if counts:
+            after = self._progress()
+            self.timed.seconds += seconds
+            self.timed.tokens += after[0] - tokens
+            self.timed.rounds += after[1] - rounds
+        self._active = [s for s in self._active if s.finish_reason is None]
+        self._fill()
+
+    def _progress(self) -> tuple[int, int]:
+        active = self._active
+        return sum(s.num_output for s in active), sum(s.num_rounds for s in active)
+
+    def _fill(self) -> None:
+        while self._jobs and len(self._active) < self._places:
+            sequence = self._lane.submit(*self._jobs.pop())
+            self._sequences.append(sequence)
+            self._active.append(sequence)
+        self.done = len(self._active) < self._places
 
     def outcome(self) -> Outcome:
-        tokens, rounds = self._began
-        return Outcome(
-            seconds=self._seconds,
-            tokens=self.tokens - tokens,
-            rounds=self._rounds() - rounds,
+        """Answers that are not done by now stay as they are."""
+        for sequence in self._active:
+            self._lane.cancel(sequence)
+        return replace(
+            self.timed,
             drafted=sum(sequence.num_drafted for sequence in self._sequences),
             accepted=sum(sequence.num_accepted for sequence in self._sequences),
             answers=[sequence.tokens[sequence.num_prompt :] for sequence in self._sequences],
         )
 
-    def _rounds(self) -> int:
-        return sum(sequence.num_rounds for sequence in self._sequences)
 
-
-def race(lanes: Seq[Lane], jobs: Seq[Job], skip_rounds: int = 1) -> list[Outcome]:
+def race(lanes: Seq[Lane], jobs: Seq[Job], places: int, skip_rounds: int = 1) -> list[Outcome]:
     """The same jobs in every lane, step by step in turns: always the one that is furthest behind.
 
     What slows the machine down for more than a step slows all of them down at the same word.
     """
-    heats = [lane.start(jobs, skip_rounds) for lane in lanes]
+    heats = [Heat(lane, jobs, places, skip_rounds) for lane in lanes]
     while going := [heat for heat in heats if not heat.done]:
-        min(going, key=lambda heat: heat.tokens).step()
+        min(going, key=lambda heat: heat.timed.tokens).step()
     return [heat.outcome() for heat in heats]
 
 
@@ -112,41 +135,49 @@ class Lane:
             max_model_len=parts.max_model_len,
         )
 
-    def start(self, jobs: Seq[Job], skip_rounds: int = 1) -> Heat:
-        """All jobs at once, up to the moment when each has had so many rounds."""
-        sequences = [self._submit(number, job) for number, job in enumerate(jobs)]
-        while any(_is_behind(sequence, skip_rounds) for sequence in sequences):
-            assert self.step(), "prompts that nobody computes"
-        return Heat(self, sequences)
-
     def step(self) -> bool:
         worked = self._loop.step()
         self._outputs.clear()
         return worked
 
-    def run(self, jobs: Seq[Job], *, skip_rounds: int = 1) -> Outcome:
-        """All jobs at once, to their ends; timed when each has had so many rounds."""
-        heat = self.start(jobs, skip_rounds)
-        while not heat.done:
-            heat.step()
-        return heat.outcome()
+    def run(self, jobs: Seq[Job]) -> Outcome:
+        """All jobs at once, to their ends; timed when every prompt is read."""
+        sequences = [self.submit(number, job) for number, job in enumerate(jobs)]
+        while any(_is_reading(sequence) for sequence in sequences):
+            assert self.step(), "prompts that nobody computes"
+        tokens = sum(sequence.num_output for sequence in sequences)
+        rounds = sum(sequence.num_rounds for sequence in sequences)
+        began = time.perf_counter()
+        while self.step():
+            pass
+        return Outcome(
+            seconds=time.perf_counter() - began,
+            tokens=sum(sequence.num_output for sequence in sequences) - tokens,
+            rounds=sum(sequence.num_rounds for sequence in sequences) - rounds,
+            drafted=sum(sequence.num_drafted for sequence in sequences),
+            accepted=sum(sequence.num_accepted for sequence in sequences),
+            answers=[sequence.tokens[sequence.num_prompt :] for sequence in sequences],
+        )
 
     def finish(self, jobs: Seq[Job]) -> tuple[float, list[Sequence]]:
         """All jobs at once: seconds until the last one has ended, prompts included."""
         began = time.perf_counter()
-        sequences = [self._submit(number, job) for number, job in enumerate(jobs)]
+        sequences = [self.submit(number, job) for number, job in enumerate(jobs)]
         while self.step():
             pass
         return time.perf_counter() - began, sequences
 
-    def _submit(self, number: int, job: Job) -> Sequence:
+    def cancel(self, sequence: Sequence) -> None:
+        self._loop.cancel(sequence)
+
+    def submit(self, number: int, job: Job) -> Sequence:
         sequence = Sequence(
             f"bench-{number}",
             list(job.prompt),
             self._parts.root(job.cache_salt),
             self._parts.layout.block_tokens,
             job.params,
-            speculation=Speculation(problem_id=job.problem_id),
+            speculation=Speculation(tenant=job.tenant, problem_id=job.problem_id),
         )
         self._loop.submit(sequence)
         return sequence
@@ -162,8 +193,8 @@ def _scheduler(parts: EngineParts) -> Scheduler:
     )
 
 
-def _is_behind(sequence: Sequence, rounds: int) -> bool:
-    return sequence.num_rounds < rounds and sequence.finish_reason is None
+def _is_reading(sequence: Sequence) -> bool:
+    return sequence.num_rounds == 0 and sequence.finish_reason is None
 
 
 def encode(tokenizer: Tokenizer, text: str, most: int) -> list[int]:

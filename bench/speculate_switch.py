@@ -60,12 +60,12 @@ def main() -> None:
     mismatches = 0
     for turn in range(options.turns + 1):  # the first one warms up
         for text, job in jobs_of(tokenizer, turn).items():
-            outcomes = race([*lanes.values()], [job], options.rounds)
+            outcomes = race([*lanes.values()], [job], 1, options.rounds)
             ran = dict(zip(lanes, outcomes, strict=True))
             mismatches += sum(own.answers != ran["plain"].answers for own in ran.values())
             for name, outcome in ran.items():
                 if turn:
-                    speeds[text][name].append(outcome.tokens / outcome.seconds)
+                    speeds[text][name].append(outcome.tokens_s)
             print(f"turn {turn} {text} done", file=sys.stderr, flush=True)
     rows = [_row(text, by_lane) for text, by_lane in speeds.items()]
     keys = ("text", "plain", "fixed", "auto", "share")

@@ -37,17 +37,20 @@ def best_order(
     price: Callable[[int, int], float],
     margin: float,
     lengths: Seq[int] = LENGTHS,
+    most: int | None = None,
 ) -> Order:
     """`row`: of verifying a node; `price`: of an ask for (sequences, nodes); `lengths`: that may be
-    asked for.
+    asked for; `most`: sequences that may ask, None: all.
     """
     worth = [_worths(asker, row) for asker in askers]
     best = Order(gain=margin)
     for nodes in lengths:
         gains = [own[min(nodes, len(own) - 1)] for own in worth]
-        places = tuple(a.place for a, gain in zip(askers, gains, strict=True) if gain > 0)
-        if places:
-            total = sum(gain for gain in gains if gain > 0) - price(len(places), nodes)
+        ranked = sorted(range(len(askers)), key=lambda at: -gains[at])[:most]
+        chosen = [at for at in ranked if gains[at] > 0]
+        if chosen:
+            total = sum(gains[at] for at in chosen) - price(len(chosen), nodes)
+            places = tuple(sorted(askers[at].place for at in chosen))
             best = Order(places, nodes, total) if total > best.gain else best
     return best if best.places else Order()
 

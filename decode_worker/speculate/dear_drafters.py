@@ -121,7 +121,10 @@ class DearDrafters:
         rate = 1 + sum(made) / len(candidates)
         price = partial(_price_of, self._drafting, name, rate * len(candidates) / now.plain)
         lengths = (LONGEST,) if trust.is_wide else LENGTHS
-        return best_order(askers, rate * now.row, price, 0.01 * len(candidates), lengths)
+        # What an ask of many costs is guessed, and may be far off: one step at a time.
+        most = 2 * max(1, self._drafting.most_at_once(name))
+        margin = 0.01 * len(candidates)
+        return best_order(askers, rate * now.row, price, margin, lengths, most)
 
     def _probe(
         self,

@@ -27,6 +27,11 @@ class DraftCosts:
     def knows(self, drafter: str) -> bool:
         return drafter in self._cells
 
+    def most_at_once(self, drafter: str) -> int:
+        """Sequences that it drafted for in one ask; a bucket's upper end."""
+        cells = self._cells.get(drafter, {})
+        return SIZES[max(sequences for sequences, _ in cells)] if cells else 0
+
     def count(self, drafter: str) -> int:
         """Samples of its last few sizes."""
         return sum(map(len, self._cells.get(drafter, {}).values()))

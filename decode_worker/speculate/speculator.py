@@ -165,27 +165,27 @@ class Speculator:
         self._tally.verified(verdicts, rest)
 
     def _load_of(self, jobs: list[RowJob], places: list[int]) -> StepLoad:
-        left = self._scheduler.rows_left(jobs)
+        most = min(self._scheduler.rows_left(jobs), self._max_nodes)
+        working = self._drafters.working
         return StepLoad(
-            tuple(self._candidate(jobs[place].sequence, left) for place in places),
+            tuple(self._candidate(jobs[place].sequence, most, working) for place in places),
             sum(job.num_rows for job in jobs) - len(places),
             sum(job.end for job in jobs),
         )
 
-    def _candidate(self, sequence: Sequence, rows: int) -> Candidate:
+    def _candidate(self, sequence: Sequence, most: int, names: tuple[str, ...]) -> Candidate:
         assert sequence.params is not None
-        wanted = sequence.speculation
+        wanted, length = sequence.speculation, len(sequence.tokens)
         # What follows the last node that can become a token is the step's own token.
         room = min(
-            rows,
-            sequence.params.max_tokens - sequence.num_output - 1,
-            self._max_model_len - len(sequence.tokens) - 1,
-            self._max_nodes,
-            wanted.max_nodes or self._max_nodes,
+            most,
+            sequence.params.max_tokens + sequence.num_prompt - length - 1,
+            self._max_model_len - length - 1,
+            wanted.max_nodes or most,
         )
-        working = self._drafters.working
-        names = [name for name in working if not wanted.drafters or name in wanted.drafters]
-        return Candidate(sequence, max(0, room), tuple(names))
+        if wanted.drafters:
+            names = tuple(name for name in names if name in wanted.drafters)
+        return Candidate(sequence, max(0, room), names)
 
     def _propose(self, load: StepLoad, jobs: list[RowJob]) -> list[Draft]:
         assert self._policy is not None
@@ -197,6 +197,8 @@ class Speculator:
 
     def _make(self, drafts: list[Draft], load: StepLoad, budgets: list[Budget], rows: int) -> None:
         """Puts what the budgets ask for into `drafts`, all of them within so many rows."""
+        if not any(budget.max_nodes for budget in budgets):
+            return
         rows -= sum(map(len, drafts))
         asked = defaultdict[str, list[tuple[int, Ask]]](list)
         for place, budget in enumerate(budgets):
@@ -225,9 +227,11 @@ class Speculator:
         Its plan said how long they are. To drop the laws of those that it cut would not do: of the
         rest the law is no longer the stated one.
         """
-        whole = [bool(draft.laws) and self.rule.reads_laws for draft in drafts]
-        fixed = sum(len(draft) for draft, stays in zip(drafts, whole, strict=True) if stays)
         assert self._policy is not None
+        if not self.rule.reads_laws:
+            return self._policy.trim(load, drafts)
+        whole = [bool(draft.laws) for draft in drafts]
+        fixed = sum(len(draft) for draft, stays in zip(drafts, whole, strict=True) if stays)
         trimmed = self._policy.trim(
             load._replace(other_rows=load.other_rows + fixed),
             [NO_DRAFT if s else draft for draft, s in zip(drafts, whole, strict=True)],

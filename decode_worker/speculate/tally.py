@@ -28,6 +28,9 @@ class Tally:
         draft_seconds: Mapping[str, float],
     ) -> None:
         """Per candidate the draft that came and what the policy left of it."""
+        if not draft_seconds:
+            self._metrics.decisions.labels("", "off").inc(len(proposed))
+            return
         decisions = Counter(
             (draft.drafter, _decision(draft, rest))
             for draft, rest in zip(proposed, kept, strict=True)

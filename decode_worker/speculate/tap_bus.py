@@ -69,6 +69,6 @@ def _rows_that_stay(
 ) -> slice | list[int]:
     known = job.end - job.start
     path = paths.get(job.sequence, ())
-    if path == tuple(range(len(path))):
+    if not path or path == tuple(range(len(path))):
         return slice(begin, begin + known + len(path))
     return [*range(begin, begin + known), *(begin + known + node for node in path)]

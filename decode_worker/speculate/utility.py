@@ -37,6 +37,7 @@ class Utility:
         self._dear = DearDrafters(self.beliefs, self._drafting)
         self._step = 0
         self._plain_steps = 0
+        self._deciding = 0.0  # seconds of a step in which somebody is asked
         # Of the step in flight.
         self._mode = Mode.PLAIN
         self._plain = 0.0  # seconds of the step without drafts
@@ -106,6 +107,8 @@ class Utility:
         rows = report.rows - nodes
         self.costs.learn(rows, nodes, report.kv_tokens, report.step_seconds)
         self._plain_steps += not nodes
+        if self._asked:
+            self._deciding += (report.decide_seconds - self._deciding) * 0.1
         self.guard.counts(nodes)
         self._compare(report, rows, nodes)
         for name, seconds in report.draft_seconds.items():
@@ -198,7 +201,7 @@ class Utility:
                         self._asked_for(candidate, name, 0.0)
 
     def _asked_for(self, candidate: Candidate, name: str, tokens: float) -> None:
-        price = 2 * self._prices[name]
+        price = 2 * (self._prices[name] + self._deciding / self._plain)
         self.beliefs.worth(candidate.sequence, name, self._step, tokens, price)
 
     def _count(self, load: StepLoad, survivals: Seq[Seq[float]]) -> int:

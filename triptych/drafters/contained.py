@@ -30,13 +30,15 @@ class Contained:
     ) -> None:
         self.names = tuple(drafters)  # those switched off too: a request may go on naming them
         self._working = dict(drafters)
-        self.readers = {
-            name: drafter.taps
+        self.working = self.names
+        self._tapped = {
+            name: drafter
             for name, drafter in drafters.items()
             if isinstance(drafter, TapDrafter) and drafter.taps
-        }  # layers, of those that work
-        tapped = [drafter for drafter in drafters.values() if isinstance(drafter, TapDrafter)]
-        self.window = max((drafter.window for drafter in tapped), default=0)
+        }
+        # Layers, of those that work.
+        self.readers = {name: drafter.taps for name, drafter in self._tapped.items()}
+        self.window = max((drafter.window for drafter in self._tapped.values()), default=0)
         self._vocab_size = vocab_size
         self._metrics = metrics
         for name in drafters:
@@ -44,10 +46,6 @@ class Contained:
 
     def drafter(self, name: str) -> Drafter:
         return self._working[name]
-
-    @property
-    def working(self) -> tuple[str, ...]:
-        return tuple(self._working)
 
     def begin(self, sequence: Sequence, hints: Hints) -> None:
         self._tell_all("begin", lambda drafter: drafter.begin(sequence, hints))
@@ -57,9 +55,9 @@ class Contained:
 
     def feed(self, name: str, sequence: Sequence, start: int, taps: Tensor) -> None:
         """See TapDrafter; to one of `readers`."""
-        drafter = self._working.get(name)
-        if isinstance(drafter, TapDrafter):
-            self._guarded(name, "feed", partial(drafter.feed, sequence, start, taps))
+        if name in self.readers:
+            feed = self._tapped[name].feed
+            self._guarded(name, "feed", partial(feed, sequence, start, taps))
 
     def end(self, sequence: Sequence) -> None:
         self._tell_all("end", lambda drafter: drafter.end(sequence))
@@ -82,6 +80,7 @@ class Contained:
             return call()
         except Exception:
             del self._working[name]
+            self.working = tuple(self._working)
             self.readers.pop(name, None)
             self._metrics.failures.labels(name, verb).inc()
             self._metrics.enabled.labels(name).set(0)

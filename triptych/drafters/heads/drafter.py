@@ -25,6 +25,8 @@ from triptych.drafters.tree_growth import GrowingTree, Growth
 from triptych.engine.draft import NO_DRAFT, Draft
 from triptych.engine.sequence import Sequence
 
+_FEW = 32  # rows that are kept as they came, with those of the others in their step
+
 
 @dataclass(frozen=True, slots=True)
 class HeadOptions:
@@ -75,12 +77,19 @@ class HeadDrafter:
         """What was right comes as states."""
 
     def feed(self, sequence: Sequence, start: int, taps: Tensor) -> None:
-        """The target's states [m, taps · H] of rows from `start` on, whose tokens are final."""
+        """The target's states bfloat16 [m, taps · H] of rows from `start` on, whose tokens are
+        final.
+        """
         memory = self._memories.get(sequence)
         if memory is None:
             return
-        skipped = max(0, len(taps) - self._options.window)
-        memory.feed(start + skipped, taps[skipped:].bfloat16())
+        rows = taps.size(0)
+        if rows > self._options.window:
+            skipped = rows - self._options.window
+            start, taps = start + skipped, taps[skipped:]
+        if rows > _FEW:
+            taps = taps.clone()  # else the rows of all others live as long as these
+        memory.feed(start, taps)
 
     @torch.inference_mode()
     def propose(self, asks: Seq[Ask]) -> list[Draft]:

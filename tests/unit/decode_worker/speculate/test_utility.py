@@ -80,14 +80,14 @@ def test_it_speculates_again_within_twenty_rounds_after_text_repeats(batch: int)
 def test_every_sequence_gets_the_drafter_that_suits_it() -> None:
     both = world(
         SimulatedDrafter(
-            "ngram", lambda at, which: 0.03 if which % 2 else 0.92, lambda n, k: 4e-5 * n
+            "ngram", lambda at, which: 0.03 if which % 2 else 0.6, lambda n, k: 4e-5 * n
         ),
         head(lambda at, which: 0.8 if which % 2 else 0.3),
         batch=4,
     )
     last = simulate(Utility(), both, 300)[200:]
     asked = [[step.asked[which].drafter for step in last] for which in range(4)]
-    assert asked[0].count("ngram") > 70 and asked[2].count("ngram") > 70
+    assert asked[0].count("ngram") > 60 and asked[2].count("ngram") > 60
     assert asked[1].count("head") > 50 and asked[3].count("head") > 50
 
 
