@@ -5,7 +5,7 @@ from __future__ import annotations
 FADE = 0.98  # of a comparison, per step
 SOON, SURE = 16.0, 40.0  # sequence-steps compared before a bad, and a merely poor, utility counts
 MOST_AT_ONCE = 4  # sequence-steps that one step counts for: its time is measured once
-LOOK = 8  # steps of a rest between two looks at what drafts would promise
+LOOKS = 0.004  # share of a rest's time for looks at what drafts would promise
 CHANGED = 1.25  # times the utility believed when it was switched off: worth another look
 
 
@@ -19,6 +19,7 @@ class Breaks:
         self._next = first
         self._off_for = 0  # steps left
         self._off_believed = 0.0
+        self._look_every = 8  # steps of a rest
         self._clear()
 
     def _clear(self) -> None:
@@ -36,7 +37,11 @@ class Breaks:
     @property
     def looks(self) -> bool:
         """It is off, and it is time to compare drafts again with what is decoded plainly."""
-        return self._off_for % LOOK == 1
+        return self._off_for % self._look_every == 1
+
+    def looked(self, steps: float) -> None:
+        """A look took as long as so many steps."""
+        self._look_every = int(min(max(steps / LOOKS, 4), 32))
 
     def passes(self) -> bool:
         """May it be used in this step? Ask once per step."""

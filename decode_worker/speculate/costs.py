@@ -20,6 +20,7 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 
 NEAR = 8  # steps; a ratio of steps further apart measures the machine's moods
 SHRINK = 2.0  # samples; what other sizes say about one counts so much
 FEW = 8  # samples
+STEADY = 12  # plain steps, some six groups
 UNTRIED = 1.3  # times as steep as what is known below
 
 
@@ -38,6 +39,8 @@ class StepCosts:
         self._plain_at = -NEAR  # the last plain step
         self._in_a_row = 0  # plain steps near each other
         self._pace = 1.0  # of the machine then: its seconds by those in the table
+        self._mean_pace = 1.0  # over the last few groups of plain steps
+        self._paces = 0
         self._curves: dict[int, list[float]] = {}
         self._stale: dict[int, int] = {}  # plain rows: samples that a curve has not seen
 
@@ -47,10 +50,12 @@ class StepCosts:
         if not nodes:
             self._learn_plain(plain_rows, kv_tokens, seconds)
             return
+        if not self.can_compare(plain_rows, kv_tokens):
+            return
         cells = self._ratios.setdefault(size_of(plain_rows), {})
         cell = cells.setdefault(size_of(nodes), Recent())
         plain = self.plain_seconds(plain_rows, kv_tokens)
-        if plain and (self._step - self._plain_at <= NEAR or len(cell) < 2):
+        if self._step - self._plain_at <= NEAR or len(cell) < 2:
             cell.add(seconds / (plain * self._pace), self._step)
             self._mark(size_of(plain_rows), few=len(cell) < FEW)
 
@@ -68,6 +73,8 @@ class StepCosts:
         self._in_a_row = self._in_a_row + 1 if self.near_plain() else 1
         fresh = min(max(seconds / cell.median, 0.5), 2.0)
         self._pace += (fresh - self._pace) / min(self._in_a_row, 4)
+        self._paces += 1
+        self._mean_pace += (fresh - self._mean_pace) / min(self._paces, STEADY)
         self._plain_at = self._step
 
     def near_plain(self) -> bool:
@@ -75,12 +82,23 @@ class StepCosts:
         return self._step - self._plain_at <= NEAR
 
     @property
-    def pace(self) -> float:
-        return self._pace
+    def mean_pace(self) -> float:
+        """What plain steps took lately, by what the table says. Steps with drafts that are near to
+        plain ones have the same on average: one group of plain steps says too little.
+        """
+        return self._mean_pace
 
     def knows(self, plain_rows: int, kv_tokens: int) -> bool:
         """Steps of this size were seen without drafts."""
         return len(self._plain.get(_plain_key(plain_rows, kv_tokens), ())) >= 2
+
+    def can_compare(self, plain_rows: int, kv_tokens: int) -> bool:
+        """Steps of about this size were seen without drafts. A prompt's steps say nothing."""
+        rows, octave = _plain_key(plain_rows, kv_tokens)
+        return any(
+            abs(at[0] - rows) <= 1 and abs(at[1] - octave) <= 2 and len(cell) >= 2
+            for at, cell in self._plain.items()
+        )
 
     def plain_seconds(self, rows: int, kv_tokens: int) -> float:
         """Of a step without nodes; 0 if nothing is known at all."""

@@ -36,7 +36,6 @@ class Utility:
         self._drafting = DraftCosts()
         self._dear = DearDrafters(self.beliefs, self._drafting)
         self._step = 0
-        self._plain_steps = 0
         self._deciding = 0.0  # seconds of a step in which somebody is asked
         # Of the step in flight.
         self._mode = Mode.PLAIN
@@ -55,7 +54,7 @@ class Utility:
         self._asked, self._made_first, self._unverified = {}, (), []
         self._believed, self._mode = 1.0, Mode.PLAIN
         self._dear.nobody()
-        if count and self._plain_steps >= 2:  # without a plain step nothing can be compared
+        if count and self.costs.can_compare(rows, load.kv_tokens):
             self._mode = self.guard.mode(count, self.costs.knows(rows, load.kv_tokens))
         if self._mode is Mode.PLAIN:
             return [NO_BUDGET] * count
@@ -106,9 +105,11 @@ class Utility:
         nodes = sum(len(verdict.draft) for verdict in report.verdicts)
         rows = report.rows - nodes
         self.costs.learn(rows, nodes, report.kv_tokens, report.step_seconds)
-        self._plain_steps += not nodes
         if self._asked:
             self._deciding += (report.decide_seconds - self._deciding) * 0.1
+        if self._mode is Mode.LOOK:
+            looking = report.seconds - report.step_seconds
+            self.guard.of(len(report.verdicts)).looked(looking / self._plain)
         self.guard.counts(nodes)
         self._compare(report, rows, nodes)
         for name, seconds in report.draft_seconds.items():
@@ -227,7 +228,7 @@ class Utility:
         if self._mode is not Mode.SPECULATE or not sequences:
             return
         known = costs.near_plain() and costs.knows(rows, report.kv_tokens)
-        plain = costs.plain_seconds(rows, report.kv_tokens) * costs.pace
+        plain = costs.plain_seconds(rows, report.kv_tokens) * costs.mean_pace
         if not nodes:
             asking = (report.seconds - report.step_seconds) / plain
             self.guard.observe(1.0, 1 + asking, self._believed, sequences)

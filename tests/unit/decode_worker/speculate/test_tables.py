@@ -175,15 +175,17 @@ def test_what_loses_in_a_large_batch_is_not_held_against_a_small_one() -> None:
     assert guard.mode(1, plain_known=True) is Mode.SPECULATE
 
 
-def test_while_it_rests_it_looks_at_every_eighth_step_and_comes_back_for_a_better_promise() -> None:
+def test_while_it_rests_it_looks_now_and_then_and_comes_back_for_a_better_promise() -> None:
     breaks = Breaks(64, 64)
     while not breaks.observe(1.0, 1.2, believed=1.1):
         pass
-    looked = []
-    for _ in range(16):
-        looked.append(breaks.looks)
-        assert not breaks.passes()
-    assert sum(looked) == 2
+    looks = [0, 0]
+    for price in (0.02, 0.08):
+        breaks.looked(price)
+        for _ in range(20):
+            looks[price > 0.05] += breaks.looks
+            assert not breaks.passes()
+    assert looks == [4, 1], "seldom, if a look is dear"
     breaks.hears(1.2)
     assert breaks.is_off, "no better than what failed"
     breaks.hears(2.0)
