@@ -4,8 +4,9 @@ from __future__ import annotations
 
 FADE = 0.98  # of a comparison, per step
 SOON, SURE = 16.0, 40.0  # sequence-steps compared before a bad, and a merely poor, utility counts
-MOST_AT_ONCE = 4  # sequence-steps that one step counts for: its time is measured once
-LOOKS = 0.004  # share of a rest's time for looks at what drafts would promise
+MOST_AT_ONCE = 2  # sequence-steps that one step counts for: its time is measured once
+WAKE = 32  # steps before the end of a rest in which drafters see again what is decoded
+LOOKS = 0.0025  # share of a rest's time for looks at what drafts would promise
 CHANGED = 1.25  # times the utility believed when it was switched off: worth another look
 
 
@@ -33,6 +34,11 @@ class Breaks:
     @property
     def is_off(self) -> bool:
         return self._off_for > 0
+
+    @property
+    def sleeps(self) -> bool:
+        """It rests and will not be used soon."""
+        return self._off_for > WAKE
 
     @property
     def looks(self) -> bool:

@@ -20,6 +20,7 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 
 NEAR = 8  # steps; a ratio of steps further apart measures the machine's moods
 SHRINK = 2.0  # samples; what other sizes say about one counts so much
 FEW = 8  # samples
+HICCUP = 1.5  # times what was known: one sample says no more, others may follow
 STEADY = 12  # plain steps, some six groups
 UNTRIED = 1.3  # times as steep as what is known below
 
@@ -56,7 +57,9 @@ class StepCosts:
         cell = cells.setdefault(size_of(nodes), Recent())
         plain = self.plain_seconds(plain_rows, kv_tokens)
         if self._step - self._plain_at <= NEAR or len(cell) < 2:
-            cell.add(seconds / (plain * self._pace), self._step)
+            known = self.ratios(plain_rows, nodes)[nodes]
+            ratio = seconds / (plain * self._pace)
+            cell.add(min(max(ratio, known / HICCUP), known * HICCUP), self._step)
             self._mark(size_of(plain_rows), few=len(cell) < FEW)
 
     def _mark(self, base: int, few: bool) -> None:

@@ -43,6 +43,14 @@ class DearDrafters:
         """Is asked in this step."""
         self._ordered, self._probed, self._instead = "", (), {}
 
+    def asleep(self, sequences: int) -> list[str]:
+        """Those that rest for long in a batch of this size."""
+        return [
+            name
+            for (name, octave), rests in self._breaks.items()
+            if octave == sequences.bit_length() and rests.sleeps
+        ]
+
     def choose(
         self,
         names: Seq[str],
@@ -70,12 +78,15 @@ class DearDrafters:
                 self._probe(name, PROBES / len(names) * now.plain, now.step, candidates, budgets)
         return budgets
 
+    def pay(self, report: StepReport) -> None:
+        """For those that were tried: what it took, the reading of a text included."""
+        for name in self._probed:
+            self._purses[name] -= report.draft_seconds.get(name, 0.0)
+
     def observe(self, report: StepReport, plain: float, ratios: Seq[float]) -> None:
         """plain: seconds of the step without drafts; 0: none is known that is near enough. ratios:
         how much longer nodes make it.
         """
-        for name in self._probed:
-            self._purses[name] -= report.draft_seconds.get(name, 0.0)
         if not self._ordered or not plain:
             return
         sequences = len(report.verdicts)
@@ -144,7 +155,7 @@ class DearDrafters:
             for place, c in enumerate(candidates)
             if name in c.drafters and c.max_nodes and not budgets[place].max_nodes
         ]
-        if saved >= price and open_to:
+        if saved >= price and open_to and name not in self.asleep(len(candidates)):
             place = open_to[step % len(open_to)]
             budgets[place] = Budget(name, min(nodes, candidates[place].max_nodes))
             self._probed = (*self._probed, name)

@@ -25,7 +25,8 @@ class DraftCosts:
         self._known = {k: s for k, s in self._known.items() if k[0] != drafter}
 
     def knows(self, drafter: str) -> bool:
-        return drafter in self._cells
+        """The first ask reads a prompt in, only the second says what an ask costs."""
+        return self.count(drafter) >= 2
 
     def most_at_once(self, drafter: str) -> int:
         """Sequences that it drafted for in one ask; a bucket's upper end."""

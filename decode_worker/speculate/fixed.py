@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Sequence as Seq
 
 from decode_worker.speculate.policy import NO_BUDGET, Budget, StepLoad, StepReport
@@ -17,6 +18,9 @@ class Unlearned:
 
     def trim(self, load: StepLoad, drafts: Seq[Draft]) -> list[Draft]:
         return list(drafts)
+
+    def asleep(self) -> Collection[str]:
+        return ()
 
     def observe(self, report: StepReport) -> None:
         pass

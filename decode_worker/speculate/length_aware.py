@@ -8,7 +8,7 @@ by then anyway draft nothing, the others as much as takes them there in time.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from collections.abc import Sequence as Seq
 
 from decode_worker.speculate.costs import StepCosts
@@ -77,6 +77,9 @@ class LengthAware:
 
     def trim(self, load: StepLoad, drafts: Seq[Draft]) -> list[Draft]:
         return self._inner.trim(load, drafts)
+
+    def asleep(self) -> Collection[str]:
+        return self._inner.asleep()
 
     def observe(self, report: StepReport) -> None:
         nodes = sum(len(verdict.draft) for verdict in report.verdicts)

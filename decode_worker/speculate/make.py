@@ -30,9 +30,9 @@ def make_speculator(
     reads them; remote None: nobody drafts elsewhere.
     """
     make = DrafterMaker(parts, sampler, remote)
-    policy = _policy(config)
-    wanted = () if policy is None else config.drafters
+    wanted = () if config.mode == "off" else config.drafters
     drafters: dict[str, Drafter] = {drafter.kind: make(drafter) for drafter in wanted}
+    policy = _policy(config, may_sleep=not make.teachers)  # a head that learns sees everything
     if metrics is not None and isinstance(policy, Utility):
         metrics.utility.set_function(lambda: policy.guard.utility)
         metrics.breaks.set_function(lambda: policy.guard.breaks)
@@ -56,7 +56,7 @@ def make_rule(config: SpeculationConfig) -> AcceptanceRule:
     return InLaw(rejection if config.rule == "rejection" else block)
 
 
-def _policy(config: SpeculationConfig) -> BudgetPolicy | None:
+def _policy(config: SpeculationConfig, *, may_sleep: bool) -> BudgetPolicy | None:
     match config.mode:
         case "off":
             return None
@@ -67,6 +67,6 @@ def _policy(config: SpeculationConfig) -> BudgetPolicy | None:
         case "dice":
             return Dice(config.max_nodes)
         case "auto":
-            return Utility()
+            return Utility(may_sleep=may_sleep)
         case "length_aware":
-            return LengthAware(Utility())
+            return LengthAware(Utility(may_sleep=may_sleep))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Sequence as Seq
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -63,6 +64,9 @@ class BudgetPolicy(Protocol):
 
     def trim(self, load: StepLoad, drafts: Seq[Draft]) -> list[Draft]:
         """The drafts (one per candidate, maybe empty) without nodes that will not pay."""
+
+    def asleep(self) -> Collection[str]:
+        """Drafters that nobody will ask in the next steps: they need not see what is decoded."""
 
     def observe(self, report: StepReport) -> None: ...
 

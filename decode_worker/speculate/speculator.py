@@ -129,6 +129,8 @@ class Speculator:
         drafts = self._trim(self._load, proposed)
         self._decide_seconds = self._clock() - began - sum(self._draft_seconds.values())
         self._tally.drafted(self._load, proposed, drafts, self._draft_seconds)
+        if not any(drafts):
+            return jobs
         jobs = list(jobs)
         for place, draft in zip(places, drafts, strict=True):
             if draft:
@@ -137,7 +139,8 @@ class Speculator:
 
     def taps(self, jobs: list[RowJob]) -> list[LayerTap]:
         """What drafters want to see of the forward of these jobs."""
-        return self._bus.taps(jobs, self._known)
+        asleep = () if self._policy is None else self._policy.asleep()
+        return self._bus.taps(jobs, self._known, asleep)
 
     def states_read(self, sequence: Sequence) -> StatesWanted:
         """Of a prompt that is computed elsewhere; from any thread."""
@@ -155,8 +158,9 @@ class Speculator:
         self._bus.hand_out(verdicts, self._known)
         if self._policy is None or self._load is None:
             return
-        candidates = {candidate.sequence for candidate in self._load.candidates}
-        verdicts = [verdict for verdict in verdicts if verdict.sequence in candidates]
+        if len(verdicts) > len(self._load.candidates):
+            candidates = {candidate.sequence for candidate in self._load.candidates}
+            verdicts = [verdict for verdict in verdicts if verdict.sequence in candidates]
         deciding = self._decide_seconds
         rest = seconds - sum(self._draft_seconds.values()) - deciding
         kv_tokens, drafting = self._load.kv_tokens, self._draft_seconds

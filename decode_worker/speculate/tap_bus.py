@@ -24,15 +24,20 @@ class TapBus:
         self.read_at_start = StatesWanted(tuple(layers), drafters.window) if layers else NO_STATES
         self._kept: dict[int, Tensor] = {}
         self._jobs: Seq[RowJob] = ()
+        self._readers: Mapping[str, Seq[int]] = {}  # of the forward under way
 
-    def taps(self, jobs: Seq[RowJob], known: Collection[Sequence]) -> list[LayerTap]:
-        """For the forward of these jobs; `known`: sequences that somebody may draft for."""
+    def taps(
+        self, jobs: Seq[RowJob], known: Collection[Sequence], asleep: Collection[str] = ()
+    ) -> list[LayerTap]:
+        """For the forward of these jobs; `known`: sequences that somebody may draft for; `asleep`:
+        readers that want nothing now.
+        """
         self._kept, self._jobs = {}, ()
-        readers = self._drafters.readers
-        if not readers or not any(job.sequence in known for job in jobs):
+        self._readers = {n: taps for n, taps in self._drafters.readers.items() if n not in asleep}
+        if not self._readers or not any(job.sequence in known for job in jobs):
             return []
         self._jobs = jobs
-        layers = sorted({layer for taps in readers.values() for layer in taps})
+        layers = sorted({layer for taps in self._readers.values() for layer in taps})
         return [LayerTap(layers, self._keep)]
 
     def hand_out(self, verdicts: Seq[Verdict], known: Collection[Sequence]) -> None:
@@ -42,7 +47,7 @@ class TapBus:
         paths = {verdict.sequence: verdict.path for verdict in verdicts}
         wanted = {
             name: torch.cat([self._kept[layer] for layer in layers], dim=-1)
-            for name, layers in self._drafters.readers.items()
+            for name, layers in self._readers.items()
         }
         row = 0
         for job in self._jobs:

@@ -14,7 +14,7 @@ from collections.abc import Sequence as Seq
 
 from decode_worker.speculate.beliefs import Beliefs
 from decode_worker.speculate.best_nodes import best_count, keep_best
-from decode_worker.speculate.costs import StepCosts
+from decode_worker.speculate.costs import HICCUP, StepCosts
 from decode_worker.speculate.dear_drafters import LONGEST, PROBE_NODES, DearDrafters, Moment
 from decode_worker.speculate.draft_costs import DraftCosts
 from decode_worker.speculate.guard import Guard, Mode
@@ -29,7 +29,9 @@ TYPICAL = 4  # nodes of a draft, when the price of one is read
 
 
 class Utility:
-    def __init__(self) -> None:
+    def __init__(self, *, may_sleep: bool = True) -> None:
+        """may_sleep: drafters need not see what is decoded while they rest for long."""
+        self._may_sleep = may_sleep
         self.costs = StepCosts()
         self.guard = Guard()
         self.beliefs = Beliefs()
@@ -38,6 +40,7 @@ class Utility:
         self._step = 0
         self._deciding = 0.0  # seconds of a step in which somebody is asked
         # Of the step in flight.
+        self._sequences = 0
         self._mode = Mode.PLAIN
         self._plain = 0.0  # seconds of the step without drafts
         self._row = 0.0  # price of verifying a node, in tokens
@@ -50,7 +53,8 @@ class Utility:
     # ---- the policy's verbs ---------------------------------------------------------------------
 
     def plan(self, load: StepLoad) -> list[Budget]:
-        count, rows = len(load.candidates), len(load.candidates) + load.other_rows
+        self._sequences = count = len(load.candidates)
+        rows = count + load.other_rows
         self._asked, self._made_first, self._unverified = {}, (), []
         self._believed, self._mode = 1.0, Mode.PLAIN
         self._dear.nobody()
@@ -101,6 +105,13 @@ class Utility:
         ]
         return kept
 
+    def asleep(self) -> Collection[str]:
+        if not self._may_sleep:
+            return ()
+        if self.guard.of(self._sequences).sleeps:
+            return [name for name, price in self._prices.items() if price > CHEAP]
+        return self._dear.asleep(self._sequences)
+
     def observe(self, report: StepReport) -> None:
         nodes = sum(len(verdict.draft) for verdict in report.verdicts)
         rows = report.rows - nodes
@@ -112,6 +123,7 @@ class Utility:
             self.guard.of(len(report.verdicts)).looked(looking / self._plain)
         self.guard.counts(nodes)
         self._compare(report, rows, nodes)
+        self._dear.pay(report)
         for name, seconds in report.draft_seconds.items():
             if name in self._asked:
                 self._drafting.learn(name, *self._asked[name], seconds)
@@ -229,12 +241,14 @@ class Utility:
             return
         known = costs.near_plain() and costs.knows(rows, report.kv_tokens)
         plain = costs.plain_seconds(rows, report.kv_tokens) * costs.mean_pace
+        drafting = (report.seconds - report.step_seconds) / plain
         if not nodes:
-            asking = (report.seconds - report.step_seconds) / plain
-            self.guard.observe(1.0, 1 + asking, self._believed, sequences)
+            self.guard.observe(1.0, 1 + drafting, self._believed, sequences)
         elif known:
             tokens = 1 + sum(verdict.num_accepted for verdict in report.verdicts) / sequences
-            self.guard.observe(tokens, report.seconds / plain, self._believed, sequences)
+            most = HICCUP * (costs.ratios(rows, nodes)[nodes] + drafting)
+            seconds = min(report.seconds / plain, most)
+            self.guard.observe(tokens, seconds, self._believed, sequences)
         near = plain if known and nodes else 0.0
         self._dear.observe(report, near, costs.ratios(rows, nodes))
 
