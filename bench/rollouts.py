@@ -160,7 +160,10 @@ def main() -> None:
     texts = spread(read_prompts(options.prompts), options.problems)
     prompts = [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in texts]
     names = [PLAIN, *options.lanes]
-    lanes = [Lane(n, SpeculationConfig.model_validate(LANES[n]), parts, eos) for n in names]
+    lanes = [
+        Lane(n, SpeculationConfig.model_validate(LANES[n]), parts, eos, options.running)
+        for n in names
+    ]
     lanes[0].finish(jobs_of(prompts[:1], 0, 2, temperature=0.0, max_tokens=8, salt="warm up"))
     found = measure(lanes, prompts, options)
     rows = rows_of(found)
@@ -181,9 +184,7 @@ def spread(texts: Sequence[str], count: int) -> list[str]:
 
 
 def _engine(options: argparse.Namespace) -> EngineParts:
-    config = load_config(
-        None, [f"dtype={options.dtype}", f"engine.max_running={options.running}", *options.set]
-    )
+    config = load_config(None, [f"dtype={options.dtype}", *options.set])
     return build_engine(WorkerArgs(config, config.pool("decode"), "bench", 1, Path(), "", "", ""))
 
 

@@ -116,13 +116,19 @@ class Lane:
     """Keeps its drafters and what its policy has learned from batch to batch, as a worker does."""
 
     def __init__(
-        self, name: str, config: SpeculationConfig, parts: EngineParts, eos: Seq[int]
+        self,
+        name: str,
+        config: SpeculationConfig,
+        parts: EngineParts,
+        eos: Seq[int],
+        running: int = EngineConfig().max_running,
     ) -> None:
+        """running: sequences decoded at a time."""
         self.name = name
         self._parts = parts
         self._outputs: list[StepOutput] = []
         sampler = Sampler(eos)
-        parts = replace(parts, scheduler=_scheduler(parts))  # lanes run side by side
+        parts = replace(parts, scheduler=_scheduler(parts, running))  # lanes run side by side
         self.speculator = make_speculator(config, parts, sampler)
         self._loop = DecodeLoop(
             parts.scheduler,
@@ -183,13 +189,12 @@ class Lane:
         return sequence
 
 
-def _scheduler(parts: EngineParts) -> Scheduler:
-    engine = EngineConfig()
+def _scheduler(parts: EngineParts, running: int) -> Scheduler:
     return Scheduler(
         parts.pool,
         block_tokens=parts.layout.block_tokens,
-        chunk_tokens=engine.chunk_tokens,
-        max_running=engine.max_running,
+        chunk_tokens=EngineConfig().chunk_tokens,
+        max_running=running,
     )
 
 

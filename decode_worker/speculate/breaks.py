@@ -36,6 +36,11 @@ class Breaks:
         return self._off_for > 0
 
     @property
+    def steps_left(self) -> int:
+        """Of a rest."""
+        return self._off_for
+
+    @property
     def sleeps(self) -> bool:
         """It rests and will not be used soon."""
         return self._off_for > WAKE

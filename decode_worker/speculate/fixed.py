@@ -13,6 +13,9 @@ from triptych.engine.sequence import Sequence
 class Unlearned:
     """The part of a policy that learns nothing, trims nothing and asks once."""
 
+    def rests(self, sequences: int) -> bool:
+        return False
+
     def improve(self, load: StepLoad, drafts: Seq[Draft]) -> list[Budget]:
         return []
 

@@ -52,6 +52,9 @@ class LengthAware:
         self._caps.pop(sequence, None)
         self._inner.forget(sequence)
 
+    def rests(self, sequences: int) -> bool:
+        return self._inner.rests(sequences)
+
     def plan(self, load: StepLoad) -> list[Budget]:
         if len(self._problems) > len(load.candidates):
             self._caps.clear()

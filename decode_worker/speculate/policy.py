@@ -54,6 +54,9 @@ class StepReport(NamedTuple):
 class BudgetPolicy(Protocol):
     """Decides from what it saw; measures no clock itself, so a test replays any history."""
 
+    def rests(self, sequences: int) -> bool:
+        """A step that draws for so many needs no plan: nobody drafts. Asked once per step."""
+
     def plan(self, load: StepLoad) -> list[Budget]:
         """A budget per candidate, in order."""
 

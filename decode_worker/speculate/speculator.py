@@ -123,6 +123,9 @@ class Speculator:
         ]
         if not places:
             return jobs
+        if self._policy.rests(len(places)):
+            self._tally.rested(len(places))
+            return jobs
         began = self._clock()
         self._load = self._load_of(jobs, places)
         proposed = self._propose(self._load, jobs)

@@ -20,6 +20,10 @@ class Tally:
     def __init__(self, metrics: SpeculationMetrics) -> None:
         self._metrics = metrics
 
+    def rested(self, sequences: int) -> None:
+        """Nobody was asked for them."""
+        self._metrics.decisions.labels("", "off").inc(sequences)
+
     def drafted(
         self,
         load: StepLoad,
@@ -29,7 +33,7 @@ class Tally:
     ) -> None:
         """Per candidate the draft that came and what the policy left of it."""
         if not draft_seconds:
-            self._metrics.decisions.labels("", "off").inc(len(proposed))
+            self.rested(len(proposed))
             return
         decisions = Counter(
             (draft.drafter, _decision(draft, rest))

@@ -52,6 +52,11 @@ class Utility:
 
     # ---- the policy's verbs ---------------------------------------------------------------------
 
+    def rests(self, sequences: int) -> bool:
+        """Deciding that nobody drafts takes a hundredth of a step of many."""
+        self._sequences, self._mode = sequences, Mode.PLAIN
+        return self.guard.rests(sequences)
+
     def plan(self, load: StepLoad) -> list[Budget]:
         self._sequences = count = len(load.candidates)
         rows = count + load.other_rows

@@ -192,6 +192,20 @@ def test_while_it_rests_it_looks_now_and_then_and_comes_back_for_a_better_promis
     assert breaks.passes()
 
 
+def test_a_rest_needs_no_decisions_but_looks_and_plain_steps_before_its_end() -> None:
+    guard = Guard()
+    assert not guard.rests(16), "it has not begun to rest"
+    while not guard.of(16).is_off:
+        guard.observe(1.0, 1.2, 1.1, sequences=16)
+    decided = [
+        None if guard.rests(16) else guard.mode(16, plain_known=True) for _ in range(FIRST_BREAK)
+    ]
+    assert decided.count(None) > FIRST_BREAK / 2
+    assert decided.count(Mode.LOOK) >= 2
+    assert None not in decided[-4:], "the next drafts are compared with these steps"
+    assert guard.mode(16, plain_known=True) is Mode.SPECULATE
+
+
 def test_drafts_by_length_reach_their_target_and_the_printed_formula_does_not() -> None:
     from math import log
 

@@ -128,3 +128,12 @@ def test_of_a_cheap_and_a_dear_draft_the_better_one_is_verified() -> None:
         policy.improve(load, [first])
         (kept,) = policy.trim(load, [second])
         assert kept.drafter == sure.drafter
+
+
+@pytest.mark.parametrize("may_sleep", [True, False])
+def test_a_head_that_rests_for_long_need_not_see_what_is_decoded(may_sleep: bool) -> None:
+    policy = Utility(may_sleep=may_sleep)
+    simulate(policy, world(head(always(0.3)), batch=1), 20)
+    assert not policy.asleep(), "it is tried"
+    simulate(policy, world(head(always(0.02)), batch=1), 600)
+    assert list(policy.asleep()) == (["head"] if may_sleep else [])
