@@ -5,8 +5,9 @@
 An epoch samples every problem several times and ends with its longest sample: that is the makespan,
 prompts included. All samples are submitted at once, the engine's scheduler runs `--running` of them
 at a time. Seeds differ from epoch to epoch, as in training; the weights do not (DAS, arXiv
-2511.13841, follows a policy that moves). Lanes take turns, epoch by epoch, in one process, and
-keep what they have learned; every answer is compared with the plain one, token by token.
+2511.13841, follows a policy that moves). Lanes take turns in one process, step by step, each with
+its own clock, and keep what they have learned; every answer is compared with the plain one, token
+by token.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.one_answer import differing
 from bench.report import commit, finish, machine, print_table
-from bench.speculate_lane import Job, Lane
+from bench.speculate_lane import Job, Lane, Outcome, Sprint, side_by_side
 from bench.workload import DTYPES, read_prompts
 from triptych.config import load_config
 from triptych.request import SamplingParams
@@ -41,21 +41,7 @@ LANES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """Of one lane: every problem sampled, to the end of the longest sample."""
-
-    makespan_s: float
-    tokens: int
-    rounds: int  # draws of a sequence, with or without a draft
-    answers: list[list[int]]
-
-    @property
-    def tokens_per_round(self) -> float:
-        return self.tokens / max(1, self.rounds)
-
-
-Found = dict[str, list[Epoch]]  # by lane, epoch after epoch
+Found = dict[str, list[Outcome]]  # by lane, epoch after epoch
 
 
 def jobs_of(
@@ -86,35 +72,29 @@ def jobs_of(
     ]
 
 
-def run_epoch(lane: Lane, jobs: Sequence[Job]) -> Epoch:
-    seconds, sequences = lane.finish(jobs)
-    return Epoch(
-        seconds,
-        sum(sequence.num_output for sequence in sequences),
-        sum(sequence.num_rounds for sequence in sequences),
-        [sequence.tokens[sequence.num_prompt :] for sequence in sequences],
-    )
-
-
 def measure(
     lanes: Sequence[Lane], prompts: Sequence[list[int]], options: argparse.Namespace
 ) -> Found:
     found: Found = {lane.name: [] for lane in lanes}
     for epoch in range(options.epochs):
-        turn = epoch % len(lanes)
-        for lane in (*lanes[turn:], *lanes[:turn]):
-            jobs = jobs_of(
-                prompts,
-                epoch,
-                options.samples,
-                temperature=options.temperature,
-                max_tokens=options.max_tokens,
-                salt=f"{lane.name}-{epoch}",  # each epoch has new weights: its prompts are read
+        sprints = [
+            Sprint(
+                lane,
+                jobs_of(
+                    prompts,
+                    epoch,
+                    options.samples,
+                    temperature=options.temperature,
+                    max_tokens=options.max_tokens,
+                    salt=f"{lane.name}-{epoch}",  # each epoch has new weights: its prompts are read
+                ),
             )
-            own = run_epoch(lane, jobs)
+            for lane in lanes
+        ]
+        for lane, own in zip(lanes, side_by_side(sprints), strict=True):
             found[lane.name].append(own)
             print(
-                f"epoch {epoch + 1} {lane.name}: {own.makespan_s:.1f} s, "
+                f"epoch {epoch + 1} {lane.name}: {own.seconds:.1f} s, "
                 f"{own.tokens_per_round:.2f} tokens a round",
                 file=sys.stderr,
                 flush=True,
@@ -122,13 +102,13 @@ def measure(
     return found
 
 
-def rows_of(found: Mapping[str, Sequence[Epoch]]) -> list[dict[str, Any]]:
+def rows_of(found: Mapping[str, Sequence[Outcome]]) -> list[dict[str, Any]]:
     return [
         {
             "lane": lane,
             "epoch": number,
-            "makespan_s": own.makespan_s,
-            "speedup": plain.makespan_s / own.makespan_s,
+            "makespan_s": own.seconds,
+            "speedup": plain.seconds / own.seconds,
             "tokens": own.tokens,
             "tokens_per_round": own.tokens_per_round,
         }
@@ -137,13 +117,13 @@ def rows_of(found: Mapping[str, Sequence[Epoch]]) -> list[dict[str, Any]]:
     ]
 
 
-def makespan_ratio(found: Mapping[str, Sequence[Epoch]]) -> dict[str, float]:
+def makespan_ratio(found: Mapping[str, Sequence[Outcome]]) -> dict[str, float]:
     """Time of all epochs by that of plain decoding: lower is better."""
-    total = {lane: sum(own.makespan_s for own in epochs) for lane, epochs in found.items()}
+    total = {lane: sum(own.seconds for own in epochs) for lane, epochs in found.items()}
     return {lane: total[lane] / total[PLAIN] for lane in found if lane != PLAIN}
 
 
-def mismatches(found: Mapping[str, Sequence[Epoch]]) -> int:
+def mismatches(found: Mapping[str, Sequence[Outcome]]) -> int:
     """Positions at which an answer differs from the plain one."""
     return sum(
         differing(plain.answers, own.answers)
@@ -164,7 +144,7 @@ def main() -> None:
         Lane(n, SpeculationConfig.model_validate(LANES[n]), parts, eos, options.running)
         for n in names
     ]
-    lanes[0].finish(jobs_of(prompts[:1], 0, 2, temperature=0.0, max_tokens=8, salt="warm up"))
+    lanes[0].run(jobs_of(prompts[:1], 0, 2, temperature=0.0, max_tokens=8, salt="warm up"))
     found = measure(lanes, prompts, options)
     rows = rows_of(found)
     print_table("rollouts", list(rows[0]), [list(row.values()) for row in rows])
@@ -184,7 +164,7 @@ def spread(texts: Sequence[str], count: int) -> list[str]:
 
 
 def _engine(options: argparse.Namespace) -> EngineParts:
-    config = load_config(None, [f"dtype={options.dtype}", *options.set])
+    config = load_config(None, [f"dtype={options.dtype}", "kv.memory=8GiB", *options.set])
     return build_engine(WorkerArgs(config, config.pool("decode"), "bench", 1, Path(), "", "", ""))
 
 

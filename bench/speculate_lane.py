@@ -45,6 +45,10 @@ class Outcome:
     def tokens_s(self) -> float:
         return self.tokens / self.seconds
 
+    @property
+    def tokens_per_round(self) -> float:
+        return self.tokens / max(1, self.rounds)
+
 
 class Heat:
     """Jobs of a lane on their way, so many at once: whenever one ends, the next one begins.
@@ -63,6 +67,10 @@ class Heat:
         self.done = False
         self.timed = Outcome()
         self._fill()
+
+    @property
+    def tokens(self) -> int:
+        return self.timed.tokens
 
     def step(self) -> None:
         counts = all(sequence.num_rounds >= self._skip for sequence in self._active)
@@ -101,15 +109,50 @@ class Heat:
         )
 
 
-def race(lanes: Seq[Lane], jobs: Seq[Job], places: int, skip_rounds: int = 1) -> list[Outcome]:
-    """The same jobs in every lane, step by step in turns: always the one that is furthest behind.
+class Sprint:
+    """All jobs of a lane at once, prompts included, until the last answer has ended."""
 
-    What slows the machine down for more than a step slows all of them down at the same word.
+    def __init__(self, lane: Lane, jobs: Seq[Job]) -> None:
+        self._lane = lane
+        self._sequences = [lane.submit(number, job) for number, job in enumerate(jobs)]
+        self._seconds = 0.0
+
+    @property
+    def done(self) -> bool:
+        return all(sequence.finish_reason is not None for sequence in self._sequences)
+
+    @property
+    def tokens(self) -> int:
+        return sum(sequence.num_output for sequence in self._sequences)
+
+    def step(self) -> None:
+        began = time.perf_counter()
+        assert self._lane.step(), "answers that nobody goes on with"
+        self._seconds += time.perf_counter() - began
+
+    def outcome(self) -> Outcome:
+        return Outcome(
+            seconds=self._seconds,
+            tokens=self.tokens,
+            rounds=sum(sequence.num_rounds for sequence in self._sequences),
+            drafted=sum(sequence.num_drafted for sequence in self._sequences),
+            accepted=sum(sequence.num_accepted for sequence in self._sequences),
+            answers=[sequence.tokens[sequence.num_prompt :] for sequence in self._sequences],
+        )
+
+
+def race(lanes: Seq[Lane], jobs: Seq[Job], places: int, skip_rounds: int = 1) -> list[Outcome]:
+    """The same jobs in every lane, as a full house."""
+    return side_by_side([Heat(lane, jobs, places, skip_rounds) for lane in lanes])
+
+
+def side_by_side(runs: Seq[Heat | Sprint]) -> list[Outcome]:
+    """Step by step in turns, always the one that is furthest behind: what slows the machine down
+    for more than a step slows all of them down at the same word.
     """
-    heats = [Heat(lane, jobs, places, skip_rounds) for lane in lanes]
-    while going := [heat for heat in heats if not heat.done]:
-        min(going, key=lambda heat: heat.timed.tokens).step()
-    return [heat.outcome() for heat in heats]
+    while going := [run for run in runs if not run.done]:
+        min(going, key=lambda run: run.tokens).step()
+    return [run.outcome() for run in runs]
 
 
 class Lane:
@@ -164,14 +207,6 @@ class Lane:
             accepted=sum(sequence.num_accepted for sequence in sequences),
             answers=[sequence.tokens[sequence.num_prompt :] for sequence in sequences],
         )
-
-    def finish(self, jobs: Seq[Job]) -> tuple[float, list[Sequence]]:
-        """All jobs at once: seconds until the last one has ended, prompts included."""
-        began = time.perf_counter()
-        sequences = [self.submit(number, job) for number, job in enumerate(jobs)]
-        while self.step():
-            pass
-        return time.perf_counter() - began, sequences
 
     def cancel(self, sequence: Sequence) -> None:
         self._loop.cancel(sequence)
