@@ -37,6 +37,7 @@ class StepCosts:
         self._step = 0
         self._plain: dict[tuple[int, int], Recent] = {}  # (rows, octave of KV): seconds
         self._ratios: dict[int, dict[int, Recent]] = {}  # plain rows: nodes: times plain
+        self._comparable: set[tuple[int, int]] = set()  # keys of which that is known
         self._plain_at = -NEAR  # the last plain step
         self._in_a_row = 0  # plain steps near each other
         self._pace = 1.0  # of the machine then: its seconds by those in the table
@@ -97,11 +98,13 @@ class StepCosts:
 
     def can_compare(self, plain_rows: int, kv_tokens: int) -> bool:
         """Steps of about this size were seen without drafts. A prompt's steps say nothing."""
-        rows, octave = _plain_key(plain_rows, kv_tokens)
-        return any(
+        rows, octave = key = _plain_key(plain_rows, kv_tokens)
+        if key not in self._comparable and any(
             abs(at[0] - rows) <= 1 and abs(at[1] - octave) <= 2 and len(cell) >= 2
             for at, cell in self._plain.items()
-        )
+        ):
+            self._comparable.add(key)
+        return key in self._comparable
 
     def plain_seconds(self, rows: int, kv_tokens: int) -> float:
         """Of a step without nodes; 0 if nothing is known at all."""

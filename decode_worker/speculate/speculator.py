@@ -6,7 +6,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import replace
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry
@@ -137,7 +136,8 @@ class Speculator:
         jobs = list(jobs)
         for place, draft in zip(places, drafts, strict=True):
             if draft:
-                jobs[place] = replace(jobs[place], draft=draft)
+                job = jobs[place]  # dataclasses.replace takes five times as long
+                jobs[place] = RowJob(job.sequence, job.start, job.end, draft, job.first_block)
         return jobs
 
     def taps(self, jobs: list[RowJob]) -> list[LayerTap]:

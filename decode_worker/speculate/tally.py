@@ -54,29 +54,45 @@ class Tally:
         if not with_draft:
             return
         self._metrics.verify_seconds.inc(seconds)
-        sums: dict[tuple[str, str], Counter[str]] = {}
-        positions: dict[str, tuple[list[int], list[int]]] = {}
-        for verdict in with_draft:
-            drafter = verdict.draft.drafter
-            handoff = "remote" if verdict.sequence.prefilled_remotely else "home"
-            total = sums.setdefault((drafter, handoff), Counter())
-            total["rounds"] += 1
-            total["drafted"] += len(verdict.draft)
-            accepted_nodes = min(verdict.num_accepted, len(verdict.new_tokens))  # it may have ended
-            total["accepted"] += accepted_nodes
-            self._metrics.acceptance_length.labels(drafter).observe(len(verdict.new_tokens))
-            drafted, accepted = positions.setdefault(drafter, ([0] * 9, [0] * 9))
-            _count_positions(drafted, depth_of(verdict.draft))
-            _count_positions(accepted, accepted_nodes)
-        for labels, total in sums.items():
-            self._metrics.rounds.labels(*labels).inc(total["rounds"])
-            self._metrics.drafted.labels(*labels).inc(total["drafted"])
-            self._metrics.accepted.labels(*labels).inc(total["accepted"])
-        for drafter, (drafted, accepted) in positions.items():
-            for position, label in enumerate(POSITIONS):
-                if drafted[position]:
-                    self._metrics.drafted_at.labels(drafter, label).inc(drafted[position])
-                    self._metrics.accepted_at.labels(drafter, label).inc(accepted[position])
+        sums: dict[tuple[str, str], list[int]] = {}  # rounds, drafted, accepted
+        depths: dict[str, tuple[list[int], list[int]]] = {}  # drafted, accepted; of each draft
+        lengths: dict[str, list[int]] = {}
+        for sequence, draft, path, new_tokens, *_ in with_draft:
+            handoff = "remote" if sequence.prefilled_remotely else "home"
+            accepted = min(len(path), len(new_tokens))  # it may have ended
+            total = sums.setdefault((draft.drafter, handoff), [0, 0, 0])
+            total[0] += 1
+            total[1] += len(draft.tokens)
+            total[2] += accepted
+            of_drafter = depths.setdefault(draft.drafter, ([], []))
+            of_drafter[0].append(depth_of(draft))
+            of_drafter[1].append(accepted)
+            lengths.setdefault(draft.drafter, []).append(len(new_tokens))
+        self._tell(sums, depths, lengths)
+
+    def _tell(
+        self,
+        sums: Mapping[tuple[str, str], Seq[int]],
+        depths: Mapping[str, tuple[Seq[int], Seq[int]]],
+        lengths: Mapping[str, Seq[int]],
+    ) -> None:
+        metrics = self._metrics
+        for labels, (rounds, drafted, accepted) in sums.items():
+            metrics.rounds.labels(*labels).inc(rounds)
+            metrics.drafted.labels(*labels).inc(drafted)
+            metrics.accepted.labels(*labels).inc(accepted)
+        for drafter, (of_drafts, of_paths) in depths.items():
+            for counter, counts in (
+                (metrics.drafted_at, reached(of_drafts)),
+                (metrics.accepted_at, reached(of_paths)),
+            ):
+                for label, count in zip(POSITIONS, counts, strict=True):
+                    if count:
+                        counter.labels(drafter, label).inc(count)
+        for drafter, own in lengths.items():
+            histogram = metrics.acceptance_length.labels(drafter)
+            for length in own:
+                histogram.observe(length)
 
 
 def depth_of(draft: Draft) -> int:
@@ -84,10 +100,10 @@ def depth_of(draft: Draft) -> int:
     return len(draft) if draft.parents is None else max(draft.depths(), default=0)
 
 
-def _count_positions(counts: list[int], depth: int) -> None:
-    for position in range(min(depth, _LAST)):
-        counts[position] += 1
-    counts[_LAST] += max(0, depth - _LAST)
+def reached(depths: Seq[int]) -> list[int]:
+    """By position: how many got there. Positions beyond the last label count one by one."""
+    counts = [sum(depth > position for depth in depths) for position in range(_LAST)]
+    return [*counts, sum(max(0, depth - _LAST) for depth in depths)]
 
 
 def _decision(draft: Draft, kept: Draft) -> str:

@@ -69,7 +69,7 @@ class Contained:
         if drafter is None:
             return none
         made = self._guarded(name, "propose", partial(_propose, drafter, asks, self._vocab_size))
-        return none if made is None else [replace(draft, drafter=name) for draft in made]
+        return none if made is None else [_named(draft, name) for draft in made]
 
     def _tell_all(self, verb: str, tell: Callable[[Drafter], None]) -> None:
         for name, drafter in list(self._working.items()):
@@ -91,6 +91,10 @@ class Contained:
                 verb,
             )
             return None
+
+
+def _named(draft: Draft, name: str) -> Draft:
+    return draft if draft.drafter == name else replace(draft, drafter=name)
 
 
 def _propose(drafter: Drafter, asks: Seq[Ask], vocab_size: int) -> list[Draft]:
