@@ -45,7 +45,7 @@ class _TreeConfig(_Frozen):
     expanded: int = Field(4, ge=1, le=64, description="nodes of a level that get children")
     min_prob: float = Field(0.03, gt=0, le=1, description="of a drafted path")
     min_level: float = Field(
-        0.2, ge=0, le=1, description="chance of a level's nodes below which none get children"
+        0.4, ge=0, le=1, description="chance of a level's nodes below which none get children"
     )
 
 
@@ -57,7 +57,7 @@ class HeadDrafterConfig(_TreeConfig):
     dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = Field(
         "auto", description="of its weights; auto: int8 beside bfloat16, else the target's"
     )
-    window: int = Field(256, ge=16, description="tokens before the first draft that it looks at")
+    window: int = Field(128, ge=16, description="tokens before the first draft that it looks at")
     learn: bool = Field(False, description="from what was verified, while nobody waits")
 
 

@@ -31,7 +31,7 @@ _FEW = 32  # rows that are kept as they came, with those of the others in their 
 @dataclass(frozen=True, slots=True)
 class HeadOptions:
     growth: Growth = Growth()
-    window: int = 256  # rows before the first draft that a head catches up with
+    window: int = 128  # rows before the first draft that a head catches up with
 
 
 class HeadDrafter:
