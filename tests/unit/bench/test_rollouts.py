@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from bench.rollouts import Epoch, jobs_of, makespan_ratio, mismatches, rows_of, spread
+from bench.rollouts import jobs_of, makespan_ratio, mismatches, rows_of, spread
+from bench.speculate_lane import Outcome
 
 
-def epoch(seconds: float, *answers: list[int]) -> Epoch:
-    return Epoch(seconds, sum(map(len, answers)), 2, list(answers))
+def epoch(seconds: float, *answers: list[int]) -> Outcome:
+    return Outcome(seconds, sum(map(len, answers)), 2, answers=list(answers))
 
 
 FOUND = {
