@@ -171,7 +171,7 @@ def rows_of(found: Found, peers: Peers, lanes: Sequence[str]) -> list[dict[str, 
 
 
 def _row(lane: str, cell: Cell, runs: dict[str, Outcome]) -> dict[str, Any]:
-    tokens = runs[lane].tokens / max(1, runs[lane].rounds)
+    tokens = runs[lane].tokens_per_round
     gained = speedup(runs, lane)
     return {
         **_head(lane, cell),

@@ -32,9 +32,9 @@ class Job:
 
 @dataclass(slots=True)
 class Outcome:
-    """Of a batch: time and counts behind the prompts, and every answer."""
+    """What was timed, and every answer."""
 
-    seconds: float = 0.0  # from the moment that all prompts are read
+    seconds: float = 0.0
     tokens: int = 0  # drawn in that time
     rounds: int = 0  # draws of a sequence in that time, with or without a draft
     drafted: int = 0
@@ -74,21 +74,17 @@ class Heat:
 
     def step(self) -> None:
         counts = all(sequence.num_rounds >= self._skip for sequence in self._active)
-        tokens, rounds = self._progress()
+        tokens, rounds = _progress(self._active)
         began = time.perf_counter()
         assert self._lane.step(), "answers that nobody goes on with"
         seconds = time.perf_counter() - began
         if counts:
-            after = self._progress()
+            after = _progress(self._active)
             self.timed.seconds += seconds
             self.timed.tokens += after[0] - tokens
             self.timed.rounds += after[1] - rounds
         self._active = [s for s in self._active if s.finish_reason is None]
         self._fill()
-
-    def _progress(self) -> tuple[int, int]:
-        active = self._active
-        return sum(s.num_output for s in active), sum(s.num_rounds for s in active)
 
     def _fill(self) -> None:
         while self._jobs and len(self._active) < self._places:
@@ -101,12 +97,7 @@ class Heat:
         """Answers that are not done by now stay as they are."""
         for sequence in self._active:
             self._lane.cancel(sequence)
-        return replace(
-            self.timed,
-            drafted=sum(sequence.num_drafted for sequence in self._sequences),
-            accepted=sum(sequence.num_accepted for sequence in self._sequences),
-            answers=[sequence.tokens[sequence.num_prompt :] for sequence in self._sequences],
-        )
+        return _with_answers(self.timed, self._sequences)
 
 
 class Sprint:
@@ -131,14 +122,8 @@ class Sprint:
         self._seconds += time.perf_counter() - began
 
     def outcome(self) -> Outcome:
-        return Outcome(
-            seconds=self._seconds,
-            tokens=self.tokens,
-            rounds=sum(sequence.num_rounds for sequence in self._sequences),
-            drafted=sum(sequence.num_drafted for sequence in self._sequences),
-            accepted=sum(sequence.num_accepted for sequence in self._sequences),
-            answers=[sequence.tokens[sequence.num_prompt :] for sequence in self._sequences],
-        )
+        tokens, rounds = _progress(self._sequences)
+        return _with_answers(Outcome(self._seconds, tokens, rounds), self._sequences)
 
 
 def race(lanes: Seq[Lane], jobs: Seq[Job], places: int, skip_rounds: int = 1) -> list[Outcome]:
@@ -194,19 +179,13 @@ class Lane:
         sequences = [self.submit(number, job) for number, job in enumerate(jobs)]
         while any(_is_reading(sequence) for sequence in sequences):
             assert self.step(), "prompts that nobody computes"
-        tokens = sum(sequence.num_output for sequence in sequences)
-        rounds = sum(sequence.num_rounds for sequence in sequences)
+        before = _progress(sequences)
         began = time.perf_counter()
         while self.step():
             pass
-        return Outcome(
-            seconds=time.perf_counter() - began,
-            tokens=sum(sequence.num_output for sequence in sequences) - tokens,
-            rounds=sum(sequence.num_rounds for sequence in sequences) - rounds,
-            drafted=sum(sequence.num_drafted for sequence in sequences),
-            accepted=sum(sequence.num_accepted for sequence in sequences),
-            answers=[sequence.tokens[sequence.num_prompt :] for sequence in sequences],
-        )
+        seconds, after = time.perf_counter() - began, _progress(sequences)
+        timed = Outcome(seconds, after[0] - before[0], after[1] - before[1])
+        return _with_answers(timed, sequences)
 
     def cancel(self, sequence: Sequence) -> None:
         self._loop.cancel(sequence)
@@ -230,6 +209,20 @@ def _scheduler(parts: EngineParts, running: int) -> Scheduler:
         block_tokens=parts.layout.block_tokens,
         chunk_tokens=EngineConfig().chunk_tokens,
         max_running=running,
+    )
+
+
+def _progress(sequences: Seq[Sequence]) -> tuple[int, int]:
+    """Tokens and rounds so far."""
+    return sum(s.num_output for s in sequences), sum(s.num_rounds for s in sequences)
+
+
+def _with_answers(timed: Outcome, sequences: Seq[Sequence]) -> Outcome:
+    return replace(
+        timed,
+        drafted=sum(sequence.num_drafted for sequence in sequences),
+        accepted=sum(sequence.num_accepted for sequence in sequences),
+        answers=[sequence.tokens[sequence.num_prompt :] for sequence in sequences],
     )
 
 

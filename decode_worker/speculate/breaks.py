@@ -83,3 +83,24 @@ class Breaks:
         self._off_for, self._off_believed = self._next, believed
         self._next = min(2 * self._next, self._last)
         self._clear()
+
+
+class BreaksByBatch:
+    """Every octave of batch sizes by itself: what loses in a large batch may pay in a small one."""
+
+    def __init__(self, first: int, last: int) -> None:
+        """See Breaks."""
+        self._first, self._last = first, last
+        self._octaves: dict[int, Breaks] = {}
+
+    def of(self, sequences: int) -> Breaks:
+        """Of steps that draw for so many."""
+        octave = sequences.bit_length()
+        if octave not in self._octaves:
+            self._octaves[octave] = Breaks(self._first, self._last)
+        return self._octaves[octave]
+
+    @property
+    def count(self) -> int:
+        """How often something was switched off; from any thread."""
+        return sum(breaks.count for breaks in self._octaves.copy().values())

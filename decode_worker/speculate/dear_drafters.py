@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence as Seq
 from functools import partial
 from typing import NamedTuple
 
 from decode_worker.speculate.beliefs import Beliefs
-from decode_worker.speculate.breaks import Breaks
+from decode_worker.speculate.breaks import BreaksByBatch
 from decode_worker.speculate.dear import LENGTHS, Asker, Order, best_order
 from decode_worker.speculate.draft_costs import DraftCosts
 from decode_worker.speculate.policy import NO_BUDGET, Budget, Candidate, StepReport
@@ -32,7 +33,9 @@ class DearDrafters:
         self._beliefs = beliefs
         self._drafting = drafting
         self._purses: dict[str, float] = {}  # seconds to try them with; below 0: spent in advance
-        self._breaks: dict[tuple[str, int], Breaks] = {}  # by octave of the batch
+        self._breaks = defaultdict[str, BreaksByBatch](
+            lambda: BreaksByBatch(FIRST_BREAK, LAST_BREAK)
+        )
         # Of the step in flight.
         self._ordered = ""  # who drafts because that should pay
         self._promised = 1.0  # tokens by those of a step without it
@@ -45,11 +48,7 @@ class DearDrafters:
 
     def asleep(self, sequences: int) -> list[str]:
         """Those that rest for long in a batch of this size."""
-        return [
-            name
-            for (name, octave), rests in self._breaks.items()
-            if octave == sequences.bit_length() and rests.sleeps
-        ]
+        return [name for name, breaks in self._breaks.items() if breaks.of(sequences).sleeps]
 
     def choose(
         self,
@@ -63,7 +62,6 @@ class DearDrafters:
         """A budget per candidate. made: tokens that it has a draft for already. Not `speculates`:
         drafts are looked at, not verified.
         """
-        self.nobody()
         budgets = [NO_BUDGET] * len(candidates)
         if speculates:
             orders = [(self._order(name, now, candidates, made), name) for name in names]
@@ -99,17 +97,11 @@ class DearDrafters:
         gained = sum(v.num_accepted - self._instead.get(v.sequence, 0.0) for v in ours) / sequences
         without = max(seconds - drafting - ratios[nodes] + ratios[fewer], 0.5)
         utility = tokens, seconds * max(tokens - gained, 1.0) / without
-        self._rests(self._ordered, sequences).observe(*utility, self._promised, sequences)
-
-    def _rests(self, name: str, sequences: int) -> Breaks:
-        key = name, sequences.bit_length()
-        if key not in self._breaks:
-            self._breaks[key] = Breaks(FIRST_BREAK, LAST_BREAK)
-        return self._breaks[key]
+        self._breaks[self._ordered].of(sequences).observe(*utility, self._promised, sequences)
 
     def _order(self, name: str, now: Moment, candidates: Seq[Candidate], made: Seq[float]) -> Order:
         """Nothing while it rests, but looks are taken at what it would promise."""
-        rests = self._rests(name, len(candidates))
+        rests = self._breaks[name].of(len(candidates))
         looks = rests.looks
         if rests.passes():
             return self._best_order(name, now, candidates, made)

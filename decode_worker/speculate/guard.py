@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from decode_worker.speculate.breaks import Breaks
+from decode_worker.speculate.breaks import Breaks, BreaksByBatch
 
 WINDOW = 2  # plain steps in a row
 REFRESH = 0.006  # share of the time that plain steps may cost
@@ -27,7 +27,7 @@ class Mode(Enum):
 
 class Guard:
     def __init__(self) -> None:
-        self._octaves: dict[int, Breaks] = {}
+        self._breaks = BreaksByBatch(FIRST_BREAK, LAST_BREAK)
         self._last = 1  # sequences of the last step
         self._window = 0  # plain steps left
         self._since = 0  # speculative steps since the last plain one
@@ -40,14 +40,11 @@ class Guard:
     @property
     def breaks(self) -> int:
         """How often speculation was switched off."""
-        return sum(breaks.count for breaks in self._octaves.copy().values())
+        return self._breaks.count
 
     def of(self, sequences: int) -> Breaks:
         """Of steps that draw for so many."""
-        octave = sequences.bit_length()
-        if octave not in self._octaves:
-            self._octaves[octave] = Breaks(FIRST_BREAK, LAST_BREAK)
-        return self._octaves[octave]
+        return self._breaks.of(sequences)
 
     def rests(self, sequences: int) -> bool:
         """The next step is plain for sure, and not needed for a comparison. Instead of `mode`."""

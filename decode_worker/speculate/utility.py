@@ -154,11 +154,12 @@ class Utility:
 
     def _cheap_ones(self, candidates: Seq[Candidate]) -> list[Budget]:
         """Who was never asked is asked for one sequence: that may be dear."""
+        unknown = {name for name in self._prices if not self._drafting.knows(name)}
         budgets, tried = list[Budget](), set[str]()
         for candidate in candidates:
             name = self._cheap(candidate, tried)
             nodes = candidate.max_nodes
-            if name and not self._drafting.knows(name):
+            if name in unknown:
                 tried.add(name)
                 nodes = min(nodes, PROBE_NODES)
             budgets.append(Budget(name, nodes) if name else NO_BUDGET)
