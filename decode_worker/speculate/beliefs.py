@@ -6,7 +6,7 @@ from collections.abc import Sequence as Seq
 
 from decode_worker.speculate.tracks import Track
 from decode_worker.speculate.trust import Label, Offer, Trust
-from triptych.engine.draft import NO_DRAFT, Draft
+from triptych.engine.draft import Draft
 from triptych.engine.sequence import Sequence
 
 FIRST_WORTH = 0.5  # tokens that an ask brings before anything is known
@@ -59,15 +59,6 @@ class Beliefs:
             trust = self.trust(draft.drafter)
             track.offer = trust.offer(draft, track.asked_nodes, track.factor)
         return track.offer
-
-    def keep(self, sequence: Sequence, draft: Draft, keep: Seq[bool]) -> Draft:
-        """Draft.kept."""
-        if not draft or all(keep):
-            return draft
-        left = draft.kept(keep) if any(keep) else NO_DRAFT
-        if left:
-            self.offer(sequence, draft).keep(left, keep)
-        return left
 
     def learn(
         self,

@@ -6,8 +6,8 @@ FADE = 0.98  # of a comparison, per step
 SOON, SURE = 16.0, 40.0  # sequence-steps compared before a bad, and a merely poor, utility counts
 MOST_AT_ONCE = 2  # sequence-steps that one step counts for: its time is measured once
 WAKE = 32  # steps before the end of a rest in which drafters see again what is decoded
-LOOKS = 0.0025  # share of a rest's time for looks at what drafts would promise
-CHANGED = 1.25  # times the utility believed when it was switched off: worth another look
+LOOKS = 0.004  # share of a rest's time for looks at what drafts would promise
+WORTH = 1.03  # utility promised that ends a rest, after what promises have proved to be worth
 
 
 class Breaks:
@@ -19,12 +19,13 @@ class Breaks:
         self._first, self._last = first, last
         self._next = first
         self._off_for = 0  # steps left
-        self._off_believed = 0.0
+        self._worth = 1.0  # utility measured before the rest, by the one believed then
+        self._heard = 0.0  # utility promised by the last looks; 0: none was taken
         self._look_every = 8  # steps of a rest
         self._clear()
 
     def _clear(self) -> None:
-        self._tokens = self._seconds = self._weight = 0.0
+        self._tokens = self._seconds = self._weight = self._believed = 0.0
 
     @property
     def utility(self) -> float:
@@ -62,25 +63,28 @@ class Breaks:
 
     def hears(self, believed: float) -> None:
         """Drafts of a step without it promise a utility of so much."""
-        if self._off_for and believed >= self._off_believed * CHANGED:
+        self._heard = (self._heard + believed) / 2 if self._heard else believed
+        if self._off_for and self._heard * self._worth >= WORTH:
             self._off_for = 0
 
     def observe(self, tokens: float, seconds: float, believed: float, sequences: int = 1) -> bool:
         """A step with it. True: that was enough, it rests now."""
         self._tokens = self._tokens * FADE + tokens
         self._seconds = self._seconds * FADE + seconds
+        self._believed = self._believed * FADE + believed * seconds
         self._weight = self._weight * FADE + min(sequences, MOST_AT_ONCE)
         if self._weight >= SURE and self.utility > 1.02:
             self._next = self._first
         poor = self._weight >= SURE and self.utility < 1
         if poor or (self._weight >= SOON and self.utility < 0.95):
-            self._switch_off(believed)
+            self._switch_off()
             return True
         return False
 
-    def _switch_off(self, believed: float) -> None:
+    def _switch_off(self) -> None:
         self.count += 1
-        self._off_for, self._off_believed = self._next, believed
+        self._off_for, self._heard = self._next, 0.0
+        self._worth = min(self._tokens / self._believed, 1.0)
         self._next = min(2 * self._next, self._last)
         self._clear()
 

@@ -88,12 +88,12 @@ class DearDrafters:
         if not self._ordered or not plain:
             return
         sequences = len(report.verdicts)
-        nodes = sum(len(verdict.draft) for verdict in report.verdicts)
+        nodes = report.nodes
         ours = [v for v in report.verdicts if v.draft.drafter == self._ordered]
         fewer = nodes - sum(len(verdict.draft) for verdict in ours)
         seconds = report.seconds / plain
         drafting = report.draft_seconds.get(self._ordered, 0.0) / plain
-        tokens = 1 + sum(verdict.num_accepted for verdict in report.verdicts) / sequences
+        tokens = 1 + report.accepted / sequences
         gained = sum(v.num_accepted - self._instead.get(v.sequence, 0.0) for v in ours) / sequences
         without = max(seconds - drafting - ratios[nodes] + ratios[fewer], 0.5)
         utility = tokens, seconds * max(tokens - gained, 1.0) / without

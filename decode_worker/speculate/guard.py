@@ -14,7 +14,7 @@ from decode_worker.speculate.breaks import Breaks, BreaksByBatch
 WINDOW = 2  # plain steps in a row
 REFRESH = 0.006  # share of the time that plain steps may cost
 LEAST, MOST = 16, 192  # speculative steps between two windows
-FIRST_BREAK, LAST_BREAK = 32, 512  # steps without speculation
+FIRST_BREAK, LAST_BREAK = 16, 512  # steps without speculation
 
 
 class Mode(Enum):

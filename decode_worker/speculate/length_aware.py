@@ -85,10 +85,10 @@ class LengthAware:
         return self._inner.asleep()
 
     def observe(self, report: StepReport) -> None:
-        nodes = sum(len(verdict.draft) for verdict in report.verdicts)
+        nodes = report.nodes
         rows = report.rows - nodes
         self._costs.learn(rows, nodes, report.kv_tokens, report.step_seconds)
-        for verdict in report.verdicts:
+        for verdict in report.verdicts if nodes else ():
             self._acceptance.learn(verdict)
         self._inner.observe(report)
 

@@ -43,7 +43,16 @@ class StepReport(NamedTuple):
     kv_tokens: int
     draft_seconds: dict[str, float]  # by drafter
     step_seconds: float  # of the rest of the step: forward, draws, commit
-    decide_seconds: float = 0.0  # of plan, improve and trim
+    decide_seconds: float = 0.0  # of plan, improve and trim; of learning from the last report
+
+    @property
+    def nodes(self) -> int:
+        """That were verified."""
+        return sum([len(verdict.draft.tokens) for verdict in self.verdicts])
+
+    @property
+    def accepted(self) -> int:
+        return sum([len(verdict.path) for verdict in self.verdicts])
 
     @property
     def seconds(self) -> float:

@@ -75,6 +75,7 @@ class Speculator:
         self._load: StepLoad | None = None
         self._draft_seconds: dict[str, float] = {}
         self._decide_seconds = 0.0
+        self._learn_seconds = 0.0  # of the last report
 
     def start(self) -> None:
         """Drafters that learn may begin to."""
@@ -126,16 +127,17 @@ class Speculator:
             self._tally.rested(len(places))
             return jobs
         began = self._clock()
-        self._load = self._load_of(jobs, places)
-        proposed = self._propose(self._load, jobs)
+        rows_left = self._scheduler.rows_left(jobs)
+        self._load = self._load_of(jobs, places, rows_left)
+        proposed = self._propose(self._load, rows_left)
         drafts = self._trim(self._load, proposed)
         self._decide_seconds = self._clock() - began - sum(self._draft_seconds.values())
         self._tally.drafted(self._load, proposed, drafts, self._draft_seconds)
-        if not any(drafts):
+        if not any(draft.tokens for draft in drafts):
             return jobs
         jobs = list(jobs)
         for place, draft in zip(places, drafts, strict=True):
-            if draft:
+            if draft.tokens:
                 job = jobs[place]  # dataclasses.replace takes five times as long
                 jobs[place] = RowJob(job.sequence, job.start, job.end, draft, job.first_block)
         return jobs
@@ -161,23 +163,29 @@ class Speculator:
         self._bus.hand_out(verdicts, self._known)
         if self._policy is None or self._load is None:
             return
+        began = self._clock()
         if len(verdicts) > len(self._load.candidates):
             candidates = {candidate.sequence for candidate in self._load.candidates}
             verdicts = [verdict for verdict in verdicts if verdict.sequence in candidates]
-        deciding = self._decide_seconds
-        rest = seconds - sum(self._draft_seconds.values()) - deciding
-        kv_tokens, drafting = self._load.kv_tokens, self._draft_seconds
+        kv_tokens, drafting, deciding = (
+            self._load.kv_tokens,
+            self._draft_seconds,
+            self._decide_seconds,
+        )
+        rest = seconds - sum(drafting.values()) - deciding
+        deciding += self._learn_seconds
         self._policy.observe(StepReport(tuple(verdicts), rows, kv_tokens, drafting, rest, deciding))
         self._drafters.observe(verdicts)
         self._tally.verified(verdicts, rest)
+        self._learn_seconds = self._clock() - began
 
-    def _load_of(self, jobs: list[RowJob], places: list[int]) -> StepLoad:
-        most = min(self._scheduler.rows_left(jobs), self._max_nodes)
+    def _load_of(self, jobs: list[RowJob], places: list[int], rows_left: int) -> StepLoad:
+        most = min(rows_left, self._max_nodes)
         working = self._drafters.working
         return StepLoad(
             tuple(self._candidate(jobs[place].sequence, most, working) for place in places),
-            sum(job.num_rows for job in jobs) - len(places),
-            sum(job.end for job in jobs),
+            sum([job.end - job.start for job in jobs]) - len(places),
+            sum([job.end for job in jobs]),
         )
 
     def _candidate(self, sequence: Sequence, most: int, names: tuple[str, ...]) -> Candidate:
@@ -194,9 +202,8 @@ class Speculator:
             names = tuple(name for name in names if name in wanted.drafters)
         return Candidate(sequence, max(0, room), names)
 
-    def _propose(self, load: StepLoad, jobs: list[RowJob]) -> list[Draft]:
+    def _propose(self, load: StepLoad, rows: int) -> list[Draft]:
         assert self._policy is not None
-        rows = self._scheduler.rows_left(jobs)
         drafts = [NO_DRAFT] * len(load.candidates)
         self._make(drafts, load, self._policy.plan(load), rows)
         self._make(drafts, load, self._policy.improve(load, drafts), rows)
@@ -204,29 +211,27 @@ class Speculator:
 
     def _make(self, drafts: list[Draft], load: StepLoad, budgets: list[Budget], rows: int) -> None:
         """Puts what the budgets ask for into `drafts`, all of them within so many rows."""
-        if not any(budget.max_nodes for budget in budgets):
-            return
-        rows -= sum(map(len, drafts))
+        rows -= sum([len(draft.tokens) for draft in drafts])
         asked = defaultdict[str, list[tuple[int, Ask]]](list)
-        for place, budget in enumerate(budgets):
-            if not budget.max_nodes:
+        for place, (drafter, nodes) in enumerate(budgets):
+            if not nodes:
                 continue
-            candidate = load.candidates[place]
-            sequence = candidate.sequence
-            room = rows + len(drafts[place])  # a better draft takes the place of this one
-            wanted = min(budget.max_nodes, candidate.max_nodes, room)
+            sequence, most, _ = load.candidates[place]
+            there = len(drafts[place].tokens)
+            room = rows + there  # a better draft takes the place of this one
+            wanted = min(nodes, most, room)
             if wanted > 0:
                 wanted = self._scheduler.lease(sequence, len(sequence.tokens), wanted)
             if wanted > 0:
-                rows = room - max(wanted, len(drafts[place]))
-                asked[budget.drafter].append((place, Ask(sequence, wanted)))
+                rows = room - max(wanted, there)
+                asked[drafter].append((place, Ask(sequence, wanted)))
         for name, asks in asked.items():
             began = self._clock()
             made = self._drafters.propose(name, [ask for _, ask in asks])
             spent = self._clock() - began
             self._draft_seconds[name] = self._draft_seconds.get(name, 0.0) + spent
             for (place, _), draft in zip(asks, made, strict=True):
-                drafts[place] = draft or drafts[place]
+                drafts[place] = draft if draft.tokens else drafts[place]
 
     def _trim(self, load: StepLoad, drafts: list[Draft]) -> list[Draft]:
         """By the policy, but for drafts whose laws the rule reads: it must not see what was drawn.

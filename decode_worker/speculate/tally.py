@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from itertools import accumulate
 
 from decode_worker.speculate.policy import StepLoad
 from triptych.drafters.drafter import Verdict
@@ -35,12 +36,9 @@ class Tally:
         if not draft_seconds:
             self.rested(len(proposed))
             return
-        decisions = Counter(
-            (draft.drafter, _decision(draft, rest))
-            for draft, rest in zip(proposed, kept, strict=True)
-        )
-        for (drafter, decision), count in decisions.items():
-            self._metrics.decisions.labels(drafter, decision).inc(count)
+        decisions = Counter(map(_decision, proposed, kept))
+        for labels, count in decisions.items():
+            self._metrics.decisions.labels(*labels).inc(count)
         for drafter, seconds in draft_seconds.items():
             self._metrics.draft_seconds.labels(drafter).inc(seconds)
         total = sum(draft_seconds.values())
@@ -50,65 +48,77 @@ class Tally:
 
     def verified(self, verdicts: Seq[Verdict], seconds: float) -> None:
         """A step's verdicts; seconds: of the step without its drafting."""
-        with_draft = [verdict for verdict in verdicts if verdict.draft]
+        with_draft = [verdict for verdict in verdicts if verdict.draft.tokens]
         if not with_draft:
             return
         self._metrics.verify_seconds.inc(seconds)
-        sums: dict[tuple[str, str], list[int]] = {}  # rounds, drafted, accepted
-        depths: dict[str, tuple[list[int], list[int]]] = {}  # drafted, accepted; of each draft
-        lengths: dict[str, list[int]] = {}
-        for sequence, draft, path, new_tokens, *_ in with_draft:
-            handoff = "remote" if sequence.prefilled_remotely else "home"
-            accepted = min(len(path), len(new_tokens))  # it may have ended
-            total = sums.setdefault((draft.drafter, handoff), [0, 0, 0])
-            total[0] += 1
-            total[1] += len(draft.tokens)
-            total[2] += accepted
-            of_drafter = depths.setdefault(draft.drafter, ([], []))
-            of_drafter[0].append(depth_of(draft))
-            of_drafter[1].append(accepted)
-            lengths.setdefault(draft.drafter, []).append(len(new_tokens))
-        self._tell(sums, depths, lengths)
+        by_labels: dict[tuple[str, str], _Sums] = {}
+        for verdict in with_draft:
+            labels = (
+                verdict.draft.drafter,
+                "remote" if verdict.sequence.prefilled_remotely else "home",
+            )
+            sums = by_labels.get(labels)
+            if sums is None:
+                sums = by_labels[labels] = _Sums()
+            sums.add(verdict)
+        for labels, sums in by_labels.items():
+            self._tell(labels, sums)
 
-    def _tell(
-        self,
-        sums: Mapping[tuple[str, str], Seq[int]],
-        depths: Mapping[str, tuple[Seq[int], Seq[int]]],
-        lengths: Mapping[str, Seq[int]],
-    ) -> None:
-        metrics = self._metrics
-        for labels, (rounds, drafted, accepted) in sums.items():
-            metrics.rounds.labels(*labels).inc(rounds)
-            metrics.drafted.labels(*labels).inc(drafted)
-            metrics.accepted.labels(*labels).inc(accepted)
-        for drafter, (of_drafts, of_paths) in depths.items():
-            for counter, counts in (
-                (metrics.drafted_at, reached(of_drafts)),
-                (metrics.accepted_at, reached(of_paths)),
-            ):
-                for label, count in zip(POSITIONS, counts, strict=True):
-                    if count:
-                        counter.labels(drafter, label).inc(count)
-        for drafter, own in lengths.items():
-            histogram = metrics.acceptance_length.labels(drafter)
-            for length in own:
-                histogram.observe(length)
+    def _tell(self, labels: tuple[str, str], sums: _Sums) -> None:
+        metrics, drafter = self._metrics, labels[0]
+        metrics.rounds.labels(*labels).inc(len(sums.depths))
+        metrics.drafted.labels(*labels).inc(sums.drafted)
+        metrics.accepted.labels(*labels).inc(sum(sums.accepted))
+        for counter, depths in (
+            (metrics.drafted_at, sums.depths),
+            (metrics.accepted_at, sums.accepted),
+        ):
+            for label, count in zip(POSITIONS, reached(depths), strict=True):
+                if count:
+                    counter.labels(drafter, label).inc(count)
+        histogram = metrics.acceptance_length.labels(drafter)
+        for length in sums.lengths:
+            histogram.observe(length)
+
+
+class _Sums:
+    """Of the drafts of a step that share their labels."""
+
+    __slots__ = ("accepted", "depths", "drafted", "lengths")
+
+    def __init__(self) -> None:
+        self.drafted = 0  # nodes
+        self.depths: list[int] = []  # of each draft
+        self.accepted: list[int] = []
+        self.lengths: list[int] = []  # tokens that it brought
+
+    def add(self, verdict: Verdict) -> None:
+        draft, tokens = verdict.draft, len(verdict.new_tokens)
+        self.drafted += len(draft.tokens)
+        self.depths.append(depth_of(draft))
+        self.accepted.append(min(len(verdict.path), tokens))  # it may have ended
+        self.lengths.append(tokens)
 
 
 def depth_of(draft: Draft) -> int:
     """Of the deepest node; 0: there is none."""
-    return len(draft) if draft.parents is None else max(draft.depths(), default=0)
+    return len(draft.tokens) if draft.parents is None else max(draft.depths(), default=0)
 
 
 def reached(depths: Seq[int]) -> list[int]:
     """By position: how many got there. Positions beyond the last label count one by one."""
-    counts = [sum(depth > position for depth in depths) for position in range(_LAST)]
-    return [*counts, sum(max(0, depth - _LAST) for depth in depths)]
+    ends = [0] * (_LAST + 1)  # by depth, the deepest first
+    for depth in depths:
+        ends[_LAST - min(depth, _LAST)] += 1
+    beyond = sum([depth - _LAST for depth in depths if depth > _LAST])
+    return [*list(accumulate(ends))[_LAST - 1 :: -1], beyond]
 
 
-def _decision(draft: Draft, kept: Draft) -> str:
+def _decision(draft: Draft, kept: Draft) -> tuple[str, str]:
+    """By drafter."""
     if not draft.drafter:
-        return "off"
-    if not draft:
-        return "empty"
-    return "verified" if kept else "trimmed"
+        return "", "off"
+    if not draft.tokens:
+        return draft.drafter, "empty"
+    return draft.drafter, "verified" if kept.tokens else "trimmed"

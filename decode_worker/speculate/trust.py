@@ -12,11 +12,12 @@ from collections.abc import Sequence as Seq
 from itertools import compress
 from typing import NamedTuple
 
-from triptych.engine.draft import ROOT, Draft
+from triptych.engine.draft import NO_DRAFT, ROOT, Draft
 
 DEPTHS = 8  # told apart when looking ahead; deeper ones are like the last
 PRIOR = 6.0  # labels; what less detailed counts say weighs so much
 MEMORY = 400.0  # labels of a cell; older ones fade
+FADE = MEMORY / (MEMORY + 1)
 FAINT = 0.02  # survival below which a node is not looked at
 _CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97)
 _MIDDLES = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.93, 0.9)
@@ -39,13 +40,12 @@ class Count:
     def __init__(self) -> None:
         self.right = self.tried = 0.0
 
-    def add(self, right: int, tried: int) -> None:
+    def add(self, right: bool) -> None:
         if self.tried >= MEMORY:
-            fade = MEMORY / (MEMORY + tried)
-            self.right *= fade
-            self.tried *= fade
+            self.right *= FADE
+            self.tried *= FADE
         self.right += right
-        self.tried += tried
+        self.tried += 1.0
 
     def rate(self, prior: float) -> float:
         return (self.right + PRIOR * prior) / (self.tried + PRIOR)
@@ -54,7 +54,7 @@ class Count:
 class Offer:
     """A draft as it came, and what a trust makes of its nodes."""
 
-    __slots__ = ("depths", "draft", "ended", "keys", "survival")
+    __slots__ = ("depths", "draft", "ended", "keys", "rates", "survival")
 
     def __init__(self, draft: Draft, asked: int) -> None:
         """`asked`: nodes that it could have had."""
@@ -72,13 +72,23 @@ class Offer:
             bin_ | size | (depth if depth < 3 else 3)
             for bin_, depth in zip(told, self.depths, strict=True)
         ]
+        self.rates: list[float] = []  # P(right | its parent is), of any sequence; 0 below a faint
         self.survival: list[float] = []  # P(all up to here are right); 0 below a faint node
 
-    def keep(self, draft: Draft, keep: Seq[bool]) -> None:
-        """`draft` is what was left of it."""
+    def kept(self, keep: Seq[bool]) -> Draft:
+        """What is left of the draft, `Draft.kept`: if anything is, the offer is of that."""
+        if all(keep):
+            return self.draft
+        left = self.draft.kept(keep) if keep[0] or any(keep) else NO_DRAFT
+        if left.tokens:
+            self._is_now(left, keep)
+        return left
+
+    def _is_now(self, draft: Draft, keep: Seq[bool]) -> None:
         deepest = max(self.depths)
         self.draft = draft
         self.keys = list(compress(self.keys, keep))
+        self.rates = list(compress(self.rates, keep))
         self.depths = list(compress(self.depths, keep))
         self.ended = self.ended and max(self.depths, default=0) == deepest
 
@@ -92,23 +102,21 @@ class Trust:
         self._depths = [Count() for _ in range(DEPTHS)]
         self.breadth = 1.0  # nodes per level of what was verified
         self.is_wide = False  # it drafts trees
-        self._rates: dict[int, float] = {}  # answers, until something is learned
+        self._known: dict[int, float] = {}  # rates, until something is learned
 
     def offer(self, draft: Draft, asked: int, factor: float) -> Offer:
         """`factor`: of the sequence, times P(right). A node survives at most as its parent does."""
         offer = Offer(draft, asked)
         self.is_wide = self.is_wide or draft.parents is not None
-        survival, rates, parents = offer.survival, self._rates, draft.parents
+        survival, rates, known, parents = offer.survival, offer.rates, self._known, draft.parents
         above = 1.0
         for node, key in enumerate(offer.keys):
             if parents is not None:
                 above = 1.0 if parents[node] == ROOT else survival[parents[node]]
-            if above:
-                rate = rates.get(key)
-                if rate is None:
-                    rate = rates[key] = self._rate(key)
-                above *= min(rate * factor, 0.995)
-                above = above if above >= FAINT else 0.0
+            rate = known.get(key) or self._rate(key) if above else 0.0
+            above *= min(rate * factor, 0.995)
+            above = above if above >= FAINT else 0.0
+            rates.append(rate)
             survival.append(above)
         return offer
 
@@ -126,24 +134,20 @@ class Trust:
         """Returns how many right ones it expected. Not `verified`: the labels are not all that one
         could know of the draft.
         """
-        found: dict[int, list[int]] = {}
-        levels: dict[int, bool] = {}  # whether the draft went on rightly there
-        for node, right in labels:
-            counts = found.setdefault(offer.keys[node], [0, 0])
-            counts[0] += int(right)
-            counts[1] += 1
-            depth = offer.depths[node]
-            levels[depth] = levels.get(depth, False) or right
-        self._learn_levels(offer, levels, verified)
         expected = 0.0
-        for key, (hits, tried) in found.items():
-            expected += tried * self._rate(key)
-            self._bins[key >> 6].add(hits, tried)
-            cell = self._cells.get(key)
+        levels: dict[int, bool] = {}  # whether the draft went on rightly there
+        keys, depths, rates, cells = offer.keys, offer.depths, offer.rates, self._cells
+        for node, right in labels:
+            key, depth = keys[node], depths[node]
+            expected += rates[node]
+            levels[depth] = right or levels.get(depth, False)
+            cell = cells.get(key)
             if cell is None:
-                cell = self._cells[key] = Count()
-            cell.add(hits, tried)
-        self._rates.clear()
+                cell = cells[key] = Count()
+            cell.add(right)
+            self._bins[key >> 6].add(right)
+        self._learn_levels(offer, levels, verified)
+        self._known.clear()
         return expected
 
     def _learn_levels(self, offer: Offer, levels: dict[int, bool], verified: bool) -> None:
@@ -152,7 +156,7 @@ class Trust:
         if verified and levels.get(reached) and (offer.ended or reached < deepest):
             levels[reached + 1] = False
         for depth, right in levels.items():
-            self._depths[min(depth, DEPTHS) - 1].add(right, 1)
+            self._depths[min(depth, DEPTHS) - 1].add(right)
         if deepest:
             self.breadth += (len(offer.depths) / deepest - self.breadth) * 0.05
 
@@ -160,7 +164,8 @@ class Trust:
         told = key >> 6
         prior = self._bins[told].rate(0.5 if told == _BLIND else _MIDDLES[told])
         cell = self._cells.get(key)
-        return prior if cell is None else cell.rate(prior)
+        rate = self._known[key] = prior if cell is None else cell.rate(prior)
+        return rate
 
 
 def labels_of(draft: Draft, path: Seq[int]) -> list[Label]:
@@ -177,5 +182,7 @@ def labels_of(draft: Draft, path: Seq[int]) -> list[Label]:
 
 def first_labels(draft: Draft, token: int) -> list[Label]:
     """What the token that was drawn instead says about a draft that nobody verified."""
+    if draft.parents is None:
+        return [Label(0, draft.tokens[0] == token)]
     nodes = range(len(draft))
-    return [Label(n, draft.tokens[n] == token) for n in nodes if draft.parent(n) == ROOT]
+    return [Label(n, draft.tokens[n] == token) for n in nodes if draft.parents[n] == ROOT]

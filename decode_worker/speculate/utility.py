@@ -18,6 +18,7 @@ from decode_worker.speculate.costs import HICCUP, StepCosts
 from decode_worker.speculate.dear_drafters import LONGEST, PROBE_NODES, DearDrafters, Moment
 from decode_worker.speculate.draft_costs import DraftCosts
 from decode_worker.speculate.guard import Guard, Mode
+from decode_worker.speculate.hindsight import Hindsight
 from decode_worker.speculate.policy import NO_BUDGET, Budget, Candidate, StepLoad, StepReport
 from decode_worker.speculate.trust import first_labels, labels_of
 from triptych.engine.draft import Draft
@@ -35,6 +36,7 @@ class Utility:
         self.costs = StepCosts()
         self.guard = Guard()
         self.beliefs = Beliefs()
+        self._hindsight = Hindsight()
         self._drafting = DraftCosts()
         self._dear = DearDrafters(self.beliefs, self._drafting)
         self._step = 0
@@ -49,6 +51,7 @@ class Utility:
         self._made_first: Seq[Draft] = ()  # before dear drafters were asked
         self._unverified: list[tuple[Candidate, Draft]] = []
         self._believed = 1.0
+        self._promised = 0.0  # tokens, by the nodes that are verified
 
     # ---- the policy's verbs ---------------------------------------------------------------------
 
@@ -61,7 +64,7 @@ class Utility:
         self._sequences = count = len(load.candidates)
         rows = count + load.other_rows
         self._asked, self._made_first, self._unverified = {}, (), []
-        self._believed, self._mode = 1.0, Mode.PLAIN
+        self._believed, self._promised, self._mode = 1.0, 0.0, Mode.PLAIN
         self._dear.nobody()
         if count and self.costs.can_compare(rows, load.kv_tokens):
             self._mode = self.guard.mode(count, self.costs.knows(rows, load.kv_tokens))
@@ -80,10 +83,9 @@ class Utility:
             return []
         self._made_first = tuple(drafts)
         made = [
-            self._made(candidate, draft) if draft else 0.0
+            self._made(candidate, draft) if draft.tokens else self._made_nothing(candidate)
             for candidate, draft in zip(load.candidates, drafts, strict=True)
         ]
-        self._learn_empty(load.candidates, drafts)
         dear = sorted(name for name, price in self._prices.items() if price > CHEAP)
         if not dear:
             return []
@@ -94,21 +96,20 @@ class Utility:
         return budgets
 
     def trim(self, load: StepLoad, drafts: Seq[Draft]) -> list[Draft]:
-        if not any(drafts):
-            return list(drafts)
         drafts, others = self._better_ones(load.candidates, drafts)
-        pairs = list(zip(load.candidates, drafts, strict=True))
-        offer = self.beliefs.offer
-        survivals = [offer(c.sequence, draft).survival if draft else [] for c, draft in pairs]
+        there = [place for place, draft in enumerate(drafts) if draft.tokens]
+        if not there:
+            return drafts
+        offers = [self.beliefs.offer(load.candidates[at].sequence, drafts[at]) for at in there]
+        survivals = [offer.survival for offer in offers]
         keep = keep_best(survivals, self._count(load, survivals))
-        kept = [
-            self.beliefs.keep(candidate.sequence, draft, own)
-            for (candidate, draft), own in zip(pairs, keep, strict=True)
-        ]
-        self._unverified = others + [
-            pair for pair, left in zip(pairs, kept, strict=True) if pair[1] and not left
-        ]
-        return kept
+        self._unverified = others
+        for place, offer, own in zip(there, offers, keep, strict=True):
+            draft = drafts[place]
+            drafts[place] = offer.kept(own)
+            if not drafts[place].tokens:
+                self._unverified.append((load.candidates[place], draft))
+        return drafts
 
     def asleep(self) -> Collection[str]:
         if not self._may_sleep:
@@ -118,7 +119,7 @@ class Utility:
         return self._dear.asleep(self._sequences)
 
     def observe(self, report: StepReport) -> None:
-        nodes = sum(len(verdict.draft) for verdict in report.verdicts)
+        nodes = report.nodes
         rows = report.rows - nodes
         self.costs.learn(rows, nodes, report.kv_tokens, report.step_seconds)
         if self._asked:
@@ -128,13 +129,15 @@ class Utility:
             self.guard.of(len(report.verdicts)).looked(looking / self._plain)
         self.guard.counts(nodes)
         self._compare(report, rows, nodes)
+        if self._mode is Mode.SPECULATE:
+            self._hindsight.learn(self._promised, report.accepted)
         self._dear.pay(report)
         for name, seconds in report.draft_seconds.items():
             if name in self._asked:
                 self._drafting.learn(name, *self._asked[name], seconds)
         if nodes:
             for verdict in report.verdicts:
-                if verdict.draft:
+                if verdict.draft.tokens:
                     labels = labels_of(verdict.draft, verdict.path)
                     self.beliefs.learn(verdict.sequence, verdict.draft.drafter, labels, self._step)
         if self._unverified:
@@ -177,13 +180,12 @@ class Utility:
         return chosen
 
     def _note(self, candidates: Seq[Candidate], budgets: Seq[Budget]) -> None:
-        for candidate, budget in zip(candidates, budgets, strict=True):
-            if budget.max_nodes:
-                self.beliefs.track(
-                    candidate.sequence, budget.drafter
-                ).asked_nodes = budget.max_nodes
-                sequences, longest = self._asked.get(budget.drafter, (0, 0))
-                self._asked[budget.drafter] = sequences + 1, max(longest, budget.max_nodes)
+        track, asked = self.beliefs.track, self._asked
+        for candidate, (name, nodes) in zip(candidates, budgets, strict=True):
+            if nodes:
+                track(candidate.sequence, name).asked_nodes = nodes
+                sequences, longest = asked.get(name, (0, 0))
+                asked[name] = sequences + 1, max(longest, nodes)
 
     # ---- what drafts are worth -------------------------------------------------------------------
 
@@ -193,9 +195,16 @@ class Utility:
         self._asked_for(candidate, draft.drafter, tokens)
         return tokens
 
+    def _made_nothing(self, candidate: Candidate) -> float:
+        """Who was asked and had nothing waits."""
+        for name, track in self.beliefs.tracks(candidate.sequence).items():
+            if name in self._asked and track.due <= self._step:
+                self._asked_for(candidate, name, 0.0)
+        return 0.0
+
     def _tokens_of(self, candidate: Candidate, draft: Draft) -> float:
         row, offer = self._row, self.beliefs.offer(candidate.sequence, draft)
-        return sum(s - row for s in offer.survival if s > row)
+        return sum([s - row for s in offer.survival if s > row])
 
     def _better_ones(
         self, candidates: Seq[Candidate], drafts: Seq[Draft]
@@ -211,32 +220,29 @@ class Utility:
             others.append((candidate, first))
         return chosen, others
 
-    def _learn_empty(self, candidates: Seq[Candidate], drafts: Seq[Draft]) -> None:
-        """Who was asked and had nothing waits."""
-        for candidate, draft in zip(candidates, drafts, strict=True):
-            if not draft:
-                for name, track in self.beliefs.tracks(candidate.sequence).items():
-                    if name in self._asked and track.due <= self._step:
-                        self._asked_for(candidate, name, 0.0)
-
     def _asked_for(self, candidate: Candidate, name: str, tokens: float) -> None:
         price = 2 * (self._prices[name] + self._deciding / self._plain)
         self.beliefs.worth(candidate.sequence, name, self._step, tokens, price)
 
     def _count(self, load: StepLoad, survivals: Seq[Seq[float]]) -> int:
         """Nodes that are verified; 0 while the guard wants it so."""
-        ranked = sorted((s for own in survivals for s in own if s), reverse=True)
+        ranked = sorted([s for own in survivals for s in own if s], reverse=True)
         sequences = len(load.candidates)
         ratios = self.costs.ratios(sequences + load.other_rows, len(ranked))
         spent = sum(self._drafting.seconds(name, *asked) for name, asked in self._asked.items())
-        drafting = spent / self._plain
+        drafting = (spent + self._deciding) / self._plain
         seconds = [ratio + drafting for ratio in ratios[: len(ranked) + 1]]
-        count = best_count(ranked, sequences, seconds)
-        self._believed = (1 + sum(ranked[:count]) / sequences) / seconds[count]
+        factor = self._hindsight.factor
+        count = best_count([s * factor for s in ranked], sequences, seconds)
+        promised = sum(ranked[:count])
+        self._believed = (1 + factor * promised / sequences) / seconds[count]
         if self._mode is Mode.LOOK:
             self.guard.of(sequences).hears(self._believed)
             return 0
-        return count if self._believed * (1 + drafting) >= MARGIN else 0
+        if self._believed * (1 + drafting) < MARGIN:
+            return 0
+        self._promised = promised
+        return count
 
     # ---- what came of them -----------------------------------------------------------------------
 
@@ -251,7 +257,7 @@ class Utility:
         if not nodes:
             self.guard.observe(1.0, 1 + drafting, self._believed, sequences)
         elif known:
-            tokens = 1 + sum(verdict.num_accepted for verdict in report.verdicts) / sequences
+            tokens = 1 + report.accepted / sequences
             most = HICCUP * (costs.ratios(rows, nodes)[nodes] + drafting)
             seconds = min(report.seconds / plain, most)
             self.guard.observe(tokens, seconds, self._believed, sequences)

@@ -115,9 +115,12 @@ def sound(draft: Draft, max_nodes: int, vocab_size: int) -> Draft:
         raise ValueError(f"{len(draft.parents)} parents for {size} tokens")
     if draft.confidence and len(draft.confidence) != size:
         raise ValueError(f"{len(draft.confidence)} confidences for {size} tokens")
-    if not all(0 <= confidence <= 1 for confidence in draft.confidence):
-        raise ValueError(f"confidence beyond 0 and 1: {draft.confidence}")
-    inside = [0 <= token < vocab_size for token in draft.tokens]
-    if not all(inside):
-        draft = draft.kept(inside)
-    return draft if len(draft) <= max_nodes else draft.first(max_nodes)
+    if not size:
+        return draft
+    confidence = draft.confidence
+    # The sum finds what is no number: all comparisons with that are false, and min may pass it by.
+    if confidence and not (min(confidence) >= 0 and max(confidence) <= 1 and sum(confidence) >= 0):
+        raise ValueError(f"confidence beyond 0 and 1: {confidence}")
+    if min(draft.tokens) < 0 or max(draft.tokens) >= vocab_size:
+        draft = draft.kept([0 <= token < vocab_size for token in draft.tokens])
+    return draft if size <= max_nodes else draft.first(max_nodes)

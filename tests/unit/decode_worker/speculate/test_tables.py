@@ -17,7 +17,7 @@ from decode_worker.speculate.guard import FIRST_BREAK, Guard, Mode
 from decode_worker.speculate.policy import Budget, Candidate, StepLoad
 from decode_worker.speculate.table import Table
 from decode_worker.speculate.tracks import LONGEST_WAIT, Track
-from decode_worker.speculate.trust import Offer, Trust, labels_of
+from decode_worker.speculate.trust import Trust, labels_of
 from triptych.engine.draft import Draft
 from triptych.engine.sequence import Sequence
 
@@ -61,10 +61,10 @@ def test_a_node_is_never_kept_without_its_parent(count: int) -> None:
 def test_a_sequence_that_accepts_nothing_is_soon_believed_to() -> None:
     trust, track, draft = Trust(), Track(0.5), Draft((1, 2, 3), drafter="ngram")
     for _ in range(20):
-        track.judge(trust.learn(Offer(draft, 16), labels_of(draft, (0, 1, 2))), 3)
+        track.judge(trust.learn(trust.offer(draft, 16, 1.0), labels_of(draft, (0, 1, 2))), 3)
     assert trust.offer(draft, 8, track.factor).survival[0] > 0.8
     for _ in range(6):
-        track.judge(trust.learn(Offer(draft, 16), labels_of(draft, ())), 0)
+        track.judge(trust.learn(trust.offer(draft, 16, 1.0), labels_of(draft, ())), 0)
     assert trust.offer(draft, 8, track.factor).survival[0] < 0.6
 
 
@@ -72,8 +72,8 @@ def test_a_drafter_that_boasts_is_believed_less_than_one_that_is_right() -> None
     boasts, honest = Trust(), Trust()
     draft = Draft((1,), confidence=(0.95,), drafter="head")
     for _ in range(50):
-        boasts.learn(Offer(draft, 16), labels_of(draft, ()))
-        honest.learn(Offer(draft, 16), labels_of(draft, (0,)))
+        boasts.learn(boasts.offer(draft, 16, 1.0), labels_of(draft, ()))
+        honest.learn(honest.offer(draft, 16, 1.0), labels_of(draft, (0,)))
     assert (
         boasts.offer(draft, 16, 1.0).survival[0]
         < 0.2
@@ -86,8 +86,8 @@ def test_longer_offers_may_be_surer_than_short_ones() -> None:
     trust = Trust()
     short, long = (Draft((1,) * n, confidence=(1.0,) * n, drafter="suffix") for n in (1, 8))
     for _ in range(50):
-        trust.learn(Offer(short, 16), labels_of(short, ()))
-        trust.learn(Offer(long, 16), labels_of(long, range(8)))
+        trust.learn(trust.offer(short, 16, 1.0), labels_of(short, ()))
+        trust.learn(trust.offer(long, 16, 1.0), labels_of(long, range(8)))
     assert (
         trust.offer(short, 16, 1.0).survival[0] < 0.3 < 0.8 < trust.offer(long, 16, 1.0).survival[0]
     )
@@ -260,8 +260,7 @@ def test_what_was_trimmed_from_a_tree_is_neither_right_nor_wrong() -> None:
     keep = [False, True, True]
     for _ in range(100):
         offer = trust.offer(tree, 16, 1.0)
-        left = tree.kept(keep)
-        offer.keep(left, keep)
+        left = offer.kept(keep)
         trust.learn(offer, labels_of(left, (0, 1)))
     survival = trust.offer(tree, 16, 1.0).survival
     assert survival[1] > 0.9, "the node that was kept was always right"
