@@ -10,7 +10,7 @@ from typing import NamedTuple
 from decode_worker.speculate.beliefs import Beliefs
 from decode_worker.speculate.breaks import BreaksByBatch
 from decode_worker.speculate.dear import LENGTHS, Asker, Order, best_order
-from decode_worker.speculate.draft_costs import DraftCosts
+from decode_worker.speculate.draft_costs import FEW, DraftCosts
 from decode_worker.speculate.policy import NO_BUDGET, Budget, Candidate, StepReport
 from triptych.engine.sequence import Sequence
 
@@ -138,19 +138,29 @@ class DearDrafters:
         budgets: list[Budget],
     ) -> None:
         """Tries one that nobody asks, on one sequence, when enough time was saved up."""
-        nodes = LONGEST if self._beliefs.trust(name).is_wide else PROBE_NODES
-        price = self._drafting.seconds(name, 1, nodes)
-        saved = min(self._purses.get(name, 0.0) + share, max(price, share))
-        self._purses[name] = saved
         open_to = [
             place
             for place, c in enumerate(candidates)
             if name in c.drafters and c.max_nodes and not budgets[place].max_nodes
         ]
+        if open_to and self._drafting.is_new(name):
+            # At once, and always the same sequence: reading its text in is not what an ask costs.
+            nodes = self._introduction(name)
+            budgets[open_to[0]] = Budget(name, min(nodes, candidates[open_to[0]].max_nodes))
+            return
+        nodes = LONGEST if self._beliefs.trust(name).is_wide else PROBE_NODES
+        price = self._drafting.seconds(name, 1, nodes)
+        saved = min(self._purses.get(name, 0.0) + share, max(price, share))
+        self._purses[name] = saved
         if saved >= price and open_to and name not in self.asleep(len(candidates)):
             place = open_to[step % len(open_to)]
             budgets[place] = Budget(name, min(nodes, candidates[place].max_nodes))
             self._probed = (*self._probed, name)
+
+    def _introduction(self, name: str) -> int:
+        """Nodes to ask a new one for. Once for all there is room for: does it draft trees?"""
+        wide = self._beliefs.trust(name).is_wide or self._drafting.count(name) == FEW // 2
+        return LONGEST if wide else PROBE_NODES
 
 
 def _price_of(

@@ -28,7 +28,7 @@ from triptych.engine.draft import NO_DRAFT, Draft
 from triptych.engine.rows import RowJob
 from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import Sequence
-from triptych.models.taps import NO_STATES, LayerTap, StatesWanted
+from triptych.models.taps import NO_STATES, StatesWanted, StateTap
 from triptych.obs.speculation import SpeculationMetrics
 
 
@@ -142,7 +142,7 @@ class Speculator:
                 jobs[place] = RowJob(job.sequence, job.start, job.end, draft, job.first_block)
         return jobs
 
-    def taps(self, jobs: list[RowJob]) -> list[LayerTap]:
+    def taps(self, jobs: list[RowJob]) -> list[StateTap]:
         """What drafters want to see of the forward of these jobs."""
         asleep = () if self._policy is None else self._policy.asleep()
         return self._bus.taps(jobs, self._known, asleep)

@@ -16,7 +16,7 @@ from triptych.engine.rows import RowJob, wanted_rows
 from triptych.engine.storage import KvStorage
 from triptych.models.model import Model
 from triptych.models.native import NativeModel
-from triptych.models.taps import LayerTap
+from triptych.models.taps import Tap
 from triptych_kernels.cpu.structs import KV_TYPES, JobStruct, KvCacheStruct
 
 
@@ -39,12 +39,12 @@ class NativeRunner:
             KV_TYPES[layout.dtype],
         )
 
-    def forward(self, jobs: Sequence[RowJob], taps: Sequence[LayerTap] = ()) -> Tensor:
+    def forward(self, jobs: Sequence[RowJob], taps: Sequence[Tap] = ()) -> Tensor:
         hidden = self._run(jobs, taps)
         wanted = wanted_rows(jobs)
         return self._native.final_norm(hidden if len(wanted) == len(hidden) else hidden[wanted])
 
-    def forward_all(self, jobs: Sequence[RowJob], taps: Sequence[LayerTap] = ()) -> Tensor:
+    def forward_all(self, jobs: Sequence[RowJob], taps: Sequence[Tap] = ()) -> Tensor:
         return self._native.final_norm(self._run(jobs, taps))
 
     @torch.inference_mode()
@@ -77,13 +77,13 @@ class NativeRunner:
         return self._native.logits(hidden)
 
     @torch.inference_mode()
-    def _run(self, jobs: Sequence[RowJob], taps: Sequence[LayerTap]) -> Tensor:
+    def _run(self, jobs: Sequence[RowJob], taps: Sequence[Tap]) -> Tensor:
         """The residual stream behind the last layer, [M, H]."""
         tokens = [token for job in jobs for token in job.tokens]
         hidden = self._native.embed(torch.tensor(tokens, dtype=torch.int32))
         return self._layers(jobs, hidden, taps)
 
-    def _layers(self, jobs: Sequence[RowJob], hidden: Tensor, taps: Sequence[LayerTap]) -> Tensor:
+    def _layers(self, jobs: Sequence[RowJob], hidden: Tensor, taps: Sequence[Tap]) -> Tensor:
         blocks = array("i")
         for job in jobs:
             blocks.extend(job.seen_blocks)

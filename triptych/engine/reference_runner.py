@@ -16,7 +16,7 @@ from triptych.engine.pages import PageRow, PageScores, ScoreWishes
 from triptych.engine.rows import RowJob, wanted_rows
 from triptych.engine.storage import KvStorage
 from triptych.models.model import Model
-from triptych.models.taps import LayerTap
+from triptych.models.taps import Tap
 from triptych_kernels import append_kv, pad_rows, page_scores, paged_attention
 
 
@@ -29,17 +29,17 @@ class ReferenceRunner:
         self._wishes = ScoreWishes()
 
     @torch.inference_mode()
-    def forward(self, jobs: Sequence[RowJob], taps: Sequence[LayerTap] = ()) -> Tensor:
+    def forward(self, jobs: Sequence[RowJob], taps: Sequence[Tap] = ()) -> Tensor:
         hidden, _ = self._run(jobs, taps)
         return hidden[wanted_rows(jobs)]
 
     @torch.inference_mode()
-    def forward_all(self, jobs: Sequence[RowJob], taps: Sequence[LayerTap] = ()) -> Tensor:
+    def forward_all(self, jobs: Sequence[RowJob], taps: Sequence[Tap] = ()) -> Tensor:
         hidden, spans = self._run(jobs, taps)
         return hidden[: spans[-1][1]]
 
     def _run(
-        self, jobs: Sequence[RowJob], taps: Sequence[LayerTap]
+        self, jobs: Sequence[RowJob], taps: Sequence[Tap]
     ) -> tuple[Tensor, list[tuple[int, int]]]:
         tokens = [token for job in jobs for token in job.tokens]
         positions = _positions(jobs)

@@ -13,7 +13,7 @@ from triptych.engine.reference_runner import ReferenceRunner
 from triptych.engine.rows import RowJob
 from triptych.engine.storage import KvStorage
 from triptych.models.model import Model
-from triptych.models.taps import LayerTap
+from triptych.models.taps import Tap
 
 
 class Runner(Protocol):
@@ -22,14 +22,14 @@ class Runner(Protocol):
     @property
     def model(self) -> Model: ...
 
-    def forward(self, jobs: Sequence[RowJob], taps: Sequence[LayerTap] = ()) -> Tensor:
+    def forward(self, jobs: Sequence[RowJob], taps: Sequence[Tap] = ()) -> Tensor:
         """Computes all rows and writes their KV.
 
         Returns the final-norm hidden states of all wanted rows (see RowJob) [R, H] float32, in
         job order. A tap sees the rows of all jobs, job after job.
         """
 
-    def forward_all(self, jobs: Sequence[RowJob], taps: Sequence[LayerTap] = ()) -> Tensor:
+    def forward_all(self, jobs: Sequence[RowJob], taps: Sequence[Tap] = ()) -> Tensor:
         """The same, with the hidden states of all rows [M, H], job after job."""
 
     def forward_hidden(self, jobs: Sequence[RowJob], hidden: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from triptych.models.layers import Layer, Norm
 from triptych.models.rope import Rope
 from triptych.models.seams import Experts, KvView
 from triptych.models.storage import QuantReport
-from triptych.models.taps import LayerTap, tell
+from triptych.models.taps import Tap, tell
 from triptych_kernels import rotary_cos_sin
 from triptych_kernels.cpu.linear import NativeLinear
 from triptych_kernels.packer import LinearLike, TableLike
@@ -56,7 +56,7 @@ class Model:
         token_ids: Tensor,
         positions: Tensor,
         kv: KvView,
-        taps: Sequence[LayerTap] = (),
+        taps: Sequence[Tap] = (),
     ) -> Tensor:
         """token_ids, positions [M] int64 → float32 hidden states [M, H] behind the final norm.
 
@@ -68,7 +68,7 @@ class Model:
         return self.norm(self.layers_over(hidden, positions, kv, taps))
 
     def layers_over(
-        self, hidden: Tensor, positions: Tensor, kv: KvView, taps: Sequence[LayerTap] = ()
+        self, hidden: Tensor, positions: Tensor, kv: KvView, taps: Sequence[Tap] = ()
     ) -> Tensor:
         """hidden [M, H] float32 through all layers, without the final norm."""
         rotary = self._rotary(positions)

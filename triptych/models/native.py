@@ -14,9 +14,9 @@ from triptych.errors import ModelError
 from triptych.models.layers import Layer, LocalExperts, Norm
 from triptych.models.model import Model
 from triptych.models.rope import Rope
-from triptych.models.taps import LayerTap, runs_of, tell
+from triptych.models.taps import StateTap, Tap, runs_of, tell
 from triptych_kernels import rotary_cos_sin
-from triptych_kernels.cpu.layers import NativeLayer, NativeLayers
+from triptych_kernels.cpu.layers import NativeLayer, NativeLayers, StateCopy
 from triptych_kernels.cpu.linear import NativeLinear
 from triptych_kernels.cpu.native import native
 from triptych_kernels.cpu.structs import JobStruct, KvCacheStruct
@@ -58,12 +58,14 @@ class NativeModel:
         jobs: ctypes.Array[JobStruct],
         cache: KvCacheStruct,
         num_positions: int,
-        taps: Sequence[LayerTap] = (),
+        taps: Sequence[Tap] = (),
     ) -> None:
         """All layers, over hidden [M, H] float32 in place. No row's position reaches
-        `num_positions`. Without taps, and with all FFNs here, it is a single call.
+        `num_positions`. With no taps but a `StateTap`, and all FFNs here, it is a single call.
         """
-        under_way = self._layers.start(hidden, jobs, cache, self._tables.up_to(num_positions))
+        copies, taps = self._split(taps, hidden)
+        tables = self._tables.up_to(num_positions)
+        under_way = self._layers.start(hidden, jobs, cache, tables, copies)
         for first, end in runs_of(len(self._layers), taps):
             if self._local is not None:
                 self._layers.run(first, end, under_way)
@@ -72,6 +74,14 @@ class NativeModel:
                     self._layers.attention_half(layer, under_way)
                     self._remote_ffn(layer, hidden)
             tell(taps, end - 1, hidden)
+
+    def _split(self, taps: Sequence[Tap], hidden: Tensor) -> tuple[StateCopy | None, Sequence[Tap]]:
+        """A tap that the native layers serve by themselves, and the others."""
+        for tap in taps if self._local is not None else ():
+            if isinstance(tap, StateTap):
+                copy = StateCopy(tap.layers, tap.room(*hidden.shape))
+                return copy, [other for other in taps if other is not tap]
+        return None, taps
 
     def move_kv(self, cache: KvCacheStruct, blocks: array[int], moves: array[int]) -> None:
         """See NativeLayers."""

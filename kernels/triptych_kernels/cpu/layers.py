@@ -48,6 +48,14 @@ class NativeLayer:
     rope: int  # index of the pass's tables
 
 
+@dataclass(frozen=True, slots=True)
+class StateCopy:
+    """Where the residual stream behind some layers is copied to: rows bfloat16 [M, layers, H]."""
+
+    layers: Sequence[int]
+    rows: Tensor
+
+
 class NativeLayers:
     """Layers ready to run. Keeps everything alive that the structs point to."""
 
@@ -77,11 +85,16 @@ class NativeLayers:
         jobs: ctypes.Array[JobStruct],
         cache: KvCacheStruct,
         tables: Sequence[tuple[Tensor, Tensor]],
+        states: StateCopy | None = None,
     ) -> NativePass:
         """hidden [M, H] float32 changes in place from layer to layer; tables: cosines and sines
         [positions, D/2] float32 of every rope. The arguments must outlive the pass.
         """
         assert hidden.is_contiguous() and hidden.shape[1] == self._hidden_size
+        copied: tuple[Any, ...] = (None, 0, None)
+        if states is not None:
+            assert states.rows.shape == (len(hidden), len(states.layers), self._hidden_size)
+            copied = states.rows.data_ptr(), len(states.layers), self._places_of(states.layers)
         pointers = ctypes.c_void_p * len(tables)
         cosines = pointers(*(cos.data_ptr() for cos, _ in tables))
         sines = pointers(*(sin.data_ptr() for _, sin in tables))
@@ -95,8 +108,16 @@ class NativeLayers:
                 sines,
                 hidden.data_ptr(),
                 self._hidden_size,
+                *copied,
             )
         )
+
+    def _places_of(self, layers: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
+        """By layer: its place among `layers`, or −1."""
+        places = [-1] * len(self._layers)
+        for place, layer in enumerate(layers):
+            places[layer] = place
+        return (ctypes.c_int32 * len(places))(*places)
 
     def run(self, first: int, end: int, of: NativePass) -> None:
         """Layers [first, end)."""

@@ -82,6 +82,9 @@ class PassStruct(ctypes.Structure):
         ("sines", ctypes.POINTER(_pointer)),
         ("hidden", _pointer),
         ("hidden_size", _int32),
+        ("states", _pointer),
+        ("num_states", _int32),
+        ("state_of", ctypes.POINTER(_int32)),
     ]
 
 

@@ -26,7 +26,7 @@ from triptych.engine.sequence import Sequence
 from triptych.engine.storage import KvStorage, plain_storage
 from triptych.models.load import load_model
 from triptych.models.model import Model
-from triptych.models.taps import LayerTap
+from triptych.models.taps import LayerTap, StateTap
 from triptych.testing.checkpoints import FAMILIES, VOCAB_SIZE, WINDOW, tiny_checkpoint
 from triptych.testing.compute_modes import MODES
 from triptych.testing.native_kernels import libraries, threads
@@ -183,6 +183,35 @@ def test_a_layer_is_final_when_it_is_told_and_telling_changes_no_bit(
     assert torch.equal(told.forward([job], [LayerTap(every, note)]), wanted)
     assert layers == list(every)
     assert all(torch.equal(early[index], layer_bytes(plain, index)) for index in layers)
+
+
+@pytest.mark.parametrize("variant", [0, 4])
+@pytest.mark.parametrize("mode", NATIVE_MODES)
+@pytest.mark.parametrize("stops", [False, True], ids=["on the way", "between stops"])
+def test_states_are_copied_as_they_stand_behind_their_layers(
+    checkpoint: Any, mode: str, variant: int, stops: bool
+) -> None:
+    told, copied = (native_runner(checkpoint(variant), mode) for _ in range(2))
+    job, last = RowJob(prompt(), 0, LENGTH), told.model.config.num_layers - 1
+    wanted: list[Tensor] = []
+    answer = told.forward([job], [LayerTap([0, last], lambda _, h: wanted.append(h.bfloat16()))])
+    tap = StateTap([0, last])
+    others = [LayerTap([last], lambda *_: None)] if stops else []
+    assert torch.equal(copied.forward([job], [*others, tap]), answer)
+    assert tap.states is not None
+    assert torch.equal(tap.states, torch.stack(wanted, 1))
+
+
+def test_states_are_copied_when_somebody_else_computes_ffns(checkpoint: Any) -> None:
+    local = native_runner(checkpoint(0), NATIVE_MODES[0])
+    remote = native_runner(checkpoint(0), NATIVE_MODES[0], experts=local.model.experts)
+    taps = [StateTap([0, 1]), StateTap([0, 1])]
+    for runner, tap in zip((local, remote), taps, strict=True):
+        runner.forward([RowJob(prompt(), 0, LENGTH)], [tap])
+    ours, theirs = (tap.states for tap in taps)
+    assert ours is not None
+    assert theirs is not None
+    assert torch.allclose(ours.float(), theirs.float(), atol=0.05, rtol=0.05)
 
 
 def layer_bytes(runner: NativeRunner, layer: int) -> Tensor:

@@ -1,6 +1,7 @@
 // A transformer layer over a batch of rows, and runs of layers: what one step of the engine is.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "attention.h"
@@ -32,6 +33,10 @@ struct Pass {
     const float *const *cosines, *const *sines;
     float* hidden;  // [rows, hidden_size], the residual stream, changed in place
     int hidden_size;
+    // A copy of it behind some layers [rows, num_states, hidden_size]; null: nobody wants one.
+    Bf16* states;
+    int num_states;
+    const int* state_of;  // by layer: which of the states; -1: none
 };
 
 namespace {
@@ -201,6 +206,23 @@ void ffn_half(const Layer& layer, const Pass& pass) {
     add_branch(pass, *layer.down, gated, layer.behind_ffn, layer.eps);
 }
 
+// What stands in the residual stream behind a layer, for whoever asked for that.
+void copy_state(const Pass& pass, int layer) {
+    if (pass.states == nullptr || pass.state_of[layer] < 0) return;
+    for_rows(pass.rows, [&](int row) {
+        const float* from = pass.hidden + static_cast<std::size_t>(row) * pass.hidden_size;
+        const std::size_t place = static_cast<std::size_t>(row) * pass.num_states;
+        Bf16* to = pass.states + (place + pass.state_of[layer]) * pass.hidden_size;
+        for (int i = 0; i < pass.hidden_size; i += kLanes) {
+            const std::size_t count = std::min(kLanes, pass.hidden_size - i);
+            V values{};
+            std::memcpy(&values, from + i, count * sizeof(float));
+            const VHalf halves = to_bf16(values);
+            std::memcpy(to + i, &halves, count * sizeof(Bf16));
+        }
+    });
+}
+
 }  // namespace
 }  // namespace triptych
 
@@ -214,6 +236,7 @@ TK_EXPORT void tk_layers(const Layer* layers, int first, int end, const Pass* pa
     for (int index = first; index < end; ++index) {
         triptych::attention_half(layers[index], index, *pass);
         triptych::ffn_half(layers[index], *pass);
+        triptych::copy_state(*pass, index);
     }
 }
 
