@@ -114,11 +114,12 @@ class DearDrafters:
         self, name: str, now: Moment, candidates: Seq[Candidate], made: Seq[float]
     ) -> Order:
         trust, beliefs = self._beliefs.trust(name), self._beliefs
-        askers = []
+        askers, tracks = [], []
         for place, candidate in enumerate(candidates):
             if name in candidate.drafters and candidate.max_nodes:
-                factor = beliefs.track(candidate.sequence, name).factor
-                ahead = trust.ahead(factor, min(candidate.max_nodes, LONGEST))
+                track = beliefs.track(candidate.sequence, name)
+                tracks.append(track)
+                ahead = trust.ahead(track.factor, min(candidate.max_nodes, LONGEST))
                 askers.append(Asker(place, ahead, made[place], trust.breadth))
         # Time is worth what the step would bring without: dear drafts for some hold up all.
         rate = 1 + sum(made) / len(candidates)
@@ -127,7 +128,11 @@ class DearDrafters:
         # What an ask of many costs is guessed, and may be far off: one step at a time.
         most = 2 * max(1, self._drafting.most_at_once(name))
         margin = 0.01 * len(candidates)
-        return best_order(askers, rate * now.row, price, margin, lengths, most)
+        order = best_order(askers, rate * now.row, price, margin, lengths, most)
+        for asker, track in zip(askers, tracks, strict=True):
+            if asker.place not in order.places:
+                track.untried()
+        return order
 
     def _probe(
         self,

@@ -6,6 +6,7 @@ from decode_worker.speculate.trust import Offer
 
 LONGEST_WAIT = 16  # steps between two asks that bring nothing
 _FADE = 0.8  # of the evidence for a sequence's factor, per draft
+_FORGET = 0.98  # of it, per step in which nobody tried: texts change
 _DOUBT = 2.0  # labels that the drafter's average counts for
 _LEARN = 0.25  # weight of the last ask in what an ask is worth
 
@@ -31,6 +32,11 @@ class Track:
         """Nodes were compared with what was decoded."""
         self._expected = self._expected * _FADE + expected
         self._accepted = self._accepted * _FADE + right
+
+    def untried(self) -> None:
+        """A step passed in which it could have been asked, and was not for want of promise."""
+        self._expected *= _FORGET
+        self._accepted *= _FORGET
 
     def asked(self, step: int, tokens: float, price: float) -> None:
         """What came promises so many tokens, after all prices but its own."""
