@@ -13,6 +13,7 @@ from torch import Tensor
 
 from triptych_kernels.cpu.linear import NativeLinear
 from triptych_kernels.cpu.native import Library
+from triptych_kernels.cpu.norms import NativeNorms
 from triptych_kernels.cpu.structs import (
     GATES,
     AttentionShapeStruct,
@@ -72,9 +73,7 @@ class NativeLayers:
         self._move_kv: Any = library.bind(
             "tk_move_kv", None, pointer, number, pointer, pointer, number
         )
-        self._rms_norm: Any = library.bind(
-            "tk_rms_norm", None, pointer, number, number, pointer, ctypes.c_float, pointer
-        )
+        self._norms = NativeNorms(library)
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -134,10 +133,8 @@ class NativeLayers:
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [M, H] float32 → its RMS norm times weight [H]."""
-        x = x.contiguous()
-        out = torch.empty_like(x)
-        rows, size = x.shape
-        self._rms_norm(x.data_ptr(), rows, size, weight.data_ptr(), eps, out.data_ptr())
+        out = torch.empty(x.shape)
+        self._norms(x, weight, eps, out)
         return out
 
 

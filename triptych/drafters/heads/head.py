@@ -22,7 +22,7 @@ from triptych.models.sources import CheckedSource, WeightSource
 from triptych.models.storage import WeightDtype
 from triptych.models.tensor_source import TensorSource
 from triptych.models.weights import WeightReader
-from triptych_kernels import rms_norm
+from triptych_kernels.cpu.norms import best_norm_into
 from triptych_kernels.packer import LinearLike, Packer
 
 
@@ -60,6 +60,7 @@ class DraftHead:
         reader = WeightReader(CheckedSource(source), place.weights, 32, place.packer)
         size = config.hidden_size
         self._eps = place.target.config.rms_norm_eps
+        self._norm = best_norm_into()
         self._tap_norms = [
             reader.tensor(f"tap_norms.{index}.weight", size) for index in range(len(config.taps))
         ]
@@ -92,22 +93,29 @@ class DraftHead:
 
     def known(self, taps: Tensor) -> Tensor:
         """taps [M, taps · H], the target's states → what stands for them [M, H]."""
-        parts = torch.split(taps.float(), self.config.hidden_size, dim=-1)
-        normed = [self._norm(part, w) for part, w in zip(parts, self._tap_norms, strict=True)]
-        return self._fuse(torch.cat(normed, dim=-1))
+        size, normed = self.config.hidden_size, torch.empty(taps.shape)
+        for begin, weight in zip(range(0, taps.shape[1], size), self._tap_norms, strict=True):
+            part = slice(begin, begin + size)
+            self._norm(taps[:, part], weight, self._eps, normed[:, part])
+        return self._fuse(normed)
 
     def embedded(self, token_ids: Sequence[int]) -> Tensor:
         """The target's embedding, normed, [M, H]."""
         rows = self._target.embedding.row(torch.tensor(token_ids))
-        return self._norm(rows, self._embed_norm)
+        self._norm(rows, self._embed_norm, self._eps, rows)
+        return rows
 
     def embedded_drafts(self, token_ids: Sequence[int]) -> Tensor:
-        """`embedded` of tokens that the head drafted."""
-        return self._drafted[[self._column_of[token] for token in token_ids]].float()
+        """`embedded` of tokens that the head drafted, bfloat16."""
+        return self._drafted[[self._column_of[token] for token in token_ids]]
 
     def join(self, embedded: Tensor, feature: Tensor) -> Tensor:
         """A row's token and what is known before it, each [M, H] → the layers' input [M, H]."""
-        return self._combine(torch.cat([embedded, self._norm(feature, self._feature_norm)], dim=-1))
+        size = self.config.hidden_size
+        both = torch.empty(len(embedded), 2 * size)
+        both[:, :size] = embedded
+        self._norm(feature, self._feature_norm, self._eps, both[:, size:])
+        return self._combine(both)
 
     def layers(self, jobs: Sequence[RowJob], rows: Tensor) -> Tensor:
         """rows [M, H], job after job → [M, H]; `rows` may change."""
@@ -116,9 +124,6 @@ class DraftHead:
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, H] → float32 [R, Vd], valid until the next call."""
         return self.runner.logits(self.runner.final_norm(hidden))
-
-    def _norm(self, rows: Tensor, weight: Tensor) -> Tensor:
-        return rms_norm(rows, weight, self._eps)
 
 
 def _check(config: HeadConfig, place: HeadPlace, origin: str) -> None:

@@ -63,14 +63,27 @@ void for_rows(int rows, Body&& body) {
     });
 }
 
-void rms_norm(const float* x, int size, const float* weight, float eps, float* out) {
+inline float value_of(float x) { return x; }
+inline float value_of(Bf16 x) { return to_float(x); }
+
+template <class Number>
+void rms_norm(const Number* x, int size, const float* weight, float eps, float* out) {
     V squares{};
     int i = 0;
     for (; i + kLanes <= size; i += kLanes) squares = fma(load(x + i), load(x + i), squares);
     float sum = sum_lanes(squares);
-    for (; i < size; ++i) sum = __builtin_fmaf(x[i], x[i], sum);
+    for (; i < size; ++i) sum = __builtin_fmaf(value_of(x[i]), value_of(x[i]), sum);
     const float factor = 1.0f / std::sqrt(sum / static_cast<float>(size) + eps);
-    for (i = 0; i < size; ++i) out[i] = x[i] * factor * weight[i];
+    for (i = 0; i < size; ++i) out[i] = value_of(x[i]) * factor * weight[i];
+}
+
+template <class Number>
+void norm_rows(const Number* x, int x_stride, int rows, int size, const float* weight, float eps,
+               float* out, int out_stride) {
+    for_rows(rows, [&](int row) {
+        const std::size_t at = row;
+        rms_norm(x + at * x_stride, size, weight, eps, out + at * out_stride);
+    });
 }
 
 Operand& normed_rows(const Pass& pass, const float* weight, float eps, const Linear& next) {
@@ -249,13 +262,17 @@ TK_EXPORT void tk_ffn_half(const Layer* layers, int index, const Pass* pass) {
     triptych::ffn_half(layers[index], *pass);
 }
 
-// out [rows, size] = RMS norm of x [rows, size], times weight [size]. May work in place.
-TK_EXPORT void tk_rms_norm(const float* x, int rows, int size, const float* weight, float eps,
-                           float* out) {
-    triptych::for_rows(rows, [&](int row) {
-        const std::size_t at = static_cast<std::size_t>(row) * size;
-        triptych::rms_norm(x + at, size, weight, eps, out + at);
-    });
+// Rows of out = RMS norm of rows of x, bfloat16 or float, times weight [size]. Rows lie as far apart
+// as the strides say, in numbers. May work in place.
+TK_EXPORT void tk_norm_rows(const void* x, int is_bf16, int x_stride, int rows, int size,
+                            const float* weight, float eps, float* out, int out_stride) {
+    using triptych::norm_rows;
+    if (is_bf16) {
+        norm_rows(static_cast<const triptych::Bf16*>(x), x_stride, rows, size, weight, eps, out,
+                  out_stride);
+    } else {
+        norm_rows(static_cast<const float*>(x), x_stride, rows, size, weight, eps, out, out_stride);
+    }
 }
 
 }  // extern "C"
