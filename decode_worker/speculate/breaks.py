@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-FADE = 0.98  # of a comparison, per step
-SOON, SURE = 16.0, 40.0  # sequence-steps compared before a bad, and a merely poor, utility counts
-MOST_AT_ONCE = 2  # sequence-steps that one step counts for: its time is measured once
+from math import sqrt
+
+FADE = 0.99  # of a comparison, per step
+SOON, SURE = 8.0, 56.0  # steps compared before a bad, and a merely poor, utility counts
 WAKE = 32  # steps before the end of a rest in which drafters see again what is decoded
 LOOKS = 0.004  # share of a rest's time for looks at what drafts would promise
 WORTH = 1.03  # utility promised that ends a rest, after what promises have proved to be worth
@@ -26,6 +27,7 @@ class Breaks:
 
     def _clear(self) -> None:
         self._tokens = self._seconds = self._weight = self._believed = 0.0
+        self._rates = self._squares = 0.0  # of single steps
 
     @property
     def utility(self) -> float:
@@ -67,16 +69,25 @@ class Breaks:
         if self._off_for and self._heard * self._worth >= WORTH:
             self._off_for = 0
 
-    def observe(self, tokens: float, seconds: float, believed: float, sequences: int = 1) -> bool:
+    @property
+    def _doubt(self) -> float:
+        """Standard error of the utility: answers come in bursts, and times are noisy."""
+        mean = self._rates / self._weight
+        return sqrt(max(self._squares / self._weight - mean**2, 0.0) / self._weight)
+
+    def observe(self, tokens: float, seconds: float, believed: float) -> bool:
         """A step with it. True: that was enough, it rests now."""
+        rate = tokens / seconds
+        self._rates = self._rates * FADE + rate
+        self._squares = self._squares * FADE + rate**2
         self._tokens = self._tokens * FADE + tokens
         self._seconds = self._seconds * FADE + seconds
         self._believed = self._believed * FADE + believed * seconds
-        self._weight = self._weight * FADE + min(sequences, MOST_AT_ONCE)
+        self._weight = self._weight * FADE + 1
         if self._weight >= SURE and self.utility > 1.02:
             self._next = self._first
         poor = self._weight >= SURE and self.utility < 1
-        if poor or (self._weight >= SOON and self.utility < 0.95):
+        if poor or (self._weight >= SOON and self.utility < 1 - 2 * self._doubt):
             self._switch_off()
             return True
         return False

@@ -10,12 +10,14 @@ from typing import NamedTuple
 from decode_worker.speculate.beliefs import Beliefs
 from decode_worker.speculate.breaks import BreaksByBatch
 from decode_worker.speculate.dear import LENGTHS, Asker, Order, best_order
-from decode_worker.speculate.draft_costs import FEW, DraftCosts
+from decode_worker.speculate.draft_costs import DraftCosts
 from decode_worker.speculate.policy import NO_BUDGET, Budget, Candidate, StepReport
 from triptych.engine.sequence import Sequence
 
 PROBES = 0.006  # share of the time that trying them may take
 PROBE_NODES = 4
+INTRODUCED = 4  # asks that are made of a new one without saving up for them,
+FAIR = 0.6  # if one for a few nodes takes no longer than so many plain steps
 LONGEST = 16  # nodes of a draft
 FIRST_BREAK, LAST_BREAK = 32, 2048  # steps without one that did not pay
 
@@ -73,7 +75,7 @@ class DearDrafters:
                 self._ordered, self._promised = name, 1 + order.gain / len(candidates)
         for name in names:
             if name != self._ordered:
-                self._probe(name, PROBES / len(names) * now.plain, now.step, candidates, budgets)
+                self._probe(name, PROBES / len(names), now, candidates, budgets)
         return budgets
 
     def pay(self, report: StepReport) -> None:
@@ -97,7 +99,7 @@ class DearDrafters:
         gained = sum(v.num_accepted - self._instead.get(v.sequence, 0.0) for v in ours) / sequences
         without = max(seconds - drafting - ratios[nodes] + ratios[fewer], 0.5)
         utility = tokens, seconds * max(tokens - gained, 1.0) / without
-        self._breaks[self._ordered].of(sequences).observe(*utility, self._promised, sequences)
+        self._breaks[self._ordered].of(sequences).observe(*utility, self._promised)
 
     def _order(self, name: str, now: Moment, candidates: Seq[Candidate], made: Seq[float]) -> Order:
         """Nothing while it rests, but looks are taken at what it would promise."""
@@ -138,7 +140,7 @@ class DearDrafters:
         self,
         name: str,
         share: float,
-        step: int,
+        now: Moment,
         candidates: Seq[Candidate],
         budgets: list[Budget],
     ) -> None:
@@ -148,24 +150,29 @@ class DearDrafters:
             for place, c in enumerate(candidates)
             if name in c.drafters and c.max_nodes and not budgets[place].max_nodes
         ]
-        if open_to and self._drafting.is_new(name):
-            # At once, and always the same sequence: reading its text in is not what an ask costs.
-            nodes = self._introduction(name)
+        nodes = self._introduction(name, now.plain)
+        if open_to and nodes:
+            # Always the same sequence: reading a text in is not what an ask costs.
             budgets[open_to[0]] = Budget(name, min(nodes, candidates[open_to[0]].max_nodes))
             return
         nodes = LONGEST if self._beliefs.trust(name).is_wide else PROBE_NODES
         price = self._drafting.seconds(name, 1, nodes)
-        saved = min(self._purses.get(name, 0.0) + share, max(price, share))
+        saved = min(self._purses.get(name, 0.0) + share * now.plain, max(price, share * now.plain))
         self._purses[name] = saved
         if saved >= price and open_to and name not in self.asleep(len(candidates)):
-            place = open_to[step % len(open_to)]
+            place = open_to[now.step % len(open_to)]
             budgets[place] = Budget(name, min(nodes, candidates[place].max_nodes))
             self._probed = (*self._probed, name)
 
-    def _introduction(self, name: str) -> int:
-        """Nodes to ask a new one for. Once for all there is room for: does it draft trees?"""
-        wide = self._beliefs.trust(name).is_wide or self._drafting.count(name) == FEW // 2
-        return LONGEST if wide else PROBE_NODES
+    def _introduction(self, name: str, plain: float) -> int:
+        """Nodes that a new one is asked for at once; 0: it is known, or far too dear. First the
+        price of a few, then what it makes of all the room there is: does it draft trees?
+        """
+        asked = self._drafting.count(name)
+        if asked < 2:
+            return PROBE_NODES
+        fair = self._drafting.seconds(name, 1, PROBE_NODES) < FAIR * plain
+        return LONGEST if asked < INTRODUCED and fair else 0
 
 
 def _price_of(

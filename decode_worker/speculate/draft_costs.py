@@ -28,10 +28,6 @@ class DraftCosts:
         """The first ask reads a prompt in, only the second says what an ask costs."""
         return self.count(drafter) >= 2
 
-    def is_new(self, drafter: str) -> bool:
-        """Too few asks to know its price, the reading of texts left aside."""
-        return self.count(drafter) < FEW
-
     def most_at_once(self, drafter: str) -> int:
         """Sequences that it drafted for in one ask; a bucket's upper end."""
         cells = self._cells.get(drafter, {})

@@ -77,7 +77,7 @@ class Guard:
 
         `seconds`: its time, all drafting and deciding included, in plain steps.
         """
-        if self.of(sequences).observe(tokens, seconds, believed, sequences):
+        if self.of(sequences).observe(tokens, seconds, believed):
             self._since = 0
 
     @staticmethod

@@ -5,9 +5,9 @@ from __future__ import annotations
 from decode_worker.speculate.trust import Offer
 
 LONGEST_WAIT = 16  # steps between two asks that bring nothing
-_FADE = 0.8  # of the evidence for a sequence's factor, per draft
+_MEMORY = 12.0  # expected tokens; older evidence for a sequence's factor fades
 _FORGET = 0.98  # of it, per step in which nobody tried: texts change
-_DOUBT = 2.0  # labels that the drafter's average counts for
+_DOUBT = 4.0  # expected tokens that the drafter's average counts for
 _LEARN = 0.25  # weight of the last ask in what an ask is worth
 
 
@@ -30,8 +30,9 @@ class Track:
 
     def judge(self, expected: float, right: int) -> None:
         """Nodes were compared with what was decoded."""
-        self._expected = self._expected * _FADE + expected
-        self._accepted = self._accepted * _FADE + right
+        fade = max(1 - expected / _MEMORY, 0.5)
+        self._expected = self._expected * fade + expected
+        self._accepted = self._accepted * fade + right
 
     def untried(self) -> None:
         """A step passed in which it could have been asked, and was not for want of promise."""

@@ -71,10 +71,13 @@ def test_it_stops_within_twenty_rounds_after_text_stops_repeating(batch: int) ->
 
 @pytest.mark.parametrize("batch", [1, 16])
 def test_it_speculates_again_within_twenty_rounds_after_text_repeats(batch: int) -> None:
-    flips = world(ngram(flipping(0.92, 0.03, 200)), batch=batch)
-    history = simulate(Utility(), flips, 440)
-    # Of the best: what it reached itself before the text changed.
-    assert speedup(history[420:]) > 0.9 * speedup(history[100:200])
+    shares = []
+    for seed in range(3):
+        flips = world(ngram(flipping(0.92, 0.03, 200)), batch=batch, seed=seed)
+        history = simulate(Utility(), flips, 440)
+        # Of the best: what it reached itself before the text changed.
+        shares.append(speedup(history[420:]) / speedup(history[100:200]))
+    assert mean(shares) > 0.9
 
 
 def test_every_sequence_gets_the_drafter_that_suits_it() -> None:
