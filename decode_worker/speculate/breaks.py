@@ -7,7 +7,7 @@ from math import sqrt
 FADE = 0.99  # of a comparison, per step
 SOON, SURE = 8.0, 56.0  # steps compared before a bad, and a merely poor, utility counts
 WAKE = 32  # steps before the end of a rest in which drafters see again what is decoded
-LOOKS = 0.004  # share of a rest's time for looks at what drafts would promise
+LOOKS = 0.0025  # share of a rest's time for looks at what drafts would promise
 WORTH = 1.03  # utility promised that ends a rest, after what promises have proved to be worth
 
 
