@@ -161,20 +161,27 @@ class Speculator:
         is left out.
         """
         self._bus.hand_out(verdicts, self._known)
-        if self._policy is None or self._load is None:
-            return
+        if self._policy is not None and self._load is not None:
+            self._learn(self._policy, self._load, verdicts, rows, seconds)
+        if self._policy is not None:
+            self._tally.step_ends(idle=not self._known)
+
+    def _learn(
+        self,
+        policy: BudgetPolicy,
+        load: StepLoad,
+        verdicts: list[Verdict],
+        rows: int,
+        seconds: float,
+    ) -> None:
         began = self._clock()
-        if len(verdicts) > len(self._load.candidates):
-            candidates = {candidate.sequence for candidate in self._load.candidates}
+        if len(verdicts) > len(load.candidates):
+            candidates = {candidate.sequence for candidate in load.candidates}
             verdicts = [verdict for verdict in verdicts if verdict.sequence in candidates]
-        kv_tokens, drafting, deciding = (
-            self._load.kv_tokens,
-            self._draft_seconds,
-            self._decide_seconds,
-        )
+        drafting, deciding = self._draft_seconds, self._decide_seconds
         rest = seconds - sum(drafting.values()) - deciding
         deciding += self._learn_seconds
-        self._policy.observe(StepReport(tuple(verdicts), rows, kv_tokens, drafting, rest, deciding))
+        policy.observe(StepReport(tuple(verdicts), rows, load.kv_tokens, drafting, rest, deciding))
         self._drafters.observe(verdicts)
         self._tally.verified(verdicts, rest)
         self._learn_seconds = self._clock() - began

@@ -12,18 +12,27 @@ from triptych.drafters.drafter import Verdict
 from triptych.engine.draft import Draft
 from triptych.obs.speculation import POSITIONS, SpeculationMetrics
 
+STEPS = 16  # that metrics lag behind, at most
 _LAST = len(POSITIONS) - 1  # positions beyond share the last label
 
 
 class Tally:
-    """Adds up a step first, then tells the metrics once: their locks cost more than a sum."""
+    """Adds up here and tells the metrics now and then: their locks cost more than a sum."""
 
     def __init__(self, metrics: SpeculationMetrics) -> None:
         self._metrics = metrics
+        self._forget()
+
+    def _forget(self) -> None:
+        self._steps = 0
+        self._verify_seconds = 0.0
+        self._decisions = Counter[tuple[str, str]]()
+        self._draft_seconds = Counter[str]()
+        self._sums: dict[tuple[str, str], _Sums] = {}
 
     def rested(self, sequences: int) -> None:
         """Nobody was asked for them."""
-        self._metrics.decisions.labels("", "off").inc(sequences)
+        self._decisions["", "off"] += sequences
 
     def drafted(
         self,
@@ -36,11 +45,8 @@ class Tally:
         if not draft_seconds:
             self.rested(len(proposed))
             return
-        decisions = Counter(map(_decision, proposed, kept))
-        for labels, count in decisions.items():
-            self._metrics.decisions.labels(*labels).inc(count)
-        for drafter, seconds in draft_seconds.items():
-            self._metrics.draft_seconds.labels(drafter).inc(seconds)
+        self._decisions.update(map(_decision, proposed, kept))
+        self._draft_seconds.update(draft_seconds)
         total = sum(draft_seconds.values())
         for candidate, draft in zip(load.candidates, proposed, strict=True):
             if draft.drafter:
@@ -49,27 +55,38 @@ class Tally:
     def verified(self, verdicts: Seq[Verdict], seconds: float) -> None:
         """A step's verdicts; seconds: of the step without its drafting."""
         with_draft = [verdict for verdict in verdicts if verdict.draft.tokens]
-        if not with_draft:
-            return
-        self._metrics.verify_seconds.inc(seconds)
-        by_labels: dict[tuple[str, str], _Sums] = {}
+        if with_draft:
+            self._verify_seconds += seconds
         for verdict in with_draft:
-            labels = (
-                verdict.draft.drafter,
-                "remote" if verdict.sequence.prefilled_remotely else "home",
-            )
-            sums = by_labels.get(labels)
+            handoff = "remote" if verdict.sequence.prefilled_remotely else "home"
+            labels = verdict.draft.drafter, handoff
+            sums = self._sums.get(labels)
             if sums is None:
-                sums = by_labels[labels] = _Sums()
+                sums = self._sums[labels] = _Sums()
             sums.add(verdict)
-        for labels, sums in by_labels.items():
-            self._tell(labels, sums)
 
-    def _tell(self, labels: tuple[str, str], sums: _Sums) -> None:
-        metrics, drafter = self._metrics, labels[0]
-        metrics.rounds.labels(*labels).inc(len(sums.depths))
-        metrics.drafted.labels(*labels).inc(sums.drafted)
-        metrics.accepted.labels(*labels).inc(sum(sums.accepted))
+    def step_ends(self, *, idle: bool) -> None:
+        """idle: nobody is left who decodes; then nothing is held back."""
+        self._steps += 1
+        if idle or self._steps >= STEPS:
+            self._tell()
+            self._forget()
+
+    def _tell(self) -> None:
+        metrics = self._metrics
+        for labels, count in self._decisions.items():
+            metrics.decisions.labels(*labels).inc(count)
+        for drafter, seconds in self._draft_seconds.items():
+            metrics.draft_seconds.labels(drafter).inc(seconds)
+        metrics.verify_seconds.inc(self._verify_seconds)
+        for of, sums in self._sums.items():
+            metrics.rounds.labels(*of).inc(len(sums.depths))
+            metrics.drafted.labels(*of).inc(sums.drafted)
+            metrics.accepted.labels(*of).inc(sum(sums.accepted))
+            self._tell_positions(of[0], sums)
+
+    def _tell_positions(self, drafter: str, sums: _Sums) -> None:
+        metrics = self._metrics
         for counter, depths in (
             (metrics.drafted_at, sums.depths),
             (metrics.accepted_at, sums.accepted),
@@ -83,7 +100,7 @@ class Tally:
 
 
 class _Sums:
-    """Of the drafts of a step that share their labels."""
+    """Of drafts that share their labels."""
 
     __slots__ = ("accepted", "depths", "drafted", "lengths")
 

@@ -53,6 +53,7 @@ def test_acceptance_is_told_by_position_and_by_hand_off() -> None:
     chain = Draft(tuple(range(12)), drafter="suffix")
     tally.verified([Verdict(sequence, chain, tuple(range(10)), tuple(range(11)))], 0.1)
     tally.verified([Verdict(sequence, chain.first(2), (), (7,))], 0.1)
+    tally.step_ends(idle=True)
 
     def at(kind: str, position: str) -> float | None:
         labels = {"drafter": "suffix", "position": position}
