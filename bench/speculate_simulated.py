@@ -125,6 +125,8 @@ class _Engine:
         candidates = tuple(Candidate(sequence, 32, names) for sequence in sequences)
         kv_tokens = sum(len(sequence.tokens) + 200 for sequence in sequences)
         load = StepLoad(candidates, world.other_rows(at), kv_tokens)
+        if policy.rests(len(sequences)):
+            return self._plain_round(at)
         budgets = policy.plan(load)
         made = [self._draft(at, which, budget) for which, budget in enumerate(budgets)]
         better = policy.improve(load, made)
@@ -152,6 +154,12 @@ class _Engine:
         ) / len(sequences)
         worth, seconds = tokens * world.plain_seconds(at), true_step + sum(drafting.values())
         return Round(worth / seconds, worth * mood, seconds * mood, tuple(_served(budgets, better)))
+
+    def _plain_round(self, at: int) -> Round:
+        for _, sequence in self._sequences:
+            sequence.tokens.append(len(sequence.tokens))
+        seconds = self._world.plain_seconds(at) * self._next_mood()
+        return Round(1.0, seconds, seconds, (NO_BUDGET,) * len(self._sequences))
 
     def _come_and_go(self, policy: BudgetPolicy, at: int) -> None:
         stay: list[tuple[int, Sequence]] = []

@@ -16,7 +16,7 @@ from triptych.engine.sequence import Sequence
 
 PROBES = 0.006  # share of the time that trying them may take
 PROBE_NODES = 4
-INTRODUCED = 4  # asks that are made of a new one without saving up for them,
+INTRODUCED = 3  # asks that are made of a new one without saving up for them,
 FAIR = 0.6  # if one for a few nodes takes no longer than so many plain steps
 LONGEST = 16  # nodes of a draft
 FIRST_BREAK, LAST_BREAK = 32, 2048  # steps without one that did not pay

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOUBT = 8.0  # tokens; "as promised" counts for so many
 MEMORY = 40.0  # tokens promised; older ones fade
-FADE = 0.98  # of the evidence, per step that verifies nothing: a verdict is not for ever
+FADE = 0.98  # of the evidence, per step
 MOST = 1.1
 
 
@@ -21,8 +21,13 @@ class Hindsight:
         """Of what is promised now."""
         return min((self._kept + DOUBT) / (self._promised + DOUBT), MOST)
 
+    def passes(self) -> None:
+        """A step: what was found out is not for ever, least of all when nothing is tried."""
+        self._promised *= FADE
+        self._kept *= FADE
+
     def learn(self, promised: float, kept: int) -> None:
-        """Tokens of all drafts of a step together; 0, 0: nothing was verified."""
-        fade = max(1 - promised / MEMORY, 0.5) if promised else FADE
+        """Tokens of all drafts of a step together."""
+        fade = max(1 - promised / MEMORY, 0.5)
         self._promised = self._promised * fade + promised
         self._kept = self._kept * fade + kept

@@ -58,6 +58,7 @@ class Utility:
     def rests(self, sequences: int) -> bool:
         """Deciding that nobody drafts takes a hundredth of a step of many."""
         self._sequences, self._mode = sequences, Mode.PLAIN
+        self._hindsight.passes()
         return self.guard.rests(sequences)
 
     def plan(self, load: StepLoad) -> list[Budget]:
@@ -129,7 +130,7 @@ class Utility:
             self.guard.of(len(report.verdicts)).looked(looking / self._plain)
         self.guard.counts(nodes)
         self._compare(report, rows, nodes)
-        if self._mode is Mode.SPECULATE:
+        if nodes:
             self._hindsight.learn(self._promised, report.accepted)
         self._dear.pay(report)
         for name, seconds in report.draft_seconds.items():
