@@ -48,7 +48,7 @@ class Guard:
 
     def rests(self, sequences: int) -> bool:
         """The next step is plain for sure, and not needed for a comparison. Instead of `mode`."""
-        breaks = self.of(sequences)
+        breaks, self._last = self.of(sequences), sequences
         idle = breaks.steps_left > 2 * WINDOW and not breaks.looks
         if idle:
             breaks.passes()
