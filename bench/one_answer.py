@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bench.report import finish, print_table
 from bench.workload import DTYPES, Ask, mixed_requests
+from transport.kv.nixl_agent import REMEDY, library_present
 from triptych.config import ClusterConfig, load_config
 from triptych.drafters.heads.place import head_dir
 from triptych.fingerprint import weight_fingerprint
@@ -35,6 +36,7 @@ class Mode:
     batch: int  # requests in flight
 
 
+NIXL = "nixl"
 PLAIN = "speculation.mode=off"
 ONE_POOL = "pools=[{name: decode, role: decode}]"
 AGGREGATED = (ONE_POOL, PLAIN)
@@ -55,7 +57,7 @@ MODES = (
     Mode("pd/shm/chunk-64", pd("shm", "engine.chunk_tokens=64"), batch=32),
     Mode("pd/shm/layers-6", pd("shm", "transport.announce_layers=6"), batch=32),
     Mode("pd/tcp", pd("tcp"), batch=32),
-    Mode("pd/nixl", pd("nixl"), batch=32),
+    Mode(f"pd/{NIXL}", pd(NIXL), batch=32),
 )
 
 
@@ -196,6 +198,10 @@ def main() -> None:
         for mode in (*MODES, *(speculation(options.model) if options.speculation == "all" else ()))
         if mode is MODES[0] or not options.modes or any(part in mode.name for part in options.modes)
     ]
+    skipped = [mode.name for mode in modes if NIXL in mode.name and not library_present()]
+    if skipped:
+        print(f"not run: {', '.join(skipped)}: {REMEDY}", file=sys.stderr)
+        modes = [mode for mode in modes if mode.name not in skipped]
     base = [
         f"model={options.model}",
         "served_model_name=bench",
@@ -213,7 +219,8 @@ def main() -> None:
     )
     mismatches = asyncio.run(run_modes(modes, asks, base))
     total = sum(mismatches.values())
-    finish({"requests": len(asks), "modes": mismatches, "mismatches": total}, options.save)
+    result = {"requests": len(asks), "modes": mismatches, "mismatches": total}
+    finish({**result, "skipped": skipped}, options.save)
     raise SystemExit(1 if total else 0)
 
 
