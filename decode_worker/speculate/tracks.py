@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from decode_worker.speculate.hindsight import Hindsight
 from decode_worker.speculate.trust import Offer
 
 LONGEST_WAIT = 16  # steps between two asks that bring nothing
-_MEMORY = 12.0  # expected tokens; older evidence for a sequence's factor fades
-_FORGET = 0.98  # of it, per step in which nobody tried: texts change
-_DOUBT = 4.0  # expected tokens that the drafter's average counts for
 _LEARN = 0.25  # weight of the last ask in what an ask is worth
 
 
 class Track:
-    __slots__ = ("_accepted", "_expected", "_wait", "asked_nodes", "due", "offer", "worth")
+    __slots__ = ("_luck", "_wait", "asked_nodes", "due", "offer", "worth")
 
     def __init__(self, worth: float) -> None:
         self.worth = worth  # tokens that an ask brings
@@ -20,24 +18,20 @@ class Track:
         self.offer: Offer | None = None  # of this step
         self.asked_nodes = 0  # of the last draft
         self._wait = 0
-        self._expected = self._accepted = 0.0
+        self._luck = Hindsight(memory=12.0, doubt=4.0, least=0.1, most=1.5)
 
     @property
     def factor(self) -> float:
         """Of P(right): texts differ more than drafters know."""
-        factor = (self._accepted + _DOUBT) / (self._expected + _DOUBT)
-        return min(max(factor, 0.1), 1.5)
+        return self._luck.factor
 
     def judge(self, expected: float, right: int) -> None:
         """Nodes were compared with what was decoded."""
-        fade = max(1 - expected / _MEMORY, 0.5)
-        self._expected = self._expected * fade + expected
-        self._accepted = self._accepted * fade + right
+        self._luck.learn(expected, right)
 
     def untried(self) -> None:
         """A step passed in which it could have been asked, and was not for want of promise."""
-        self._expected *= _FORGET
-        self._accepted *= _FORGET
+        self._luck.passes()
 
     def asked(self, step: int, tokens: float, price: float) -> None:
         """What came promises so many tokens, after all prices but its own."""
