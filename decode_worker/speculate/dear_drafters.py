@@ -157,7 +157,8 @@ class DearDrafters:
             return
         nodes = LONGEST if self._beliefs.trust(name).is_wide else PROBE_NODES
         price = self._drafting.seconds(name, 1, nodes)
-        saved = min(self._purses.get(name, 0.0) + share * now.plain, max(price, share * now.plain))
+        income = share * now.plain
+        saved = min(self._purses.get(name, 0.0) + income, max(price, income))
         self._purses[name] = saved
         if saved >= price and open_to and name not in self.asleep(len(candidates)):
             place = open_to[now.step % len(open_to)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from itertools import accumulate
 
 from decode_worker.speculate.policy import StepLoad
 from triptych.drafters.drafter import Verdict
@@ -125,11 +124,8 @@ def depth_of(draft: Draft) -> int:
 
 def reached(depths: Seq[int]) -> list[int]:
     """By position: how many got there. Positions beyond the last label count one by one."""
-    ends = [0] * (_LAST + 1)  # by depth, the deepest first
-    for depth in depths:
-        ends[_LAST - min(depth, _LAST)] += 1
-    beyond = sum([depth - _LAST for depth in depths if depth > _LAST])
-    return [*list(accumulate(ends))[_LAST - 1 :: -1], beyond]
+    counts = [sum(depth > position for depth in depths) for position in range(_LAST)]
+    return [*counts, sum(max(0, depth - _LAST) for depth in depths)]
 
 
 def _decision(draft: Draft, kept: Draft) -> tuple[str, str]:

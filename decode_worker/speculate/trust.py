@@ -79,7 +79,7 @@ class Offer:
         """What is left of the draft, `Draft.kept`: if anything is, the offer is of that."""
         if all(keep):
             return self.draft
-        left = self.draft.kept(keep) if keep[0] or any(keep) else NO_DRAFT
+        left = self.draft.kept(keep) if any(keep) else NO_DRAFT
         if left.tokens:
             self._is_now(left, keep)
         return left

@@ -123,4 +123,4 @@ def sound(draft: Draft, max_nodes: int, vocab_size: int) -> Draft:
         raise ValueError(f"confidence beyond 0 and 1: {confidence}")
     if min(draft.tokens) < 0 or max(draft.tokens) >= vocab_size:
         draft = draft.kept([0 <= token < vocab_size for token in draft.tokens])
-    return draft if size <= max_nodes else draft.first(max_nodes)
+    return draft if len(draft.tokens) <= max_nodes else draft.first(max_nodes)

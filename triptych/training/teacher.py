@@ -14,7 +14,7 @@ from triptych.engine.sequence import Sequence as TokenSequence
 from triptych.errors import ConfigError
 from triptych.kv.pool import BlockPool
 from triptych.models.model import Model
-from triptych.models.taps import LayerTap
+from triptych.models.taps import StateTap
 from triptych_kernels.packer import LinearLike
 
 _ROWS = 1024  # of one forward
@@ -74,9 +74,7 @@ class Teacher:
         return found + (self._forward(group) if group else [])
 
     def _forward(self, texts: Sequence[Sequence[int]]) -> list[States]:
-        kept: list[Tensor] = []
-        rows = sum(map(len, texts))
-        tap = LayerTap(self._taps, lambda _, hidden: kept.append(hidden[:rows].bfloat16()))
+        tap = StateTap(self._taps)
         jobs: list[RowJob] = []
         try:
             for text in texts:
@@ -86,7 +84,8 @@ class Teacher:
             for job in jobs:
                 self._pool.release(job.sequence.blocks)
         lengths = [len(text) for text in texts]
-        taps = torch.split(torch.cat(kept, dim=-1), lengths)
+        assert tap.states is not None, "heads have taps"
+        taps = torch.split(tap.states[: sum(lengths)].flatten(1), lengths)
         parts = zip(taps, torch.split(final, lengths), strict=True)
         return [States(*part) for part in parts]
 
