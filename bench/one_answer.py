@@ -13,110 +13,20 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from bench.churn import Churn, churning
+from bench.mixture import perturbed
+from bench.one_answer_experts import DENSE, MIXTURE
+from bench.one_answer_modes import MODES, NIXL, Mode, speculation
 from bench.report import finish, print_table
 from bench.workload import DTYPES, Ask, mixed_requests
 from transport.kv.nixl_agent import REMEDY, library_present
 from triptych.config import ClusterConfig, load_config
-from triptych.drafters.heads.place import head_dir
-from triptych.fingerprint import weight_fingerprint
-from triptych.hub import pull_model, resolve_model
+from triptych.hub import pull_model
 from triptych.testing.cluster import Cluster, running_cluster
 
 Answer = list[list[int]]  # token ids by choice
-
-
-@dataclass(frozen=True, slots=True)
-class Mode:
-    """One pass over the workload. Modes of one `cluster` share its processes, and so its cache."""
-
-    name: str
-    cluster: tuple[str, ...]  # config overrides
-    batch: int  # requests in flight
-
-
-NIXL = "nixl"
-PLAIN = "speculation.mode=off"
-ONE_POOL = "pools=[{name: decode, role: decode}]"
-AGGREGATED = (ONE_POOL, PLAIN)
-
-
-def pd(link: str, *more: str) -> tuple[str, ...]:
-    return (PLAIN, f"transport.links=[{link}]", f"transport.require={link}", *more)
-
-
-MODES = (
-    Mode("aggregated", AGGREGATED, batch=1),  # the reference
-    Mode("aggregated/warm", AGGREGATED, batch=32),
-    Mode("aggregated/batch-32", (*AGGREGATED, "log.level=warning"), batch=32),
-    Mode("aggregated/chunk-64", (*AGGREGATED, "engine.chunk_tokens=64"), batch=32),
-    Mode("pd/shm", pd("shm"), batch=32),
-    Mode("pd/shm/warm", pd("shm"), batch=32),
-    Mode("pd/shm/batch-1", pd("shm", "log.level=warning"), batch=1),
-    Mode("pd/shm/chunk-64", pd("shm", "engine.chunk_tokens=64"), batch=32),
-    Mode("pd/shm/layers-6", pd("shm", "transport.announce_layers=6"), batch=32),
-    Mode("pd/tcp", pd("tcp"), batch=32),
-    Mode(f"pd/{NIXL}", pd(NIXL), batch=32),
-)
-
-
-REMOTE = "remote, pool: draft"
-# Its drafters differ from those at home, so that it shows which were at work.
-SMALL_MODEL = "draft_model, model: smollm2-135m, dtype: int4"
-DRAFT_POOL = (
-    "pools=[{name: decode, role: decode}, "
-    "{name: draft, role: draft, threads: 1, drafters: [{kind: suffix, trees: true}]}]",
-    PLAIN,
-)
-
-
-def drafting(batch: int, mode: str, *kinds: str, pools: tuple[str, ...] = AGGREGATED) -> Mode:
-    """Speculation of one kind, on top of `pools`."""
-    drafters = ", ".join(f"{{kind: {kind}}}" for kind in kinds)
-    name = "aggregated" if pools in (AGGREGATED, DRAFT_POOL) else "pd"
-    overrides = (f"speculation.mode={mode}", f"speculation.drafters=[{drafters}]")
-    return Mode(f"{name}/{mode}/{'+'.join(kinds)}/{batch}", (*pools, *overrides), batch)
-
-
-SPECULATION = (
-    drafting(32, "fixed", "ngram"),
-    drafting(1, "fixed", "ngram"),
-    drafting(32, "fixed", "suffix"),
-    drafting(1, "fixed", "suffix"),
-    drafting(32, "fixed", "suffix, trees: true"),
-    drafting(32, "table", "suffix"),
-    drafting(32, "dice", "suffix, trees: true", "ngram"),
-    drafting(1, "dice", "suffix, trees: true", "ngram"),
-    drafting(32, "auto", "suffix", "ngram"),
-    drafting(32, "auto", "suffix", "ngram", pools=pd("shm")),
-    drafting(32, "dice", "suffix, trees: true", "ngram", pools=pd("shm")),
-    drafting(32, "fixed", REMOTE, pools=DRAFT_POOL),
-    drafting(32, "auto", REMOTE, "ngram", pools=DRAFT_POOL),
-    drafting(32, "dice", f"{REMOTE}, trouble: 0.3", "ngram", pools=DRAFT_POOL),
-    drafting(1, "dice", f"{REMOTE}, trouble: 0.3", "ngram", pools=DRAFT_POOL),
-    drafting(32, "dice", SMALL_MODEL, "sparse"),
-    drafting(1, "fixed", SMALL_MODEL),
-    drafting(32, "dice", f"switching, between: [{{kind: suffix}}, {{kind: {SMALL_MODEL}}}]"),
-    drafting(32, "length_aware", "suffix", SMALL_MODEL, pools=pd("shm")),
-)
-# Need what `triptych draft train` makes.
-HEADS = (
-    drafting(32, "dice", "eagle3, width: 3", "suffix"),
-    drafting(1, "fixed", "eagle3"),
-    drafting(32, "auto", "eagle3, learn: true", "suffix"),
-    drafting(32, "dice", "eagle3", "suffix", pools=pd("shm")),
-)
-
-
-def speculation(model: str) -> tuple[Mode, ...]:
-    """All kinds of drafts that can be made here."""
-    path = resolve_model(model)
-    if (head_dir(weight_fingerprint(path), "eagle3") / "head.json").exists():
-        return (*SPECULATION, *HEADS)
-    print("no head was trained for this model: its modes are left out", flush=True)
-    return SPECULATION
 
 
 async def run_modes(
@@ -130,14 +40,16 @@ async def run_modes(
         async with started(load_config(None, [*base, *overrides])) as cluster:
             for mode in (mode for mode in modes if mode.cluster == overrides):
                 began = time.monotonic()
-                answers = await ask_all(cluster, asks, mode.batch)
+                async with churn_of(cluster, mode) as churn:
+                    answers = await ask_all(cluster, asks, mode.batch)
                 seconds = time.monotonic() - began
                 reference = reference or answers
                 mismatches[mode.name] = sum(map(differing, reference, answers))
                 tokens = sum(len(choice) for answer in answers for choice in answer)
                 rows.append((mode.name, mode.batch, tokens, mismatches[mode.name], seconds))
                 print(
-                    f"{mode.name}: {mismatches[mode.name]} of {tokens} differ, {seconds:.0f} s",
+                    f"{mode.name}: {mismatches[mode.name]} of {tokens} differ, {seconds:.0f} s"
+                    + (f", {churn.moves} experts moved" if churn else ""),
                     flush=True,
                 )
     print_table("one answer", ["mode", "batch", "tokens", "mismatching", "seconds"], rows)
@@ -149,6 +61,16 @@ async def started(config: ClusterConfig) -> AsyncIterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="triptych-") as folder:
         async with running_cluster(config, Path(folder)) as cluster:
             yield cluster
+
+
+@contextlib.asynccontextmanager
+async def churn_of(cluster: Cluster, mode: Mode) -> AsyncIterator[Churn | None]:
+    """Moves experts all the time, if the mode wants that."""
+    if not mode.churning:
+        yield None
+        return
+    async with churning(cluster.launcher.run_dir.path, mode.churning) as churn:
+        yield churn
 
 
 async def ask_all(cluster: Cluster, asks: Sequence[Ask], batch: int) -> list[Answer]:
@@ -174,6 +96,27 @@ def differing(wanted: Answer, found: Answer) -> int:
     return total
 
 
+def suites(options: argparse.Namespace) -> list[tuple[str, Sequence[Mode]]]:
+    """Models and the modes to run with each; the first mode of each is its reference."""
+    if options.experts == "remote":
+        return [(str(perturbed(options.model)), MIXTURE), (options.model, DENSE)]
+    more = speculation(options.model) if options.speculation == "all" else ()
+    return [(options.model, (*MODES, *more))]
+
+
+def chosen(modes: Sequence[Mode], wanted: Sequence[str] | None) -> tuple[list[Mode], list[str]]:
+    """The reference and the modes whose names hold what is wanted; those that cannot run here."""
+    kept = [
+        mode
+        for mode in modes
+        if mode is modes[0] or not wanted or any(part in mode.name for part in wanted)
+    ]
+    skipped = [mode.name for mode in kept if NIXL in mode.name and not library_present()]
+    if skipped:
+        print(f"not run: {', '.join(skipped)}: {REMEDY}", file=sys.stderr)
+    return [mode for mode in kept if mode.name not in skipped], skipped
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=64)
@@ -190,26 +133,17 @@ def main() -> None:
         default="none",
         help="all: the drafters' modes too",
     )
+    parser.add_argument(
+        "--experts",
+        choices=["none", "remote"],
+        default="none",
+        help="remote: only the modes in which FFN workers compute, for a mixture made from the "
+        "model and for the model itself",
+    )
     parser.add_argument("--save", type=Path, help="keep the result with machine and commit")
     options = parser.parse_args()
     if options.model == "smollm2-135m":
         pull_model(options.model)
-    modes = [
-        mode
-        for mode in (*MODES, *(speculation(options.model) if options.speculation == "all" else ()))
-        if mode is MODES[0] or not options.modes or any(part in mode.name for part in options.modes)
-    ]
-    skipped = [mode.name for mode in modes if NIXL in mode.name and not library_present()]
-    if skipped:
-        print(f"not run: {', '.join(skipped)}: {REMEDY}", file=sys.stderr)
-        modes = [mode for mode in modes if mode.name not in skipped]
-    base = [
-        f"model={options.model}",
-        "served_model_name=bench",
-        f"dtype={options.dtype}",
-        "router.port=0",
-        "kv.memory=3GiB",
-    ]
     asks = mixed_requests(
         options.requests,
         model="bench",
@@ -218,7 +152,19 @@ def main() -> None:
         long_tokens=options.long_tokens,
         prompts=options.prompts,
     )
-    mismatches = asyncio.run(run_modes(modes, asks, base))
+    mismatches: dict[str, int] = {}
+    skipped: list[str] = []
+    for model, modes in suites(options):
+        modes, left_out = chosen(modes, options.modes)
+        base = [
+            f"model={model}",
+            "served_model_name=bench",
+            f"dtype={options.dtype}",
+            "router.port=0",
+            "kv.memory=3GiB",
+        ]
+        mismatches |= asyncio.run(run_modes(modes, asks, base))
+        skipped += left_out
     total = sum(mismatches.values())
     result = {"requests": len(asks), "modes": mismatches, "mismatches": total}
     finish({**result, "skipped": skipped}, options.save)

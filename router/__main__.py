@@ -26,6 +26,7 @@ import grpc
 import uvloop
 
 from router.api import create_app
+from router.balance import ExpertBalancer
 from router.metrics import RouterMetrics
 from router.place import POLICIES
 from router.relay import Relay
@@ -34,7 +35,7 @@ from router.services import Services
 from transport.channel import start_server
 from transport.protos import worker_pb2_grpc
 from transport.registry import Change, Directory
-from triptych.config import ClusterConfig, load_config
+from triptych.config import ClusterConfig, ExpertsConfig, load_config
 from triptych.errors import ConfigError, TriptychError
 from triptych.hub import resolve_model
 from triptych.obs.log import setup_logging
@@ -81,7 +82,7 @@ async def serve(args: RouterArgs, tokenizer: Tokenizer) -> None:
     """Until a signal. Raises ConfigError when an address cannot be had."""
     config = args.config
     metrics = RouterMetrics(new_registry())
-    async with directory(args.registry_listen) as (workers, registry):
+    async with directory(args.registry_listen, config.experts) as (workers, registry):
         metrics.watch_workers(lambda role: sum(view.role == role for view in workers.workers()))
         relay = Relay(
             workers.workers,
@@ -106,9 +107,17 @@ async def serve(args: RouterArgs, tokenizer: Tokenizer) -> None:
 
 
 @contextlib.asynccontextmanager
-async def directory(address: str) -> AsyncIterator[tuple[Directory, str]]:
-    """A registry that workers can attach to, and its real address."""
-    workers = Directory(on_change=_log_change)
+async def directory(address: str, experts: ExpertsConfig) -> AsyncIterator[tuple[Directory, str]]:
+    """A registry that workers can attach to, and its real address. It balances the FFN workers
+    among them.
+    """
+    balancer = ExpertBalancer(lambda: workers.workers(), experts.rebalance_s, experts.copies)
+
+    def on_change(change: Change) -> None:
+        _log_change(change)
+        balancer.on_change(change)
+
+    workers = Directory(on_change=on_change, on_experts=balancer.on_experts)
 
     def register(server: grpc.aio.Server) -> None:
         add: Any = worker_pb2_grpc.add_RegistryServicer_to_server
@@ -118,9 +127,12 @@ async def directory(address: str) -> AsyncIterator[tuple[Directory, str]]:
         running = await start_server(address, [register], ["triptych.Registry"], to_status)
     except (OSError, ValueError) as error:
         raise ConfigError(f"registry: {error}") from error
+    balancing = asyncio.create_task(balancer.run())
     try:
         yield workers, running.address
     finally:
+        balancing.cancel()
+        await asyncio.wait({balancing})
         workers.close()
         await running.stop(grace_s=1.0)
 

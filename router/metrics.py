@@ -6,9 +6,12 @@ import itertools
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
+from triptych.config import Role
 
 _TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _ITL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -74,7 +77,7 @@ class RouterMetrics:
 
     def watch_workers(self, count: Callable[[str], int]) -> None:
         """Reports `count(role)` at every scrape."""
-        for role in ("prefill", "decode", "draft"):
+        for role in get_args(Role):
             self._workers.labels(role).set_function(partial(count, role))
 
 

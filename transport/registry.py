@@ -11,12 +11,11 @@ themselves; its `router_epoch` tells them that it is another one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NoReturn, TypeAlias
 
 import grpc
@@ -27,6 +26,7 @@ from transport.protos import worker_pb2 as pb
 from transport.protos.worker_pb2_grpc import RegistryServicer, RegistryStub
 
 SERVICE_NAME = "triptych.Registry"
+FFN_ROLE = "ffn"
 
 _AttachCall: TypeAlias = grpc.aio.StreamStreamCall[pb.WorkerReport, pb.RouterNote]
 
@@ -41,7 +41,7 @@ class WorkerView:
 
     worker_id: str
     epoch: int  # random per process start
-    role: str  # prefill | decode | draft
+    role: str  # prefill | decode | draft | ffn
     address: str  # gRPC target
     model: str  # served name
     max_model_len: int  # tokens
@@ -67,7 +67,8 @@ class Directory(RegistryServicer):
     """The router's list of workers, kept by their Attach calls. Lives on one event loop.
 
     `on_change` hears every Change, in order, on that loop, and must not raise. A replaced epoch is
-    first reported as left, then the new one as joined.
+    first reported as left, then the new one as joined. `on_experts` hears what workers report of
+    units of the FFN pool.
     """
 
     def __init__(
@@ -75,10 +76,12 @@ class Directory(RegistryServicer):
         *,
         silence_s: float = 3.0,
         on_change: Callable[[Change], None] = lambda change: None,
+        on_experts: Callable[[WorkerView, pb.ExpertLoad], None] = lambda worker, load: None,
     ) -> None:
         self.epoch = secrets.randbits(64)
         self._silence_s = silence_s
         self._on_change = on_change
+        self._on_experts = on_experts
         self._members: dict[str, _Member] = {}  # by worker id
         self._replaced: set[tuple[str, int]] = set()
         self._news = asyncio.Event()  # set and exchanged at every report and departure
@@ -117,11 +120,13 @@ class Directory(RegistryServicer):
         """Membership for as long as the call is open and reports arrive."""
         first = await self._first_report(reports, context)
         member = self._join(first)
+        telling = asyncio.create_task(self._keep_told(member, context))
         try:
-            await context.write(pb.RouterNote(router_epoch=self.epoch))
             await self._listen(member, reports)
         finally:
             self._leave(member)
+            telling.cancel()
+            await asyncio.wait({telling})
         if member.dismissal:
             await context.abort(grpc.StatusCode.ABORTED, member.dismissal)
 
@@ -144,6 +149,27 @@ class Directory(RegistryServicer):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem)
         return report
 
+    async def _keep_told(
+        self,
+        member: _Member,
+        context: grpc.aio.ServicerContext[pb.WorkerReport, pb.RouterNote],
+    ) -> None:
+        """A first note; to those who follow the FFN pool, another one whenever it changes."""
+        while True:
+            member.ffn_changed.clear()
+            note = pb.RouterNote(router_epoch=self.epoch)
+            if member.hello.follows_ffn:
+                note.ffn_workers.extend(self._ffn_workers())
+            await context.write(note)
+            await member.ffn_changed.wait()
+
+    def _ffn_workers(self) -> list[pb.FfnMember]:
+        return [
+            pb.FfnMember(worker_id=view.worker_id, epoch=view.epoch, address=view.address)
+            for view in self.workers()
+            if view.role == FFN_ROLE
+        ]
+
     async def _listen(self, member: _Member, reports: AsyncIterator[pb.WorkerReport]) -> None:
         """Until the worker hangs up, falls silent or is dismissed."""
         clock = asyncio.get_running_loop().time
@@ -155,6 +181,7 @@ class Directory(RegistryServicer):
                         return
                     member.patience.reschedule(clock() + self._silence_s)
                     member.view = _seen(member.hello, report.load)
+                    self._pass_on(member.view, report.load)
                     self._spread_news()
         except TimeoutError:
             member.dismissal = member.dismissal or self._silence
@@ -174,8 +201,13 @@ class Directory(RegistryServicer):
             self._tell("left", old.view, "replaced by a newer process")
         if old is None or old.view.epoch != member.view.epoch:
             self._tell("joined", member.view, member.view.address)
+        self._pass_on(member.view, first.load)
         self._spread_news()
         return member
+
+    def _pass_on(self, worker: WorkerView, load: pb.WorkerLoad) -> None:
+        if load.HasField("experts"):
+            self._on_experts(worker, load.experts)
 
     def _leave(self, member: _Member) -> None:
         if self._members.get(member.view.worker_id) is not member:
@@ -188,6 +220,10 @@ class Directory(RegistryServicer):
         fields = {"worker": view.worker_id, "epoch": f"{view.epoch:x}", "role": view.role}
         _log.info("worker %s: %s", kind, why, extra={"fields": fields})
         self._on_change(Change(kind, view))
+        if view.role == FFN_ROLE:
+            for member in self._members.values():
+                if member.hello.follows_ffn:
+                    member.ffn_changed.set()
 
     def _spread_news(self) -> None:
         news, self._news = self._news, asyncio.Event()
@@ -202,6 +238,7 @@ class _Member:
     view: WorkerView
     dismissal: str | None = None  # why the router ends the call
     patience: asyncio.Timeout | None = None  # runs out when no report comes
+    ffn_changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def dismiss(self, reason: str) -> None:
         self.dismissal = reason
@@ -234,11 +271,13 @@ async def stay_attached(
     load: Callable[[], pb.WorkerLoad],
     *,
     interval_s: float = 0.25,
+    on_note: Callable[[pb.RouterNote], None] = lambda note: None,
 ) -> NoReturn:
     """Keeps this worker attached to the router at `target`; cancelled to leave.
 
-    Sends `load()` every `interval_s`. When the call breaks, attaches anew for ever, with jittered
-    back-off of at most a second; each loss is logged once, however long it lasts.
+    Sends `load()` every `interval_s`; `on_note` hears every note. When the call breaks, attaches
+    anew for ever, with jittered back-off of at most a second; each loss is logged once, however
+    long it lasts.
     """
     fields = {"router": target, "worker": hello.worker_id}
     complained = False
@@ -251,7 +290,8 @@ async def stay_attached(
                 note = await _introduce(call, pb.WorkerReport(hello=hello, load=load()))
                 _log.info("attached to router %x", note.router_epoch, extra={"fields": fields})
                 complained, delays = False, back_off()
-                await _report(call, load, interval_s)
+                on_note(note)
+                await _report(call, load, interval_s, on_note)
         except (grpc.aio.AioRpcError, TimeoutError, ConnectionError) as error:
             if not complained:
                 reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
@@ -272,16 +312,28 @@ async def _introduce(call: _AttachCall, first: pb.WorkerReport) -> pb.RouterNote
     return note
 
 
-async def _report(call: _AttachCall, load: Callable[[], pb.WorkerLoad], interval_s: float) -> None:
+async def _report(
+    call: _AttachCall,
+    load: Callable[[], pb.WorkerLoad],
+    interval_s: float,
+    on_note: Callable[[pb.RouterNote], None],
+) -> None:
     """Until the call ends; raises its status."""
-    ended = asyncio.Event()
-    call.add_done_callback(lambda _: ended.set())
-    while not call.done():
-        await call.write(pb.WorkerReport(load=load()))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(interval_s):
-                await ended.wait()
-    await call.read()
+    reading = asyncio.create_task(_read_notes(call, on_note))
+    try:
+        while not call.done():
+            await call.write(pb.WorkerReport(load=load()))
+            await asyncio.wait({reading}, timeout=interval_s)
+        await reading
+    finally:
+        reading.cancel()
+        await asyncio.wait({reading})
+
+
+async def _read_notes(call: _AttachCall, on_note: Callable[[pb.RouterNote], None]) -> None:
+    """Until the call ends; raises its status."""
+    while isinstance(note := await call.read(), pb.RouterNote):
+        on_note(note)
 
 
 def back_off() -> Iterator[float]:

@@ -26,8 +26,9 @@ from triptych.speculation_config import (
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-Role = Literal["prefill", "decode", "draft"]
+Role = Literal["prefill", "decode", "draft", "ffn"]
 LinkName = Literal["shm", "tcp", "nixl"]
+RowsLinkName = Literal["shm", "tcp"]
 
 
 class _Frozen(BaseModel):
@@ -66,6 +67,9 @@ class PoolConfig(_Frozen):
     drafters: tuple[HostedDrafterConfig, ...] = Field(
         (SuffixConfig(),), min_length=1, description="what draft workers host"
     )
+    unit_memory: ByteSize | None = Field(
+        None, description="of an FFN worker, for experts or FFNs; default: 80 % of what is free"
+    )
 
 
 class TransportConfig(_Frozen):
@@ -81,6 +85,36 @@ class TransportConfig(_Frozen):
     )
     prefill_deadline_s: float = Field(120.0, gt=0)
     announce_layers: int = Field(0, ge=0, description="layers per announcement; 0: whole chunks")
+
+
+class ExpertsConfig(_Frozen):
+    """Where experts, and the FFNs of dense layers, are computed."""
+
+    run: Literal["auto", "local", "remote"] = Field(
+        "auto", description="auto: remote where a pool of role ffn has workers"
+    )
+    links: tuple[RowsLinkName, ...] = Field(("shm", "tcp"), min_length=1, description="best first")
+    rows: Literal["exact", "int8", "fp8"] = Field(
+        "exact", description="how rows travel; int8 and fp8 are smaller and change answers"
+    )
+    copies: int = Field(2, ge=1, description="workers that host each expert, while memory allows")
+    dense: Literal["replica", "layer"] = Field(
+        "replica", description="of dense models, each FFN worker hosts all layers, or some"
+    )
+    micro_batches: int = Field(0, ge=0, le=4, description="in flight in a step; 0: as measured")
+    slots: int = Field(16, ge=4, le=64, description="messages on their way to one worker")
+    slot_rows: int = Field(128, ge=16, le=1024, description="rows of one message")
+    min_deadline_ms: float = Field(
+        20.0,
+        gt=0,
+        description="a worker that answers later than this, and much later than usual, is bypassed",
+    )
+    rebalance_s: float = Field(
+        10.0, ge=0, description="between looks at the load of experts; 0: never move one"
+    )
+    home_memory: ByteSize = Field(
+        ByteSize(1 << 30), description="for experts that a home computes when nobody else can"
+    )
 
 
 class RouterConfig(_Frozen):
@@ -120,6 +154,7 @@ class ClusterConfig(_Frozen):
     engine: EngineConfig = EngineConfig()
     kv: KvConfig = KvConfig()
     transport: TransportConfig = TransportConfig()
+    experts: ExpertsConfig = ExpertsConfig()
     speculation: SpeculationConfig = SpeculationConfig()
     log: LogConfig = LogConfig()
     pools: tuple[PoolConfig, ...] = (
@@ -132,7 +167,7 @@ class ClusterConfig(_Frozen):
         names = [pool.name for pool in self.pools]
         if len(set(names)) != len(names):
             raise ValueError(f"pools: two pools share a name: {sorted(names)}")
-        if not any(pool.role == "decode" and pool.replicas for pool in self.pools):
+        if not self.has_workers("decode"):
             raise ValueError("pools: a cluster needs at least one decode worker")
         required = self.transport.require
         if required is not None and required not in self.transport.links:
@@ -166,6 +201,16 @@ class ClusterConfig(_Frozen):
         return pool.kv or self.kv
 
     @property
+    def remote_experts(self) -> bool:
+        """Whether prefill and decode workers send their rows to FFN workers."""
+        if self.experts.run == "auto":
+            return self.has_workers("ffn")
+        return self.experts.run == "remote"
+
+    def has_workers(self, role: Role) -> bool:
+        return any(pool.role == role and pool.replicas for pool in self.pools)
+
+    @property
     def served_name(self) -> str:
         return self.served_model_name or Path(self.model).name.removesuffix(".gguf")
 
@@ -175,17 +220,27 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Clus
 
     Raises ConfigError naming the file and the key.
     """
-    data: Any = {}
+    data = read_settings(path, overrides)
+    return parse_config(data, str(path or "config"))
+
+
+def read_settings(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a YAML file (none: nothing) and `a.b=value` overrides say, unchecked.
+
+    Raises ConfigError naming the file.
+    """
+    data: dict[str, Any] = {}
     if path is not None:
         try:
-            data = yaml.safe_load(path.read_text()) or {}
+            read = yaml.safe_load(path.read_text()) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: {error}") from error
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path}: expected a mapping at the top, got {type(data).__name__}")
+        if not isinstance(read, dict):
+            raise ConfigError(f"{path}: expected a mapping at the top, got {type(read).__name__}")
+        data = read
     for item in overrides:
         _override(data, item)
-    return parse_config(data, str(path or "config"))
+    return data
 
 
 def parse_config(data: Mapping[str, Any], source: str = "config") -> ClusterConfig:
@@ -193,8 +248,12 @@ def parse_config(data: Mapping[str, Any], source: str = "config") -> ClusterConf
     try:
         return ClusterConfig.model_validate(data)
     except ValidationError as error:
-        problems = "; ".join(_sentence(problem) for problem in error.errors())
-        raise ConfigError(f"{source}: {problems}") from error
+        raise ConfigError(f"{source}: {problems_of(error)}") from error
+
+
+def problems_of(error: ValidationError) -> str:
+    """All of them, each with its key."""
+    return "; ".join(_sentence(problem) for problem in error.errors())
 
 
 def dump_config(config: ClusterConfig) -> str:

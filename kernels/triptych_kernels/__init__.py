@@ -4,6 +4,7 @@ from triptych_kernels.reference import (
     Linear,
     append_kv,
     apply_rotary,
+    clamped_swiglu_mul,
     gelu_tanh_mul,
     pad_rows,
     page_scores,
@@ -12,12 +13,16 @@ from triptych_kernels.reference import (
     rotary_cos_sin,
     silu_mul,
 )
+from triptych_kernels.routing import RoutingLike, combine, route
 from triptych_kernels.sampling import filter_logits, gumbel_noise
 
 __all__ = [
     "Linear",
+    "RoutingLike",
     "append_kv",
     "apply_rotary",
+    "clamped_swiglu_mul",
+    "combine",
     "filter_logits",
     "gelu_tanh_mul",
     "gumbel_noise",
@@ -26,5 +31,6 @@ __all__ = [
     "paged_attention",
     "rms_norm",
     "rotary_cos_sin",
+    "route",
     "silu_mul",
 ]

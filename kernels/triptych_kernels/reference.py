@@ -22,6 +22,7 @@ from torch import Tensor
 ROW_TILE = 16
 K_CHUNK = 512
 KV_TILE = 128
+SWIGLU_LIMIT, SWIGLU_ALPHA = 7.0, 1.702  # of gpt-oss
 _QUERY_ROWS = 128
 _ROWS_AT_ONCE = 512  # query rows × KV tiles of one matmul: bounds memory, never changes bits
 
@@ -84,10 +85,14 @@ def rotary_cos_sin(
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates x [M, heads, D] by halves (GPT-NeoX); cos, sin [M, D/2] are cast to x.dtype."""
+    """Rotates x [M, heads, D] by halves (GPT-NeoX); cos, sin [M, R/2] are cast to x.dtype.
+
+    Where R < D, the first R numbers of a head are rotated.
+    """
     cos, sin = cos.to(x.dtype)[:, None, :], sin.to(x.dtype)[:, None, :]
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
@@ -107,6 +112,15 @@ def gelu_tanh_mul(gate: Tensor, up: Tensor) -> Tensor:
     return (0.5 * wide * (1.0 + torch.tanh(inner))).to(gate.dtype) * up
 
 
+def clamped_swiglu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """gpt-oss's gate, elementwise: (up + 1) × gate × sigmoid(1.702 gate), where gate ≤ 7, |up| ≤ 7.
+    Composed for the same reason.
+    """
+    wide = gate.float().clamp(max=SWIGLU_LIMIT)
+    opened = wide / (1.0 + torch.exp(-SWIGLU_ALPHA * wide))
+    return opened.to(gate.dtype) * (up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT) + 1.0)
+
+
 def paged_attention(
     q: Tensor,
     keys: Tensor,
@@ -117,13 +131,15 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of consecutive rows of one sequence over its paged KV.
 
     q [R, Hq, D], row r at position start + r; keys, values [num_blocks, block_tokens, Hkv, D]
     (strided views of one layer of the pool); blocks [n] int64: the sequence's blocks in order,
-    holding at least start + R positions. A window of w lets position p see (p − w, p]. Returns [R,
-    Hq, D].
+    holding at least start + R positions. A window of w lets position p see (p − w, p]. sinks [Hq]
+    float32: a logit of each head that takes its share of the softmax and adds nothing (gpt-oss; the
+    idea is StreamingLLM's, arXiv 2309.17453). Returns [R, Hq, D].
 
     Long chunks are cut: a piece sees only tiles up to its own end, and its scores stay in cache.
     Every tile is reduced alone (max, sum of exponentials, weighted values) and rescaled to the
@@ -141,6 +157,7 @@ def paged_attention(
                 scale=scale,
                 window=window,
                 softcap=softcap,
+                sinks=sinks,
             )
             for number, piece in enumerate(torch.split(q, _QUERY_ROWS))
         ]
@@ -174,7 +191,10 @@ def paged_attention(
         parts.append(_reduce_tiles(scores, values, blocks, begin, end, q.dtype))
 
     best, total, out = (torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True))
-    out = _merge_tiles(best, total, out)
+    sink = None
+    if sinks is not None:  # [Hkv, G·R, 1]
+        sink = sinks.view(kv_heads, group, 1).repeat_interleave(padded.shape[0], dim=1)
+    out = _merge_tiles(best, total, out, sink)
     out = out.reshape(kv_heads, group, -1, dim).permute(2, 0, 1, 3).reshape(-1, q_heads, dim)
     return out[:rows].to(q.dtype)
 
@@ -187,13 +207,15 @@ def page_scores(
     *,
     scale: float,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """How much attention consecutive rows pay to each page: float32 [Hkv, pages].
 
     q [R, Hq, D], row r at position start + r; keys [num_blocks, block_tokens, Hkv, D]; blocks [n]
     int64. A page is a block by its place; all that hold positions < start + R are scored. The
     softmax of a row over the positions that it sees is summed page by page, then averaged over the
-    rows and the query heads of a KV head (PillarAttn of SparseSpec, arXiv 2512.01278).
+    rows and the query heads of a KV head (PillarAttn of SparseSpec, arXiv 2512.01278). What falls
+    on a sink, float32 [Hq], falls on no page.
     """
     rows, _, dim = q.shape
     page_tokens, kv_heads = keys.shape[1:3]
@@ -205,7 +227,11 @@ def page_scores(
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     ahead = torch.arange(end) > torch.arange(start, end)[:, None]
-    shares = scores.masked_fill(ahead, -torch.inf).softmax(-1).mean((1, 2))  # [Hkv, end]
+    scores = scores.masked_fill(ahead, -torch.inf)
+    if sinks is not None:
+        sink = sinks.view(kv_heads, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sink], dim=-1)
+    shares = scores.softmax(-1)[..., :end].mean((1, 2))  # [Hkv, end]
     shares = torch.nn.functional.pad(shares, (0, pages * page_tokens - end))
     return shares.view(kv_heads, pages, page_tokens).sum(-1)
 
@@ -222,16 +248,22 @@ def _reduce_tiles(
     return best, weights.sum(-1, keepdim=True), torch.matmul(weights.to(v.dtype), v).float()
 
 
-def _merge_tiles(best: Tensor, total: Tensor, out: Tensor) -> Tensor:
+def _merge_tiles(best: Tensor, total: Tensor, out: Tensor, sink: Tensor | None) -> Tensor:
     """Tiles [Hkv, tiles, G·R, 1 | D] into [Hkv, G·R, D]; sums run in position order, whatever the
-    count.
+    count. A sink [Hkv, G·R, 1] comes last.
     """
-    factor = torch.exp(best - best.amax(1, keepdim=True))
+    best_of_all = best.amax(1, keepdim=True)
+    factor = torch.exp(best - best_of_all)
     total, out = total * factor, out * factor
     all_total, all_out = torch.zeros_like(total[:, 0]), torch.zeros_like(out[:, 0])
     for tile in range(best.shape[1]):
         all_total += total[:, tile]
         all_out += out[:, tile]
+    if sink is not None:
+        best = best_of_all[:, 0]
+        top = torch.maximum(best, sink)
+        kept = torch.exp(best - top)
+        all_total, all_out = all_total * kept + torch.exp(sink - top), all_out * kept
     return all_out / all_total
 
 

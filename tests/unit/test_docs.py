@@ -10,8 +10,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
+from ffn_worker.metrics import FfnMetrics
 from router.metrics import RouterMetrics
 from triptych.config import ClusterConfig, PoolConfig, load_config
+from triptych.obs.experts import ExpertCollector, ExpertTally
 from triptych.obs.metrics import WorkerMetrics
 from triptych.obs.speculation import SpeculationMetrics
 
@@ -65,6 +67,8 @@ def test_no_metric_is_documented_that_does_not_exist() -> None:
     RouterMetrics(registry)
     WorkerMetrics(registry)
     SpeculationMetrics(registry)
+    ExpertCollector(ExpertTally(), registry)
+    FfnMetrics(registry)
     known = {family.name for family in registry.collect()}
     for name in re.findall(r"`(triptych_\w+)", OPERATIONS):
         assert name.removesuffix("_total") in known

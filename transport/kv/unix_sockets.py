@@ -38,9 +38,9 @@ def connect_to(path: Path) -> socket.socket:
     return connection
 
 
-def sweep_sockets(directory: Path) -> None:
+def sweep_sockets(directory: Path, pattern: str = "kv-*.sock") -> None:
     """Removes the sockets of processes that were killed. Raises OSError."""
-    for path in directory.glob("kv-*.sock"):
+    for path in directory.glob(pattern):
         with suppress(OSError):  # nor ours to judge
             try:
                 connect_to(path).close()

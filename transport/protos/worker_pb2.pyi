@@ -399,6 +399,52 @@ class DraftReply(_message.Message):
     confidence: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, key: _Optional[int] = ..., base: _Optional[int] = ..., hash: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., parents: _Optional[_Iterable[int]] = ..., confidence: _Optional[_Iterable[float]] = ...) -> None: ...
 
+class FfnDescription(_message.Message):
+    __slots__ = ("worker_id", "epoch", "identity", "links")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    epoch: int
+    identity: str
+    links: _containers.RepeatedCompositeFieldContainer[LinkEndpoint]
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., identity: _Optional[str] = ..., links: _Optional[_Iterable[_Union[LinkEndpoint, _Mapping]]] = ...) -> None: ...
+
+class FollowCall(_message.Message):
+    __slots__ = ("worker_id", "known")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    known: int
+    def __init__(self, worker_id: _Optional[str] = ..., known: _Optional[int] = ...) -> None: ...
+
+class UnitsOffered(_message.Message):
+    __slots__ = ("version", "units")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    units: bytes
+    def __init__(self, version: _Optional[int] = ..., units: _Optional[bytes] = ...) -> None: ...
+
+class ArrangeRequest(_message.Message):
+    __slots__ = ("add", "remove")
+    ADD_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_FIELD_NUMBER: _ClassVar[int]
+    add: _containers.RepeatedScalarFieldContainer[int]
+    remove: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, add: _Optional[_Iterable[int]] = ..., remove: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ArrangeReply(_message.Message):
+    __slots__ = ("units", "refused", "reason")
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    units: bytes
+    refused: _containers.RepeatedScalarFieldContainer[int]
+    reason: str
+    def __init__(self, units: _Optional[bytes] = ..., refused: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class WorkerReport(_message.Message):
     __slots__ = ("hello", "load")
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -408,7 +454,7 @@ class WorkerReport(_message.Message):
     def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ...) -> None: ...
 
 class WorkerHello(_message.Message):
-    __slots__ = ("worker_id", "epoch", "role", "address", "model", "max_model_len", "block_tokens", "num_blocks", "metrics_address")
+    __slots__ = ("worker_id", "epoch", "role", "address", "model", "max_model_len", "block_tokens", "num_blocks", "metrics_address", "follows_ffn")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -418,6 +464,7 @@ class WorkerHello(_message.Message):
     BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWS_FFN_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     role: str
@@ -427,24 +474,55 @@ class WorkerHello(_message.Message):
     block_tokens: int
     num_blocks: int
     metrics_address: str
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., block_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., metrics_address: _Optional[str] = ...) -> None: ...
+    follows_ffn: bool
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., block_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., metrics_address: _Optional[str] = ..., follows_ffn: _Optional[bool] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("running", "waiting", "queued_tokens", "free_blocks", "draining")
+    __slots__ = ("running", "waiting", "queued_tokens", "free_blocks", "draining", "experts")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     queued_tokens: int
     free_blocks: int
     draining: bool
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
+    experts: ExpertLoad
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., draining: _Optional[bool] = ..., experts: _Optional[_Union[ExpertLoad, _Mapping]] = ...) -> None: ...
+
+class ExpertLoad(_message.Message):
+    __slots__ = ("rows", "offered", "room", "domain", "per_layer", "rows_s")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    OFFERED_FIELD_NUMBER: _ClassVar[int]
+    ROOM_FIELD_NUMBER: _ClassVar[int]
+    DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    PER_LAYER_FIELD_NUMBER: _ClassVar[int]
+    ROWS_S_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedScalarFieldContainer[int]
+    offered: bytes
+    room: int
+    domain: str
+    per_layer: _containers.RepeatedScalarFieldContainer[int]
+    rows_s: float
+    def __init__(self, rows: _Optional[_Iterable[int]] = ..., offered: _Optional[bytes] = ..., room: _Optional[int] = ..., domain: _Optional[str] = ..., per_layer: _Optional[_Iterable[int]] = ..., rows_s: _Optional[float] = ...) -> None: ...
 
 class RouterNote(_message.Message):
-    __slots__ = ("router_epoch",)
+    __slots__ = ("router_epoch", "ffn_workers")
     ROUTER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FFN_WORKERS_FIELD_NUMBER: _ClassVar[int]
     router_epoch: int
-    def __init__(self, router_epoch: _Optional[int] = ...) -> None: ...
+    ffn_workers: _containers.RepeatedCompositeFieldContainer[FfnMember]
+    def __init__(self, router_epoch: _Optional[int] = ..., ffn_workers: _Optional[_Iterable[_Union[FfnMember, _Mapping]]] = ...) -> None: ...
+
+class FfnMember(_message.Message):
+    __slots__ = ("worker_id", "epoch", "address")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    epoch: int
+    address: str
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ...) -> None: ...

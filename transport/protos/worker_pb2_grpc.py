@@ -313,6 +313,177 @@ class DraftWorker:
             _registered_method=True)
 
 
+class FfnWorkerStub:
+    """---- prefill and decode workers, router -> FFN worker ------------------------------------------
+
+    Rows never travel here: they take the links that Describe names.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Describe = channel.unary_unary(
+                '/triptych.FfnWorker/Describe',
+                request_serializer=transport_dot_protos_dot_worker__pb2.DescribeRequest.SerializeToString,
+                response_deserializer=transport_dot_protos_dot_worker__pb2.FfnDescription.FromString,
+                _registered_method=True)
+        self.Follow = channel.stream_stream(
+                '/triptych.FfnWorker/Follow',
+                request_serializer=transport_dot_protos_dot_worker__pb2.FollowCall.SerializeToString,
+                response_deserializer=transport_dot_protos_dot_worker__pb2.UnitsOffered.FromString,
+                _registered_method=True)
+        self.Arrange = channel.unary_unary(
+                '/triptych.FfnWorker/Arrange',
+                request_serializer=transport_dot_protos_dot_worker__pb2.ArrangeRequest.SerializeToString,
+                response_deserializer=transport_dot_protos_dot_worker__pb2.ArrangeReply.FromString,
+                _registered_method=True)
+
+
+class FfnWorkerServicer:
+    """---- prefill and decode workers, router -> FFN worker ------------------------------------------
+
+    Rows never travel here: they take the links that Describe names.
+    """
+
+    def Describe(self, request, context):
+        """What is computed here and how rows get here. Once per (worker, epoch).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Follow(self, request_iterator, context):
+        """Tells which units are offered, at once and whenever that changes, for as long as the call is open.
+        A unit that is withdrawn is kept until every follower has said that it knows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Arrange(self, request, context):
+        """Makes it host other units. Those added are offered when this returns; those removed are not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_FfnWorkerServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Describe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Describe,
+                    request_deserializer=transport_dot_protos_dot_worker__pb2.DescribeRequest.FromString,
+                    response_serializer=transport_dot_protos_dot_worker__pb2.FfnDescription.SerializeToString,
+            ),
+            'Follow': grpc.stream_stream_rpc_method_handler(
+                    servicer.Follow,
+                    request_deserializer=transport_dot_protos_dot_worker__pb2.FollowCall.FromString,
+                    response_serializer=transport_dot_protos_dot_worker__pb2.UnitsOffered.SerializeToString,
+            ),
+            'Arrange': grpc.unary_unary_rpc_method_handler(
+                    servicer.Arrange,
+                    request_deserializer=transport_dot_protos_dot_worker__pb2.ArrangeRequest.FromString,
+                    response_serializer=transport_dot_protos_dot_worker__pb2.ArrangeReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'triptych.FfnWorker', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('triptych.FfnWorker', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class FfnWorker:
+    """---- prefill and decode workers, router -> FFN worker ------------------------------------------
+
+    Rows never travel here: they take the links that Describe names.
+    """
+
+    @staticmethod
+    def Describe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.FfnWorker/Describe',
+            transport_dot_protos_dot_worker__pb2.DescribeRequest.SerializeToString,
+            transport_dot_protos_dot_worker__pb2.FfnDescription.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Follow(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/triptych.FfnWorker/Follow',
+            transport_dot_protos_dot_worker__pb2.FollowCall.SerializeToString,
+            transport_dot_protos_dot_worker__pb2.UnitsOffered.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Arrange(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.FfnWorker/Arrange',
+            transport_dot_protos_dot_worker__pb2.ArrangeRequest.SerializeToString,
+            transport_dot_protos_dot_worker__pb2.ArrangeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class RegistryStub:
     """---- worker -> router --------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,6 +113,7 @@ class PagedView:
         scale: float,
         window: int | None,
         softcap: float | None,
+        sinks: Tensor | None,
     ) -> Tensor:
         """Appends k and v of the real rows, then attends job by job. Padding rows come back as
         zeros.
@@ -121,7 +123,9 @@ class PagedView:
         append_kv(keys, k[:real], self._slots)
         append_kv(values, v[:real], self._slots)
         out = torch.zeros_like(q)
-        attention = partial(paged_attention, scale=scale, window=window, softcap=softcap)
+        attention = partial(
+            paged_attention, scale=scale, window=window, softcap=softcap, sinks=sinks
+        )
         views = zip(self.spans, self._jobs, self._blocks, self._skipped, strict=True)
         for (begin, end), job, blocks, skipped in views:
             nodes = end if job.draft.parents is None else end - len(job.draft)
@@ -133,18 +137,14 @@ class PagedView:
                 path = _path_of(job, node, blocks, job.end - skipped, keys, values)
                 out[row : row + 1] = attention(q[row : row + 1], *path)
         if window is None:
-            self._score(layer, q, keys, scale, softcap)
+            self._score(layer, q, keys, scale=scale, softcap=softcap, sinks=sinks)
         return out
 
-    def _score(
-        self, layer: int, q: Tensor, keys: Tensor, scale: float, softcap: float | None
-    ) -> None:
+    def _score(self, layer: int, q: Tensor, keys: Tensor, **how: Any) -> None:
         for place, shares in self._scores:
             job, (_, end) = self._jobs[place], self.spans[place]
             rows, start = q[end - job.num_wanted : end], job.end - 1
-            found = page_scores(
-                rows, keys, self._blocks[place], start, scale=scale, softcap=softcap
-            )
+            found = page_scores(rows, keys, self._blocks[place], start, **how)
             shares[layer] = found.numpy()
 
 
@@ -170,6 +170,7 @@ class ChosenPagesView:
         scale: float,
         window: int | None,
         softcap: float | None,
+        sinks: Tensor | None,
     ) -> Tensor:
         real = len(self._starts)
         keys, values = self._storage.keys(layer), self._storage.values(layer)
@@ -182,7 +183,13 @@ class ChosenPagesView:
             for head, blocks in enumerate(table[layer]):
                 own, kept = slice(head * group, (head + 1) * group), slice(head, head + 1)
                 pools = keys[:, :, kept], values[:, :, kept]
-                out[row : row + 1, own] = attention(q[row : row + 1, own], *pools, blocks, start)
+                out[row : row + 1, own] = attention(
+                    q[row : row + 1, own],
+                    *pools,
+                    blocks,
+                    start,
+                    sinks=None if sinks is None else sinks[own],
+                )
         return out
 
 

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from triptych.errors import TriptychError
-from triptych.launch.commands import config, draft, models
+from triptych.launch.commands import config, draft, models, plan
 from triptych.launch.commands.chat import chat
 from triptych.launch.commands.doctor import doctor
 from triptych.launch.commands.up import up
@@ -41,6 +41,7 @@ app.command()(up)
 app.command()(chat)
 app.add_typer(models.app, name="models")
 app.add_typer(draft.app, name="draft")
+app.add_typer(plan.app, name="plan")
 app.command()(doctor)
 app.add_typer(config.app, name="config")
 

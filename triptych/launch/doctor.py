@@ -62,7 +62,11 @@ def needed_links(config: ClusterConfig) -> Sequence[str]:
 def judge_machine(config: ClusterConfig, machine: Machine) -> list[Finding]:
     """What the machine has, next to what the config wants of it."""
     wanted = sum((pool.threads or machine.cores) * pool.replicas for pool in config.pools)
-    pools = sum(config.kv_of(pool).memory * pool.replicas for pool in config.pools)
+    pools = sum(
+        config.kv_of(pool).memory * pool.replicas
+        for pool in config.pools
+        if pool.role in ("prefill", "decode")  # the others hold no KV
+    )
     pinned = "nixl" in config.transport.links and machine.memlock is not None
     return [
         Finding(

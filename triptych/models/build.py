@@ -1,6 +1,6 @@
 """Puts a model together from its configuration and a reader of weights.
 
-This is the one place that knows how Hugging Face names the tensors of the supported families.
+Here and in `unit_names` it is known how Hugging Face names the tensors of the supported families.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from torch import Tensor
 
 from triptych.models.config import ModelConfig
 from triptych.models.gguf_source import ROPE_FACTORS
-from triptych.models.layers import Attention, DenseFfn, Layer, LocalExperts, Norm
+from triptych.models.latent_weights import read_latent
+from triptych.models.layers import Attention, DenseFfn, Heads, Layer, LocalExperts, Mixture, Norm
 from triptych.models.model import Model
 from triptych.models.rope import Rope
-from triptych.models.seams import Experts
+from triptych.models.seams import DistantExperts
+from triptych.models.unit_names import mixture_names
+from triptych.models.units import may_leave, num_units, read_shared, read_unit, unit_prefixes
 from triptych.models.weights import WeightReader
 from triptych_kernels.packer import LinearLike, TableLike
 
@@ -20,29 +23,35 @@ from triptych_kernels.packer import LinearLike, TableLike
 _NOT_TEXT = ("vision_tower.", "multi_modal_projector.")
 
 
-def build_model(config: ModelConfig, reader: WeightReader, experts: Experts | None) -> Model:
-    """Without `experts` the FFNs are read too, and run in this process. Raises ModelError."""
+def build_model(
+    config: ModelConfig, reader: WeightReader, distant: DistantExperts | None = None
+) -> Model:
+    """With `distant` given, the units that run there are not read. Raises ModelError."""
     reader.skip(*_NOT_TEXT, *(f"model.{prefix}" for prefix in _NOT_TEXT))
     embedding, head = _read_vocabulary(reader, config)
-    return build_body(config, reader, experts, embedding, head)
+    return build_body(config, reader, distant, embedding, head)
 
 
 def build_body(
     config: ModelConfig,
     reader: WeightReader,
-    experts: Experts | None,
+    distant: DistantExperts | None,
     embedding: TableLike,
     head: LinearLike,
 ) -> Model:
     """All but the vocabulary's matrices, which are there already; ends the reading."""
     inv_freqs = _read_inv_freqs(reader, config)
-    layers, ffns = [], []
+    drafting = range(config.num_layers, config.num_layers + config.draft_layers)
+    reader.skip(*(f"model.layers.{index}." for index in drafting))
+    layers, units = list[Layer](), list[list[DenseFfn]]()
     for index in range(config.num_layers):
         layers.append(_read_layer(reader, config, index))
-        if experts is None:
-            ffns.append(_read_ffn(reader, config, index))
-        else:
-            reader.skip(f"model.layers.{index}.mlp.")
+        if distant is not None and may_leave(config, index):
+            reader.skip(*unit_prefixes(config, index))
+            units.append([])
+            continue
+        experts_of = range(num_units(config, index))
+        units.append([read_unit(reader, config, index, expert) for expert in experts_of])
     norm = _read_norm(reader, config, "model.norm", config.hidden_size)
     return Model(
         config,
@@ -50,7 +59,8 @@ def build_body(
         layers=layers,
         norm=norm,
         head=head,
-        experts=LocalExperts(ffns) if experts is None else experts,
+        experts=LocalExperts(units, reader.cell_dtype),
+        distant=distant,
         inv_freqs=inv_freqs,
         quantisation=reader.finish(),
     )
@@ -81,47 +91,68 @@ def _read_layer(reader: WeightReader, config: ModelConfig, index: int) -> Layer:
         behind_attention=norm("post_attention_layernorm") if post else None,
         before_ffn=norm("pre_feedforward_layernorm" if post else "post_attention_layernorm"),
         behind_ffn=norm("post_feedforward_layernorm") if post else None,
+        mixture=_read_mixture(reader, config, index),
     )
 
 
 def _read_attention(reader: WeightReader, config: ModelConfig, index: int) -> Attention:
     prefix = f"model.layers.{index}.self_attn"
-    hidden_size, head_dim = config.hidden_size, config.head_dim
-    q_size, kv_size = config.num_heads * head_dim, config.num_kv_heads * head_dim
 
-    def head_norm(name: str) -> Norm | None:
+    def head_norm(name: str, heads: int) -> Norm | None:
         if not config.qk_norm:
             return None
-        return _read_norm(reader, config, f"{prefix}.{name}", head_dim)
+        heads = heads if config.qk_norm_whole else 1
+        return _read_norm(reader, config, f"{prefix}.{name}", heads * config.head_dim)
 
     return Attention(
         layer=index,
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
-        head_dim=head_dim,
+        head_dim=config.head_dim,
         scale=config.attention_scale,
         window=config.windows[index],
         softcap=config.attention_softcap,
-        qkv=reader.linear(
-            [f"{prefix}.{name}_proj" for name in "qkv"],
-            hidden_size,
-            [q_size, kv_size, kv_size],
-            bias=config.qkv_bias,
+        qkv=_read_heads(reader, config, prefix),
+        output=reader.linear(
+            [f"{prefix}.o_proj"],
+            config.num_heads * config.value_dim,
+            [config.hidden_size],
+            bias=config.output_bias,
         ),
-        output=reader.linear([f"{prefix}.o_proj"], q_size, [hidden_size], bias=config.output_bias),
-        q_norm=head_norm("q_norm"),
-        k_norm=head_norm("k_norm"),
+        q_norm=head_norm("q_norm", config.num_heads),
+        k_norm=head_norm("k_norm", config.num_kv_heads),
+        value_dim=config.value_dim,
+        sinks=reader.tensor(f"{prefix}.sinks", config.num_heads) if config.sinks else None,
     )
 
 
-def _read_ffn(reader: WeightReader, config: ModelConfig, index: int) -> DenseFfn:
-    prefix = f"model.layers.{index}.mlp"
-    hidden_size, inner = config.hidden_size, config.intermediate_size
-    names = [f"{prefix}.gate_proj", f"{prefix}.up_proj"]
-    return DenseFfn(
-        reader.linear(names, hidden_size, [inner, inner], bias=config.ffn_bias, gated=True),
-        reader.linear([f"{prefix}.down_proj"], inner, [hidden_size], bias=config.ffn_bias),
-        config.activation,
+def _read_heads(reader: WeightReader, config: ModelConfig, prefix: str) -> Heads:
+    if config.latent is not None:
+        return read_latent(reader, config, config.latent, prefix)
+    q_size, kv_size = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
+    names = [f"{prefix}.{name}_proj" for name in "qkv"]
+    sizes = [q_size, kv_size, kv_size]
+    return reader.linear(names, config.hidden_size, sizes, bias=config.qkv_bias)
+
+
+def _read_mixture(reader: WeightReader, config: ModelConfig, index: int) -> Mixture | None:
+    """Router and shared expert; none for a dense layer."""
+    moe = config.moe
+    if moe is None or not moe.layers[index]:
+        return None
+    names, prefix = mixture_names(config), f"model.layers.{index}"
+    hidden_size, experts = config.hidden_size, moe.routing.num_experts
+
+    def exact(name: str, rows: int, bias: bool) -> LinearLike:
+        return reader.linear([f"{prefix}.{name}"], hidden_size, [rows], bias=bias, exact=True)
+
+    correction = f"{prefix}.{names.correction}"
+    return Mixture(
+        routing=moe.routing,
+        router=exact(names.router, experts, moe.router_bias),
+        correction=reader.tensor(correction, experts) if moe.correction_bias else None,
+        shared=read_shared(reader, config, index),
+        shared_gate=exact(names.shared_gate, 1, False) if moe.shared_gate else None,
     )
 
 
@@ -130,9 +161,9 @@ def _read_norm(reader: WeightReader, config: ModelConfig, name: str, size: int) 
 
 
 def _read_inv_freqs(reader: WeightReader, config: ModelConfig) -> dict[Rope, Tensor]:
-    """float32 [head_dim / 2] of every distinct rope. GGUF may bring a divisor per frequency."""
-    inv_freqs = {rope: rope.inverse_frequencies(config.head_dim) for rope in set(config.ropes)}
+    """float32 [rope_dim / 2] of every distinct rope. GGUF may bring a divisor per frequency."""
+    inv_freqs = {rope: rope.inverse_frequencies(config.rope_dim) for rope in set(config.ropes)}
     if reader.has(ROPE_FACTORS):
-        factors = reader.tensor(ROPE_FACTORS, config.head_dim // 2)
+        factors = reader.tensor(ROPE_FACTORS, config.rope_dim // 2)
         inv_freqs = {rope: inv_freq / factors for rope, inv_freq in inv_freqs.items()}
     return inv_freqs

@@ -8,14 +8,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from triptych.models.moe import MoeConfig
 from triptych.models.rope import Rope
 
-Activation = Literal["silu", "gelu_tanh"]
+# clamped_swiglu: gpt-oss, (up + 1) · gate · sigmoid(1.702 gate), gate ≤ 7 and |up| ≤ 7
+Activation = Literal["silu", "gelu_tanh", "clamped_swiglu"]
+
+
+@dataclass(frozen=True, slots=True)
+class LatentConfig:
+    """Sizes of MLA. A head is rope_dim + plain_dim numbers wide."""
+
+    query_rank: int | None  # none: queries have a projection of their own
+    kv_rank: int
+    rope_dim: int  # numbers of a head that are rotated; all key heads share theirs
+    plain_dim: int  # the others
+    value_dim: int  # at most as wide as a head
+    interleaved: bool  # as stored, rotary pairs are neighbours; else halves
+
+    @property
+    def head_dim(self) -> int:
+        return self.rope_dim + self.plain_dim
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    architecture: str  # family: llama, mistral, qwen2, qwen3, gemma3
+    architecture: str  # family: llama, mistral, qwen2, mixtral, …
     vocab_size: int  # rows of the embedding; may exceed the tokenizer's vocabulary
     hidden_size: int
     intermediate_size: int
@@ -35,8 +53,27 @@ class ModelConfig:
     output_bias: bool  # of the attention's output projection
     ffn_bias: bool
     qk_norm: bool = False  # RMS norm of every query and key head
+    qk_norm_whole: bool = (
+        False  # that norm is over all query heads of a row at once, and all key heads
+    )
     post_norms: bool = False  # norms also behind attention and FFN, before the residual is added
     norm_offset: float = 0.0  # added to the stored norm weights
     embed_scale: float | None = None
     attention_softcap: float | None = None
     final_softcap: float | None = None
+    logits_divisor: float = 1.0  # of the logits, before their soft cap (Granite)
+    moe: MoeConfig | None = None  # none: every layer has one dense FFN
+    branch_scale: float = 1.0  # of what attention and FFN add to the residual stream (Granite)
+    latent: LatentConfig | None = None  # heads come out of low ranks; then all heads have own KV
+    sinks: bool = False  # a learned logit of each head takes its share of the softmax
+    draft_layers: int = 0  # stored behind the model's own, to draft with; not read
+
+    @property
+    def rope_dim(self) -> int:
+        """Numbers of a head, the first ones, that are rotated."""
+        return self.head_dim if self.latent is None else self.latent.rope_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Numbers of a value head, the first ones, that are not always zero."""
+        return self.head_dim if self.latent is None else self.latent.value_dim

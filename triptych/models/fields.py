@@ -23,6 +23,10 @@ class Fields:
         given = {key: value for key, value in self._values.items() if value is not None}
         return Fields(defaults | given, self.origin)
 
+    def replaced(self, **values: Any) -> Fields:
+        """With other values, whatever is there."""
+        return Fields({**self._values, **values}, self.origin)
+
     def get(self, key: str) -> Any:
         return self._values.get(key)
 

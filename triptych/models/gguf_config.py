@@ -27,7 +27,10 @@ def config_fields(header: GgufHeader, origin: str) -> Fields:
             f"supported in GGUF: {', '.join(_ARCHITECTURES)}"
         )
     if found.size(f"{arch}.expert_count", 0, minimum=0):
-        raise found.error(f"{arch}.expert_count", "mixtures of experts are not supported")
+        raise found.error(
+            f"{arch}.expert_count",
+            "mixtures of experts are not supported in GGUF; use the original weights",
+        )
     if _EMBEDDING not in header.tensors:
         raise ModelError(f"{origin}: tensor {_EMBEDDING!r} is missing")
     heads = _heads(found, f"{arch}.attention.head_count")

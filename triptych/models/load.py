@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-from triptych.errors import ModelError
 from triptych.models.build import build_model
-from triptych.models.config import ModelConfig
-from triptych.models.families import parse_config
-from triptych.models.fields import Fields
-from triptych.models.gguf_config import config_fields
-from triptych.models.gguf_header import read_header
-from triptych.models.gguf_source import GgufSource
+from triptych.models.checkpoint import load_config, open_checkpoint
 from triptych.models.model import Model
-from triptych.models.safetensors_source import SafetensorsSource
-from triptych.models.seams import Experts
-from triptych.models.sources import CheckedSource, Progress, WeightSource
+from triptych.models.seams import DistantExperts
+from triptych.models.sources import CheckedSource, Progress
 from triptych.models.storage import WeightDtype
 from triptych.models.weights import WeightReader
 from triptych_kernels.packer import Packer, ReferencePacker
 
-
-def load_config(path: Path) -> ModelConfig:
-    """Reads no weights. `path` is a Hugging Face directory or a .gguf file. Raises ModelError."""
-    if path.is_dir():
-        return _directory_config(path)
-    return parse_config(config_fields(read_header(path), str(path)))
+__all__ = ["load_config", "load_model"]
 
 
 def load_model(
@@ -37,49 +23,18 @@ def load_model(
     group: int = 32,
     packer: Packer | None = None,
     progress: Progress | None = None,
-    experts: Experts | None = None,
+    distant: DistantExperts | None = None,
 ) -> Model:
     """Loads a Hugging Face directory (config.json and safetensors) or a .gguf file.
 
     Matrices are kept in `dtype`, packed by `packer` (none: the reference's). float32 and bfloat16:
     quantised GGUF weights are dequantised. int8 and int4: they stay on the grids they are stored
     on where those fit, all others are quantised in groups of `group`; `Model.quantisation` tells.
-    `progress(done, total)` counts tensors. With `experts` given, FFN weights are left to it and not
-    read. Raises ModelError naming the file, and the key or tensor, that is missing, damaged or not
-    supported.
+    `progress(done, total)` counts tensors. With `distant` given, the units that run there are not
+    read; routers and shared experts stay here. Raises ModelError naming the file, and the key or
+    tensor, that is missing, damaged or not supported.
     """
-    config, source = _open_checkpoint(path)
+    config, source = open_checkpoint(path)
     checked = CheckedSource(source, progress)
     reader = WeightReader(checked, dtype, group, packer or ReferencePacker())
-    return build_model(config, reader, experts)
-
-
-def _open_checkpoint(path: Path) -> tuple[ModelConfig, WeightSource]:
-    if path.is_dir():
-        return _directory_config(path), SafetensorsSource(path)
-    header = read_header(path)
-    config = parse_config(config_fields(header, str(path)))
-    return config, GgufSource(path, header, config)
-
-
-def _directory_config(directory: Path) -> ModelConfig:
-    """config.json; generation_config.json may name more tokens that end an answer."""
-    values = _read_json(directory / "config.json")
-    generation = directory / "generation_config.json"
-    if generation.is_file():
-        both = (values, _read_json(generation))
-        ids = [Fields(v, str(directory)).token_ids("eos_token_id") for v in both]
-        values = values | {"eos_token_id": [*ids[0], *ids[1]] or None}
-    return parse_config(Fields(values, str(directory / "config.json")))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ModelError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ModelError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
+    return build_model(config, reader, distant)

@@ -10,7 +10,7 @@ from torch import Tensor
 from triptych.models.config import ModelConfig
 from triptych.models.layers import Layer, Norm
 from triptych.models.rope import Rope
-from triptych.models.seams import Experts, KvView
+from triptych.models.seams import DistantExperts, Experts, KvView
 from triptych.models.storage import QuantReport
 from triptych.models.taps import Tap, tell
 from triptych_kernels import rotary_cos_sin
@@ -35,6 +35,7 @@ class Model:
         head: LinearLike,
         experts: Experts,
         inv_freqs: dict[Rope, Tensor],
+        distant: DistantExperts | None = None,
         quantisation: QuantReport | None = None,
     ) -> None:
         self.config = config
@@ -45,6 +46,7 @@ class Model:
         self.head = head
         self.experts = experts
         self.inv_freqs = inv_freqs
+        self.distant = distant  # computes the layers that have no units in `experts`
 
     @property
     def is_native(self) -> bool:
@@ -75,17 +77,34 @@ class Model:
         for index, layer in enumerate(self.layers):
             cos, sin = rotary[self.config.ropes[index]]
             rows = layer.attention(layer.before_attention(hidden), cos, sin, kv)
-            hidden = hidden + _optional(layer.behind_attention, rows)
-            rows = self.experts(index, layer.before_ffn(hidden), None, None)
-            hidden = hidden + _optional(layer.behind_ffn, rows)
+            hidden = hidden + self._branch(layer.behind_attention, rows)
+            rows = self._feed_forward(index, layer.before_ffn(hidden))
+            hidden = hidden + self._branch(layer.behind_ffn, rows)
             tell(taps, index, hidden)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, H], rows of what `forward` returned → float32 [R, V]."""
         logits = self.head(hidden)
+        if self.config.logits_divisor != 1.0:
+            logits = logits / self.config.logits_divisor
         cap = self.config.final_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _feed_forward(self, index: int, rows: Tensor) -> Tensor:
+        """rows [M, H] (normed) → [M, H]."""
+        mixture = self.layers[index].mixture
+        if mixture is None:
+            return self.experts(index, rows, None, None)
+        routed = self.experts(index, rows, *mixture.choose(rows))
+        shared = mixture.share(rows)
+        return routed if shared is None else routed + shared
+
+    def _branch(self, norm: Norm | None, rows: Tensor) -> Tensor:
+        """What is added to the residual stream."""
+        rows = rows if norm is None else norm(rows)
+        scale = self.config.branch_scale
+        return rows if scale == 1.0 else rows * scale
 
     def _rotary(self, positions: Tensor) -> dict[Rope, tuple[Tensor, Tensor]]:
         """Cosines and sines of the pass, once per distinct rope."""
@@ -93,7 +112,3 @@ class Model:
             rope: rotary_cos_sin(positions, inv_freq, rope.attention_scaling)
             for rope, inv_freq in self.inv_freqs.items()
         }
-
-
-def _optional(norm: Norm | None, rows: Tensor) -> Tensor:
-    return rows if norm is None else norm(rows)

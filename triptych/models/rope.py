@@ -124,9 +124,9 @@ def parse_rope(section: Fields, theta: float, max_model_len: int) -> Rope:
 def _parse_yarn(section: Fields, original_len: int, max_model_len: int) -> YarnScaling:
     factor = section.positive("factor", max_model_len / original_len)
     mscale, mscale_all = (section.number(key, 0.0) for key in ("mscale", "mscale_all_dim"))
-    implied = _yarn_mscale(factor, 1.0)
+    implied = yarn_mscale(factor, 1.0)
     if mscale and mscale_all:
-        implied = _yarn_mscale(factor, mscale) / _yarn_mscale(factor, mscale_all)
+        implied = yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all)
     return YarnScaling(
         factor,
         original_len,
@@ -137,5 +137,6 @@ def _parse_yarn(section: Fields, original_len: int, max_model_len: int) -> YarnS
     )
 
 
-def _yarn_mscale(factor: float, mscale: float) -> float:
+def yarn_mscale(factor: float, mscale: float) -> float:
+    """How much sharper attention is made over a context stretched by `factor`."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0

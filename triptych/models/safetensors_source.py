@@ -49,15 +49,32 @@ class SafetensorsSource:
         return self._places.keys()
 
     def read(self, name: str) -> Tensor:
+        return self._unpacked(name, self.raw(name))
+
+    def shape(self, name: str) -> tuple[int, ...]:
         stored, path = self._places[name]
+        return tuple(self._files[path].get_slice(stored).get_shape())
+
+    def read_entry(self, name: str, entry: int) -> Tensor:
+        return self._unpacked(name, self.raw(name, entry))
+
+    def raw(self, name: str, entry: int | None = None) -> Tensor:
+        """The tensor, or one entry of it, of which nothing else is read, in any dtype."""
+        stored, path = self._places[name]
+        file = self._files[path]
         try:
-            tensor: Tensor = self._files[path].get_tensor(stored)
+            whole = entry is None
+            tensor: Tensor = file.get_tensor(stored) if whole else file.get_slice(stored)[entry]
         except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(f"{path}: tensor {name!r}: {error}") from error
+        return tensor
+
+    def _unpacked(self, name: str, tensor: Tensor) -> Tensor:
         if tensor.dtype not in _DTYPES:
-            kind = str(tensor.dtype).removeprefix("torch.")
+            file, kind = self._places[name][1], str(tensor.dtype).removeprefix("torch.")
             raise ModelError(
-                f"{path}: tensor {name!r} is {kind}: quantised safetensors are not supported"
+                f"{file}: tensor {name!r} is {kind}: quantised safetensors are not supported, "
+                "but for FP8 in blocks and MXFP4"
             )
         return tensor
 

@@ -5,6 +5,7 @@ Everything else in a forward pass is row-wise: a row's numbers never depend on t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -23,14 +24,16 @@ class KvView(Protocol):
         scale: float,
         window: int | None,
         softcap: float | None,
+        sinks: Tensor | None,
     ) -> Tensor:
         """Stores k, v [M, Hkv, D] of the pass's rows, then attends causally: q [M, Hq, D] → same.
 
         Query head h reads KV head h // (Hq / Hkv). Scores are q · k × `scale`; with a `softcap` c
         they become c × tanh(scores / c). With a `window` w, position p sees (p − w, p]: itself and
-        the w − 1 before. Called once per layer, layers ascending. Arguments may be strided views
-        (the last dimension is contiguous) and must not be kept. What padding rows get back is
-        undefined, but it must not raise and no real row may see them.
+        the w − 1 before. sinks [Hq] float32: a logit of each head that takes its share of the
+        softmax and adds nothing. Called once per layer, layers ascending. Arguments may be
+        strided views (the last dimension is contiguous) and must not be kept. What padding rows get
+        back is undefined, but it must not raise and no real row may see them.
         """
 
 
@@ -42,5 +45,38 @@ class Experts(Protocol):
     ) -> Tensor:
         """rows [M, H] (normed) → [M, H] without the residual, same dtype.
 
-        ids, weights [M, k]: the routing of each row; both None for a dense FFN.
+        ids int32, weights float32 [M, k]: the routing of each row, ids ascending, and the answer is
+        the weighted sum; both None for a dense FFN.
+        """
+
+
+class DistantExperts(Protocol):
+    """Feed-forward parts that answer later. Rows of several lanes, one micro-batch each, may be on
+    their way at once; of one lane, one layer's.
+    """
+
+    def num_lanes(self, rows: int) -> int:
+        """Into how many micro-batches a step of so many rows should be cut, 1 or more."""
+
+    def send(self, lane: int, layer: int, rows: Tensor, ids: Tensor | None) -> None:
+        """rows [M, H] float32 (normed), ids [M, k] int32 ascending; None for a dense FFN. Both
+        are read until the lane's `end`, and must not change.
+        """
+
+    def returned(self) -> Sequence[int]:
+        """Lanes whose rows are all back, at least one; waits for it. Whatever happens to workers,
+        they come back.
+        """
+
+    def cells(self, lane: int) -> Tensor:
+        """What came back, [M · k, H] float32 or bfloat16: row m's expert ids[m, j] at m · k + j.
+        Valid until `end`.
+        """
+
+    def end(self, lane: int) -> None:
+        """The lane may send again."""
+
+    def stepped(self, rows: int, lanes: int, attention_s: float, step_s: float) -> None:
+        """A forward of `rows` rows in `lanes` lanes is over: it took `step_s`, and this side
+        computed for `attention_s` of it. Seconds.
         """

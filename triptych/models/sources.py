@@ -1,7 +1,8 @@
 """Where weights come from: tensors by their Hugging Face name, whatever the file format.
 
 `WeightSource` is the seam, one implementation per format; `GridSource` is what a format adds that
-stores quantised weights. `CheckedSource` is how model building reads either.
+stores quantised weights, `StackSource` what one adds that can read a part of a tensor.
+`CheckedSource` is how model building reads any of them.
 """
 
 from __future__ import annotations
@@ -54,12 +55,24 @@ class GridSource(WeightSource, Protocol):
         """The matrix on the grid that it is stored on; None where that is no `Affine`."""
 
 
+@runtime_checkable
+class StackSource(WeightSource, Protocol):
+    """A checkpoint that may hold one tensor [n, …] of all experts of a layer."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Without reading the tensor."""
+
+    def read_entry(self, name: str, entry: int) -> Tensor:
+        """tensor[entry], of which no other bytes are read. As `read` otherwise."""
+
+
 class CheckedSource:
     """Reads with every shape checked. Counts what was read and warns of what was not."""
 
     def __init__(self, source: WeightSource, progress: Progress | None = None) -> None:
         self._source = source
         self._grids = source if isinstance(source, GridSource) else None
+        self._stacks = source if isinstance(source, StackSource) else None
         self._progress = progress
         self._unread = {name for name in source.names() if not name.endswith(".inv_freq")}
         self._total = len(self._unread)
@@ -82,6 +95,18 @@ class CheckedSource:
         tensor = self._source.read(name)
         self._check(name, tuple(tensor.shape), shape)
         return tensor
+
+    def read_entry(self, name: str, stack: tuple[int, int], shape: tuple[int, ...]) -> Tensor:
+        """Entry i of n, `stack`, of a tensor [n, *shape]; reads nothing else of it.
+
+        Raises ModelError as `read` does, and where the format has no such tensors.
+        """
+        self._require(name)
+        if self._stacks is None:
+            raise ModelError(f"{self.origin}: stacked experts are not supported in this format")
+        entry, count = stack
+        self._check(name, self._stacks.shape(name), (count, *shape))
+        return self._stacks.read_entry(name, entry)
 
     def read_affine(self, name: str, shape: tuple[int, ...]) -> Affine | None:
         """Raises ModelError when it is missing or of another shape."""

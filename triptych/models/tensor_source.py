@@ -24,3 +24,9 @@ class TensorSource:
             return self._tensors[name]
         except KeyError:
             raise ModelError(f"{self.origin}: no tensor {name!r}") from None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.read(name).shape)
+
+    def read_entry(self, name: str, entry: int) -> Tensor:
+        return self.read(name)[entry]

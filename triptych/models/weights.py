@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +20,30 @@ _BITS = {"int8": 8, "int4": 4}
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A matrix [rows, K] or a bias [rows] of a checkpoint, and how it lies there."""
+
+    name: str
+    rows: int
+    stack: tuple[int, int] | None = None  # it is entry i of n of a tensor [n, …]
+    transposed: bool = False  # a matrix lies as [K, rows]
+    interleaved: bool = False  # rows of gate and up lie in turn
+
+    @property
+    def label(self) -> str:
+        """For reports."""
+        return self.name if self.stack is None else f"{self.name}[{self.stack[0]}]"
+
+
+def pick_rows(matrix: Tensor | Affine, order: Tensor) -> Tensor | Affine:
+    """Rows of a matrix [N, K] in another order, int64; −1 is a row of zeros. Exact."""
+    if isinstance(matrix, Tensor):
+        return _pick(matrix, order)
+    q, scale, low = (_pick(part, order) for part in (matrix.q, matrix.scale, matrix.low))
+    return Affine(q, scale, low, matrix.bits, matrix.group)
+
+
 class WeightReader:
     """Reads a source for one model. Matrices are kept in `dtype`, all other tensors in float32.
 
@@ -29,12 +54,23 @@ class WeightReader:
         self, source: CheckedSource, dtype: WeightDtype, group: int, packer: Packer
     ) -> None:
         self._source = source
+        self._dtype = dtype
         self._bits = _BITS.get(dtype)
         self._group = group
         self._packer = packer
         self._tally = QuantTally()
         # Where joined weights are put together; packers copy, so it serves for all.
         self._scratch = torch.empty(0, dtype=torch.bfloat16 if dtype == "bfloat16" else None)
+
+    @property
+    def origin(self) -> str:
+        """The file or directory, for messages."""
+        return self._source.origin
+
+    @property
+    def cell_dtype(self) -> torch.dtype:
+        """What experts answer in: float32 where the weights are, else bfloat16."""
+        return torch.float32 if self._dtype == "float32" else torch.bfloat16
 
     def has(self, name: str) -> bool:
         return self._source.has(name)
@@ -52,21 +88,49 @@ class WeightReader:
         bias: bool,
         head: bool = False,
         gated: bool = False,
+        exact: bool = False,
     ) -> LinearLike:
-        """Projections of the same input as one: `names` without .weight / .bias, outputs joined."""
-        weights = [f"{name}.weight" for name in names]
-        matrix = self._matrix(weights, in_features, out_features, head)
-        biases = None
-        if bias:
-            parts = zip(names, out_features, strict=True)
-            biases = torch.cat([self.tensor(f"{name}.bias", rows) for name, rows in parts])
+        """Projections of the same input as one: `names` without .weight / .bias, outputs joined.
+
+        `exact`: kept in float32, whatever the others are kept in.
+        """
+        sizes = list(zip(names, out_features, strict=True))
+        weights = [Part(f"{name}.weight", rows) for name, rows in sizes]
+        biases = [Part(f"{name}.bias", rows) for name, rows in sizes] if bias else []
+        return self.joined(weights, in_features, biases, head=head, gated=gated, exact=exact)
+
+    def joined(
+        self,
+        weights: Sequence[Part],
+        in_features: int,
+        biases: Sequence[Part] = (),
+        *,
+        head: bool = False,
+        gated: bool = False,
+        exact: bool = False,
+        order: Tensor | None = None,
+    ) -> LinearLike:
+        """Matrices of the same input one below the other, and as many biases or none.
+
+        order [N] int64: the outputs that are kept, in this order; −1 is one that is zero.
+        """
+        if exact:
+            matrix: Tensor | Affine = torch.cat(
+                [self._read(w, in_features) for w in weights]
+            ).float()
+        else:
+            matrix = self._matrix(weights, in_features, head)
+        bias = torch.cat([self._read(part).float() for part in biases]) if biases else None
+        if order is not None:
+            matrix = pick_rows(matrix, order)
+            bias = None if bias is None else _pick(bias, order)
         if isinstance(matrix, Affine):
-            return self._packer.affine(matrix, biases, gated=gated)
-        return self._packer.dense(matrix, biases, gated=gated)
+            return self._packer.affine(matrix, bias, gated=gated)
+        return self._packer.dense(matrix, bias, gated=gated)
 
     def table(self, name: str, rows: int, columns: int) -> TableLike:
         """An embedding that is not also the head; `name` without .weight."""
-        return self._packer.embedding(self._matrix([f"{name}.weight"], columns, [rows], True))
+        return self._packer.embedding(self._matrix([Part(f"{name}.weight", rows)], columns, True))
 
     def skip(self, *prefixes: str) -> None:
         """These tensors are somebody else's business."""
@@ -81,67 +145,86 @@ class WeightReader:
         _log.info("%s: %s", self._source.origin, report)
         return report
 
-    def _matrix(
-        self, names: Sequence[str], columns: int, rows: Sequence[int], head: bool
-    ) -> Tensor | Affine:
-        shapes = [(count, columns) for count in rows]
+    def _read(self, part: Part, columns: int | None = None) -> Tensor:
+        """A matrix [rows, columns], without `columns` a vector [rows]; any dtype and strides."""
+        shape = (part.rows,) if columns is None else (part.rows, columns)
+        stored = shape[::-1] if part.transposed else shape
+        if part.stack is None:
+            tensor = self._source.read(part.name, stored)
+        else:
+            tensor = self._source.read_entry(part.name, part.stack, stored)
+        tensor = tensor.t() if part.transposed else tensor
+        return torch.cat([tensor[::2], tensor[1::2]]) if part.interleaved else tensor
+
+    def _matrix(self, parts: Sequence[Part], columns: int, head: bool) -> Tensor | Affine:
         if self._bits is None:
-            return self._dense(names, shapes)
+            return self._dense(parts, columns)
         bits = [
             kept_bits(
-                self._bits, self._source.stored_bits(name), small_file=self._source.small, head=head
+                self._bits,
+                self._source.stored_bits(part.name),
+                small_file=self._source.small,
+                head=head,
             )
-            for name in names
+            for part in parts
         ]
-        return self._affine(names, shapes, bits)
+        return self._affine(parts, columns, bits)
 
-    def _dense(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Tensor:
-        columns, sizes = shapes[0][1], [rows for rows, _ in shapes]
-        needed = sum(sizes) * columns
+    def _dense(self, parts: Sequence[Part], columns: int) -> Tensor:
+        alone = self._read(parts[0], columns) if len(parts) == 1 else None
+        if alone is not None and alone.dtype == self._scratch.dtype and alone.is_contiguous():
+            return alone  # packed from where it lies
+        needed = sum(part.rows for part in parts) * columns
         if self._scratch.numel() < needed:
             self._scratch = self._scratch.new_empty(needed)
         matrix = self._scratch[:needed].view(-1, columns)
         start = 0
-        for name, shape in zip(names, shapes, strict=True):
-            matrix[start : start + shape[0]].copy_(self._source.read(name, shape))
-            start += shape[0]
+        for part in parts:
+            read = self._read(part, columns) if alone is None else alone
+            matrix[start : start + part.rows].copy_(read)
+            start += part.rows
         return matrix
 
-    def _affine(
-        self, names: Sequence[str], shapes: Sequence[tuple[int, int]], wanted: Sequence[int]
-    ) -> Affine:
+    def _affine(self, parts: Sequence[Part], columns: int, wanted: Sequence[int]) -> Affine:
         """As stored where that has at most the wanted bits, else quantised; all in one format."""
-        parts = [
-            self._stored(name, shape, bits)
-            for name, shape, bits in zip(names, shapes, wanted, strict=True)
+        found = [
+            self._stored(part, columns, bits) for part, bits in zip(parts, wanted, strict=True)
         ]
         # The joined matrix has the finest format among its parts: those quantised here may use it.
         bits = max(wanted)
-        group = min([self._group, *(part.group for part in parts if part is not None)])
+        group = min([self._group, *(stored.group for stored in found if stored is not None)])
         done = []
-        for name, shape, part in zip(names, shapes, parts, strict=True):
-            if part is None:
-                done.append(self._quantised(name, shape, bits, group))
+        for part, stored in zip(parts, found, strict=True):
+            if stored is None:
+                done.append(self._quantised(part, columns, bits, group))
                 continue
-            self._tally.native += (part.bits, part.group) == (bits, group)
-            self._tally.promoted += (part.bits, part.group) != (bits, group)
-            done.append(promote(part, bits, group))
+            self._tally.native += (stored.bits, stored.group) == (bits, group)
+            self._tally.promoted += (stored.bits, stored.group) != (bits, group)
+            done.append(promote(stored, bits, group))
         joined = join(done)
         self._tally.keep(joined)
         return joined
 
-    def _stored(self, name: str, shape: tuple[int, int], bits: int) -> Affine | None:
-        stored = self._source.read_affine(name, shape)
+    def _stored(self, part: Part, columns: int, bits: int) -> Affine | None:
+        if part.stack is not None or part.transposed or part.interleaved:
+            return None
+        stored = self._source.read_affine(part.name, (part.rows, columns))
         return stored if stored is not None and stored.bits <= bits else None
 
-    def _quantised(self, name: str, shape: tuple[int, int], bits: int, group: int) -> Affine:
-        weight = self._source.read(name, shape)
+    def _quantised(self, part: Part, columns: int, bits: int, group: int) -> Affine:
+        weight = self._read(part, columns).contiguous()
         try:
             affine = quantise(weight, bits, group)
         except ValueError as error:
             raise ModelError(
-                f"{self._source.origin}: tensor {name!r}: {error}; the file is damaged: "
+                f"{self._source.origin}: tensor {part.name!r}: {error}; the file is damaged: "
                 "get it again"
             ) from error
-        self._tally.errors[name] = relative_error(weight, affine)
+        self._tally.errors[part.label] = relative_error(weight, affine)
         return affine
+
+
+def _pick(rows: Tensor, order: Tensor) -> Tensor:
+    picked = rows[order.clamp(min=0)]
+    picked[order < 0] = 0
+    return picked

@@ -25,6 +25,17 @@ _CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+# Of all that a cluster can serve.
+SERVED: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
@@ -36,6 +47,28 @@ _SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
+}
+_GRANITE: dict[str, Any] = {
+    "num_local_experts": 8,
+    "num_experts_per_tok": 3,
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 6.0,
+}
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 40,
+    "qk_nope_head_dim": 20,
+    "qk_rope_head_dim": 12,
+    "v_head_dim": 16,
+    "n_routed_experts": 12,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 40,
+    "first_k_dense_replace": 1,
 }
 _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
@@ -58,39 +91,102 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 FAMILIES = tuple(_FAMILIES)
 
+# Where a family can, its second layer is dense.
+_MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("MixtralConfig", {"num_local_experts": 8, "sliding_window": WINDOW}),
+    "qwen2_moe": (
+        "Qwen2MoeConfig",
+        {
+            "num_experts": 12,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "shared_expert_intermediate_size": 72,
+            "mlp_only_layers": [1],
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+        },
+    ),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {
+            "head_dim": 32,
+            "num_experts": 16,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+        },
+    ),
+    "olmoe": (
+        "OlmoeConfig",
+        {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 40},
+    ),
+    "granitemoe": ("GraniteMoeConfig", {"intermediate_size": 40, **_GRANITE}),
+    "granitemoeshared": (
+        "GraniteMoeSharedConfig",
+        {"intermediate_size": 40, "shared_intermediate_size": 72, **_GRANITE},
+    ),
+    "deepseek_v2": (
+        "DeepseekV2Config",
+        {**_LATENT, "topk_method": "group_limited_greedy", "routed_scaling_factor": 1.5},
+    ),
+    "deepseek_v3": ("DeepseekV3Config", {**_LATENT, "n_shared_experts": 2}),
+    "gpt_oss": (
+        "GptOssConfig",
+        {
+            "head_dim": 32,
+            "intermediate_size": 40,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 3,
+            "sliding_window": WINDOW,
+        },
+    ),
+}
+MIXTURES = tuple(_MIXTURES)
+
 
 def tiny_llama(path: Path, *, num_layers: int = 3, seed: int = 0) -> Path:
     """A Llama that can be served: any text encodes, ChatML template, eos <|im_end|>.
 
     Its answers are noise, but always the same noise. Needs no transformers.
     """
-    backend = byte_level()
-    config = {
+    config = SERVED | {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": backend.get_vocab_size(),
-        "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": num_layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "tie_word_embeddings": False,
-        "eos_token_id": backend.token_to_id("<|im_end|>"),
     }
+    return save_served(path, config, _llama_shapes(64, 128, 32, num_layers), seed)
+
+
+def save_served(
+    path: Path, config: dict[str, Any], shapes: Iterator[tuple[str, tuple[int, ...]]], seed: int
+) -> Path:
+    """Noise for the tensors of `shapes`, names without .weight, and for the vocabulary's matrices;
+    a tokenizer; `config` with what belongs to it.
+    """
+    backend = byte_level()
+    vocab_size = backend.get_vocab_size()
+    end = backend.token_to_id("<|im_end|>")
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
         "chat_template": _CHATML,
     }
-    save_folder(path, backend, {"config.json": config, "tokenizer_config.json": tokenizer_config})
+    files = {
+        "config.json": config | {"vocab_size": vocab_size, "eos_token_id": end},
+        "tokenizer_config.json": tokenizer_config,
+    }
+    save_folder(path, backend, files)
+    vocabulary = (vocab_size, config["hidden_size"])
     source = torch.Generator().manual_seed(seed)
     weights = {
         f"{name}.weight": _noise(shape, source) + (1.0 if len(shape) == 1 else 0.0)
-        for name, shape in _llama_shapes(backend.get_vocab_size(), 64, 128, 32, num_layers)
+        for name, shape in (
+            ("model.embed_tokens", vocabulary),
+            *shapes,
+            ("lm_head", vocabulary),
+        )
     }
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     return path
@@ -105,19 +201,24 @@ def tiny_checkpoint(
     """
     import transformers
 
-    class_name, values = _FAMILIES[family]
+    class_name, values = (_FAMILIES | _MIXTURES)[family]
     config = getattr(transformers, class_name)(**(_SIZES | values | overrides))
     auto: Any = transformers.AutoModelForCausalLM  # untyped
-    model = auto.from_config(config, dtype=torch.float32)
+    with torch.random.fork_rng(devices=[]):  # sinks and some biases begin with noise
+        torch.manual_seed(seed)
+        model = auto.from_config(config, dtype=torch.float32)
     fill_randomly(model, seed)
     model.save_pretrained(path, max_shard_size=max_shard_size)
     return path
 
 
 def fill_randomly(model: Any, seed: int = 0) -> None:
-    """Gives every parameter of a transformers model noise of a size that matters."""
+    """Gives every parameter of a transformers model noise of a size that matters, and what corrects
+    the choice of experts, which is no parameter.
+    """
     source = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
+    corrections = [b for name, b in model.named_buffers() if name.endswith("correction_bias")]
+    for parameter in [*model.parameters(), *corrections]:
         noise = _noise(tuple(parameter.shape), source)
         parameter.data = parameter.data + noise if parameter.dim() == 1 else noise
     model.tie_weights()
@@ -130,23 +231,30 @@ def edit_config(path: Path, **values: Any) -> None:
     file.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
 
 
+def attention_shapes(layer: str, hidden: int, kv: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """A Llama's layer without its FFN, as many query heads as fill the hidden size."""
+    yield f"{layer}.input_layernorm", (hidden,)
+    yield f"{layer}.self_attn.q_proj", (hidden, hidden)
+    yield f"{layer}.self_attn.k_proj", (kv, hidden)
+    yield f"{layer}.self_attn.v_proj", (kv, hidden)
+    yield f"{layer}.self_attn.o_proj", (hidden, hidden)
+    yield f"{layer}.post_attention_layernorm", (hidden,)
+
+
+def ffn_shapes(block: str, hidden: int, inner: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{block}.gate_proj", (inner, hidden)
+    yield f"{block}.up_proj", (inner, hidden)
+    yield f"{block}.down_proj", (hidden, inner)
+
+
 def _llama_shapes(
-    vocab: int, hidden: int, inner: int, kv: int, num_layers: int
+    hidden: int, inner: int, kv: int, num_layers: int
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield "model.embed_tokens", (vocab, hidden)
     for index in range(num_layers):
         layer = f"model.layers.{index}"
-        yield f"{layer}.input_layernorm", (hidden,)
-        yield f"{layer}.self_attn.q_proj", (hidden, hidden)
-        yield f"{layer}.self_attn.k_proj", (kv, hidden)
-        yield f"{layer}.self_attn.v_proj", (kv, hidden)
-        yield f"{layer}.self_attn.o_proj", (hidden, hidden)
-        yield f"{layer}.post_attention_layernorm", (hidden,)
-        yield f"{layer}.mlp.gate_proj", (inner, hidden)
-        yield f"{layer}.mlp.up_proj", (inner, hidden)
-        yield f"{layer}.mlp.down_proj", (hidden, inner)
+        yield from attention_shapes(layer, hidden, kv)
+        yield from ffn_shapes(f"{layer}.mlp", hidden, inner)
     yield "model.norm", (hidden,)
-    yield "lm_head", (vocab, hidden)
 
 
 def _noise(shape: tuple[int, ...], source: torch.Generator) -> Tensor:

@@ -38,6 +38,7 @@ class DenseKv:
         scale: float,
         window: int | None,
         softcap: float | None,
+        sinks: Tensor | None,
     ) -> Tensor:
         keys = self._keys[layer] = _append(self._keys[layer], k[: self.rows])
         values = self._values[layer] = _append(self._values[layer], v[: self.rows])
@@ -51,7 +52,10 @@ class DenseKv:
         visible = key <= row
         if window is not None:
             visible &= key > row - window
-        weights = scores.masked_fill(~visible, -torch.inf).softmax(-1).to(v.dtype)
+        scores = scores.masked_fill(~visible, -torch.inf)
+        if sinks is not None:
+            scores = torch.cat([scores, sinks.view(-1, 1, 1).expand(-1, self.rows, 1)], dim=-1)
+        weights = scores.softmax(-1)[..., : len(key)].to(v.dtype)
         mixed = torch.einsum("hqk,khd->qhd", weights, values.repeat_interleave(group, 1))
         return torch.cat([mixed, q.new_zeros(q.shape[0] - self.rows, *q.shape[1:])])
 

@@ -33,7 +33,8 @@ def write_gguf(
     kind: GGMLQuantizationType = GGMLQuantizationType.F32,
     kinds: Mapping[str, GGMLQuantizationType] | None = None,
 ) -> Path:
-    """Converts config.json and model.safetensors; matrices are quantised to `kind`.
+    """Converts config.json, model.safetensors and tokenizer.json, the last if it is there and
+    byte-level; matrices are quantised to `kind`.
 
     `kinds` names those that are quantised otherwise, by part of their Hugging Face name.
     """
@@ -41,6 +42,8 @@ def write_gguf(
     arch = _ARCHITECTURES[config["architectures"][0]]
     writer = GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
     _add_metadata(writer, config)
+    if (directory / "tokenizer.json").is_file():
+        _add_tokenizer(writer, directory)
     names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
     for name, weight in load_file(directory / "model.safetensors").items():
         gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -84,6 +87,25 @@ def _add_metadata(writer: GGUFWriter, config: dict[str, Any]) -> None:
     if config["architectures"] == ["Gemma3ForCausalLM"]:
         writer.add_sliding_window(config["sliding_window"])
         writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+
+
+def _add_tokenizer(writer: GGUFWriter, directory: Path) -> None:
+    stored = json.loads((directory / "tokenizer.json").read_text())
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    ids: dict[str, int] = dict(stored["model"]["vocab"])
+    kinds = dict.fromkeys(ids, gguf.TokenType.NORMAL)
+    for token in stored["added_tokens"]:
+        ids[token["content"]] = token["id"]
+        special = gguf.TokenType.CONTROL if token["special"] else gguf.TokenType.USER_DEFINED
+        kinds[token["content"]] = special
+    tokens = sorted(ids, key=ids.__getitem__)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([kinds[token] for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in stored["model"]["merges"]])
+    if "chat_template" in settings:
+        writer.add_chat_template(settings["chat_template"])
 
 
 def _converted(arch: gguf.MODEL_ARCH, config: dict[str, Any], name: str, weight: Array) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -45,12 +47,14 @@ class Prompt:
     def rows(self, begin: int, end: int) -> Rows:
         return Rows(self.queries[begin:end], begin, self.blocks)
 
-    def attend(self, *jobs: Rows, window: int = 0, softcap: float = 0.0) -> list[Tensor]:
+    def attend(self, *jobs: Rows, **how: Any) -> list[Tensor]:
+        """`how` as in `native_kernels.attend`."""
         scale = self.pool.layout.head_dim**-0.5
-        cache = self.pool.cache
-        return attend(self.library, cache, jobs, scale=scale, window=window, softcap=softcap)
+        return attend(self.library, self.pool.cache, jobs, scale=scale, **how)
 
-    def exact(self, begin: int, end: int, window: int, softcap: float) -> Tensor:
+    def exact(
+        self, begin: int, end: int, window: int, softcap: float, sinks: Tensor | None = None
+    ) -> Tensor:
         """Rows [begin, end) in float64, of what the cache holds."""
         keys, values = (part.double() for part in self.pool.read(self.blocks, end))
         queries = self.queries[begin:end]
@@ -64,5 +68,8 @@ class Prompt:
         back = torch.arange(begin, end)[:, None] - torch.arange(end)
         hidden = (back < 0) | (back >= window if window else back < 0)
         scores = scores.masked_fill(hidden[:, None, None], -torch.inf)
-        mixed = torch.einsum("rhgn,nhd->rhgd", scores.softmax(-1), values)
+        if sinks is not None:
+            sink = sinks.double().view(1, *scores.shape[1:3], 1).expand(rows, -1, -1, 1)
+            scores = torch.cat([scores, sink], dim=-1)
+        mixed = torch.einsum("rhgn,nhd->rhgd", scores.softmax(-1)[..., :end], values)
         return mixed.reshape(rows, heads, dim)

@@ -140,10 +140,12 @@ def attend(
     softcap: float = 0.0,
     window: int = 0,
     layer: int = 0,
+    sinks: Tensor | None = None,
+    value_dim: int = 0,
 ) -> list[Tensor]:
-    """One call of the kernel: [R, Hq, D] of every job."""
+    """One call of the kernel: [R, Hq, D] of every job, D the value_dim if there is one."""
     queries = torch.cat([job.queries for job in jobs])
-    out = torch.empty_like(queries)
+    out = torch.empty(*queries.shape[:2], value_dim or queries.shape[2])
     parents = [
         None if job.parents is None else torch.tensor(job.parents, dtype=torch.int32)
         for job in jobs
@@ -155,7 +157,8 @@ def attend(
         count = job.queries.shape[0]
         structs.append(JobStruct(row, count, job.start, 0, job.blocks.data_ptr(), address))
         row += count
-    shape = AttentionShapeStruct(queries.shape[1], scale, softcap, window)
+    sinks_at = None if sinks is None else sinks.data_ptr()
+    shape = AttentionShapeStruct(queries.shape[1], scale, softcap, window, value_dim, sinks_at)
     pointer, number = ctypes.c_void_p, ctypes.c_int
     library.bind("tk_attend", None, *(pointer, number, pointer, pointer, number, pointer, pointer))(
         ctypes.byref(cache),

@@ -79,7 +79,7 @@ class HeadLearner:
         self.settings = settings
         self.draft_ids = draft_ids
         self.module = HeadModule(config, target)
-        self._rows = vocabulary.head_rows(draft_ids).bfloat16()
+        self._rows = (vocabulary.head_rows(draft_ids) / target.logits_divisor).bfloat16()
         self._softcap = target.final_softcap
         self._draft_of = torch.full((config.target_vocab_size,), -1)
         self._draft_of[draft_ids] = torch.arange(len(draft_ids))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ class WorkerArgs:
     run_dir: Path
     listen: str  # gRPC address to bind
     registry: str  # gRPC target of the router's registry
-    kv_host: str  # address on which other hosts may read this worker's KV (tcp)
+    kv_host: str  # address on which other hosts may read this worker's KV, or send it rows (tcp)
+    domain: str = ""  # what fails together with this worker: its host
 
 
 def parse_worker_args(role: Role, argv: Sequence[str] | None = None) -> WorkerArgs:
@@ -33,7 +35,10 @@ def parse_worker_args(role: Role, argv: Sequence[str] | None = None) -> WorkerAr
     parser.add_argument("--run-dir", type=Path, required=True, help="the cluster's sockets")
     parser.add_argument("--listen", help="gRPC address (default: a unix socket in the run dir)")
     parser.add_argument("--registry", help="registry's gRPC target (default: in the run dir)")
-    parser.add_argument("--kv-host", default="127.0.0.1", help="address of the tcp KV link")
+    parser.add_argument("--kv-host", default="127.0.0.1", help="address of tcp links")
+    parser.add_argument(
+        "--domain", default=socket.gethostname(), help="failure domain (default: this host)"
+    )
     options = parser.parse_args(argv)
     config = load_config(options.config)
     pool = config.pool(options.pool)
@@ -48,4 +53,5 @@ def parse_worker_args(role: Role, argv: Sequence[str] | None = None) -> WorkerAr
         listen=options.listen or f"unix:{options.run_dir}/{options.id}.sock",
         registry=options.registry or f"unix:{options.run_dir}/registry.sock",
         kv_host=options.kv_host,
+        domain=options.domain,
     )

@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 
 from transport.kv.region import Region, RegionShape
+from triptych.config import ClusterConfig
 from triptych.engine.backend import Backend, choose_backend
 from triptych.engine.runner import Runner, make_runner
 from triptych.engine.scheduler import Scheduler
 from triptych.engine.storage import KvStorage
 from triptych.errors import ConfigError
+from triptych.experts.make import PoolParts, pool_parts
 from triptych.fingerprint import weight_fingerprint
 from triptych.hub import resolve_model
 from triptych.kv.hashing import root_hash
@@ -48,6 +50,7 @@ class EngineParts:
     max_model_len: int  # what the model and the KV pool both can hold
     backend: Backend
     fingerprint: str  # of the weights
+    experts: PoolParts | None  # None: all feed-forward parts are computed here
 
     def eos_token_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """What ends an answer, by the model's configuration or by its tokenizer."""
@@ -68,12 +71,16 @@ def build_engine(args: WorkerArgs) -> EngineParts:
     backend = choose_backend(config.dtype, kv.dtype, config.quant_group)
     path = resolve_model(config.model)
     began = time.monotonic()
+    experts = None
+    if config.remote_experts:
+        experts = pool_parts(path, config.experts, backend, awaited=config.has_workers("ffn"))
     model = load_model(
         path,
         dtype=backend.weights,
         group=backend.group,
         packer=backend.packer,
         progress=_LoadLog(),
+        distant=None if experts is None else experts.experts,
     )
     if model.is_native:
         # What torch does besides is small. Its idle threads would spin where ours compute.
@@ -98,6 +105,7 @@ def build_engine(args: WorkerArgs) -> EngineParts:
                 "kv_dtype": backend.kv,
                 "kv_blocks": shape.num_blocks,
                 "kv_tokens": shape.num_blocks * kv.block_tokens,
+                "experts": "here" if experts is None else "remote",
                 "seconds": round(time.monotonic() - began, 2),
             }
         },
@@ -110,7 +118,7 @@ def build_engine(args: WorkerArgs) -> EngineParts:
         layout_text=layout.describe(
             model=config.served_name,
             weights=fingerprint,
-            compute=backend.identity,
+            compute=compute_identity(backend, config),
         ),
         region=region,
         pool=pool,
@@ -125,7 +133,14 @@ def build_engine(args: WorkerArgs) -> EngineParts:
         max_model_len=model_len(config.max_model_len, model.config.max_model_len, shape, layout),
         backend=backend,
         fingerprint=fingerprint,
+        experts=experts,
     )
+
+
+def compute_identity(backend: Backend, config: ClusterConfig) -> str:
+    """What a token's bits depend on besides the weights: kernels, types, rows that were rounded."""
+    rounded = config.remote_experts and config.experts.rows != "exact"
+    return f"{backend.identity}/rows:{config.experts.rows}" if rounded else backend.identity
 
 
 def kv_layout(model: ModelConfig, block_tokens: int, dtype: str) -> KvLayout:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import NoReturn
 
 import grpc
 import uvloop
@@ -23,6 +24,7 @@ from transport.registry import stay_attached
 from triptych.config import Role
 from triptych.engine.thread import StepThread
 from triptych.errors import TriptychError
+from triptych.obs.experts import ExpertCollector
 from triptych.obs.log import setup_logging
 from triptych.obs.metrics import MetricsServer, WorkerMetrics, new_registry
 from triptych.wire import to_status
@@ -49,6 +51,7 @@ class RoleParts:
     close: Callable[[], Awaitable[None]]  # after the last call ended
     leave: Callable[[], None] = lambda: None  # called when no new request may come any more
     size: pb.WorkerHello = field(default_factory=pb.WorkerHello)  # what an engine has to tell
+    on_note: Callable[[pb.RouterNote], None] = lambda note: None  # hears what the router tells
 
 
 Fail = Callable[[BaseException], None]
@@ -92,9 +95,40 @@ def _build_with_engine(build_role: BuildRole, args: WorkerArgs) -> Build:
             report_pool(metrics, parts)
             return role.load()
 
-        return replace(role, size=size, load=load, tend=partial(_tend_engine, parts, role))
+        whole = replace(role, size=size, load=load, tend=partial(_tend_engine, parts, role))
+        return whole if parts.experts is None else _with_ffn_pool(args, parts, metrics, whole)
 
     return build
+
+
+def _with_ffn_pool(
+    args: WorkerArgs, parts: EngineParts, metrics: WorkerMetrics, role: RoleParts
+) -> RoleParts:
+    """The same role, connected with the FFN workers that compute for it."""
+    assert parts.experts is not None, "the caller asked"
+    experts = parts.experts.experts
+    pool = parts.experts.pool(
+        args.config.experts,
+        worker_id=args.worker_id,
+        epoch=args.epoch,
+        run_dir=args.run_dir,
+        host=args.kv_host,
+    )
+    experts.run_on(partial(role.thread.post, experts.take_changes))
+    ExpertCollector(experts.tally, metrics.registry)
+    role.size.follows_ffn = True
+
+    def load() -> pb.WorkerLoad:
+        report = role.load()
+        pool.report(report)
+        return report
+
+    async def close() -> None:
+        experts.run_on(experts.take_changes)  # the loop's thread has ended
+        await pool.close()
+        await role.close()
+
+    return replace(role, load=load, on_note=pool.on_note, close=close)
 
 
 async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
@@ -133,9 +167,11 @@ async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
     )
     hello.MergeFrom(role_parts.size)
     attachment = asyncio.create_task(
-        stay_attached(args.registry, hello, load, interval_s=_REPORT_S)
+        stay_attached(args.registry, hello, load, interval_s=_REPORT_S, on_note=role_parts.on_note)
     )
     tending = asyncio.create_task(_tend(role_parts))
+    for task in (attachment, tending):
+        task.add_done_callback(partial(_report_end, fail))
     gc.freeze()  # what was loaded stays; looking through it again would stop every stream for 0.1 s
     log.info("ready", extra={"fields": {"address": server.address, "epoch": args.epoch}})
 
@@ -154,6 +190,14 @@ async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
     metrics_server.close()
     log.info("stopped")
     return 1 if failures else 0
+
+
+def _report_end(fail: Fail, task: asyncio.Task[NoReturn] | asyncio.Task[None]) -> None:
+    """A worker that nobody knows of, or that nobody tends, is of no use: it must not live on."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        log.critical("a task of the worker ended", exc_info=error)
+        fail(error)
 
 
 async def _tend(role: RoleParts) -> None:

@@ -11,23 +11,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triptych_kernels.cpu.experts import MAX_ROWS, branch_struct, unit_structs
 from triptych_kernels.cpu.linear import NativeLinear
 from triptych_kernels.cpu.native import Library
 from triptych_kernels.cpu.norms import NativeNorms
+from triptych_kernels.cpu.routing import routing_struct
 from triptych_kernels.cpu.structs import (
     GATES,
+    ROW_TYPES,
     AttentionShapeStruct,
     JobStruct,
     KvCacheStruct,
+    LatentStruct,
     LayerStruct,
+    MixtureStruct,
     PassStruct,
 )
+from triptych_kernels.routing import RoutingLike
+
+
+@dataclass(frozen=True, slots=True)
+class NativeLatent:
+    """Heads out of low ranks; see LatentHeads in triptych/models/latent.py. Norms: float32."""
+
+    down: NativeLinear
+    query_up: NativeLinear
+    kv_up: NativeLinear
+    query_norm: Tensor | None  # none: queries are made of the row itself
+    kv_norm: Tensor
+    eps: float
+    rope_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class NativeMixture:
+    """What a mixture consists of; see Mixture in triptych/models/layers.py."""
+
+    routing: RoutingLike
+    correction: Tensor | None  # [E] float32
+    router: NativeLinear  # [E, H] float32
+    shared: tuple[NativeLinear, NativeLinear] | None  # gate and up, down
+    shared_gate: NativeLinear | None  # [1, H] float32
+    units: Sequence[tuple[NativeLinear, NativeLinear]] | None  # by expert; None: elsewhere
+    cell_dtype: torch.dtype  # what their answers are rounded to: float32 or bfloat16
 
 
 @dataclass(frozen=True, slots=True)
 class NativeLayer:
     """What a layer consists of; see Layer in triptych/models/layers.py. Norms are float32 [size],
-    with the family's offset added. Without an FFN (`gate_up` None) only its attention can run.
+    with the family's offset added. Without an FFN (`gate_up` None, and no units in `mixture`) its
+    FFN half runs elsewhere, between `ffn_front` and `ffn_back`.
     """
 
     before_attention: Tensor
@@ -36,7 +69,7 @@ class NativeLayer:
     behind_ffn: Tensor | None
     query_norm: Tensor | None
     key_norm: Tensor | None
-    qkv: NativeLinear
+    qkv: NativeLinear | NativeLatent
     output: NativeLinear
     gate_up: NativeLinear | None
     down: NativeLinear | None
@@ -47,6 +80,12 @@ class NativeLayer:
     eps: float
     activation: str
     rope: int  # index of the pass's tables
+    rope_dim: int  # of a head: its first numbers are turned
+    value_dim: int  # of a head: its values' first numbers, the others are zero
+    sinks: Tensor | None  # float32 [heads]
+    mixture: NativeMixture | None = None  # in place of gate_up and down
+    branch_scale: float = 1.0  # of what attention and FFN add to the residual stream
+    norms_whole: bool = False  # query_norm and key_norm are of all heads together, else of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +109,11 @@ class NativeLayers:
             "tk_attention_half", None, pointer, number, pointer
         )
         self._ffn_half: Any = library.bind("tk_ffn_half", None, pointer, number, pointer)
+        self._ffn_front: Any = library.bind("tk_ffn_front", None, pointer, number, *[pointer] * 4)
+        self._shared: Any = library.bind(
+            "tk_shared", None, pointer, number, number, pointer, pointer
+        )
+        self._ffn_back: Any = library.bind("tk_ffn_back", None, pointer, number, pointer, pointer)
         self._move_kv: Any = library.bind(
             "tk_move_kv", None, pointer, number, pointer, pointer, number
         )
@@ -87,9 +131,10 @@ class NativeLayers:
         states: StateCopy | None = None,
     ) -> NativePass:
         """hidden [M, H] float32 changes in place from layer to layer; tables: cosines and sines
-        [positions, D/2] float32 of every rope. The arguments must outlive the pass.
+        [positions, rope_dim/2] float32 of every rope. The arguments must outlive the pass.
         """
         assert hidden.is_contiguous() and hidden.shape[1] == self._hidden_size
+        assert len(hidden) <= MAX_ROWS
         copied: tuple[Any, ...] = (None, 0, None)
         if states is not None:
             assert states.rows.shape == (len(hidden), len(states.layers), self._hidden_size)
@@ -126,6 +171,62 @@ class NativeLayers:
         """Attention with its norms and residual; the FFN half is somebody else's."""
         self._attention_half(self._structs, layer, ctypes.byref(of.struct))
 
+    def ffn_half(self, layer: int, of: NativePass) -> None:
+        """The FFN half, of a layer whose units are all here."""
+        self._ffn_half(self._structs, layer, ctypes.byref(of.struct))
+
+    def ffn_front(
+        self,
+        layer: int,
+        of: NativePass,
+        normed: Tensor,
+        ids: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
+        """The FFN half up to its units: normed [M, H] float32 becomes the rows that they want; of a
+        mixture, ids [M, k] int32 and weights [M, k] float32 become the rows' experts, ascending.
+        """
+        mixture = self._layers[layer].mixture
+        assert normed.shape == (of.struct.rows, self._hidden_size) and normed.is_contiguous()
+        assert (mixture is None) == (ids is None) == (weights is None)
+        if mixture is not None:
+            for choice, dtype in ((ids, torch.int32), (weights, torch.float32)):
+                assert choice is not None and choice.dtype == dtype and choice.is_contiguous()
+                assert choice.shape == (len(normed), mixture.routing.top_k)
+        places = (None if part is None else part.data_ptr() for part in (ids, weights))
+        self._ffn_front(self._structs, layer, ctypes.byref(of.struct), normed.data_ptr(), *places)
+
+    def has_shared(self, layer: int) -> bool:
+        """Whether every row goes to an expert of its home as well."""
+        mixture = self._layers[layer].mixture
+        return mixture is not None and mixture.shared is not None
+
+    def shared(self, layer: int, normed: Tensor, out: Tensor) -> None:
+        """out [M, H] float32 becomes the shared expert's output for normed [M, H], behind its gate.
+        Needs no pass: it may run while the rows are away.
+        """
+        assert self.has_shared(layer) and normed.shape == out.shape
+        assert normed.is_contiguous() and out.is_contiguous()
+        self._shared(self._structs, layer, len(normed), normed.data_ptr(), out.data_ptr())
+
+    def ffn_back(
+        self,
+        layer: int,
+        of: NativePass,
+        cells: Tensor,
+        weights: Tensor | None = None,
+        shared: Tensor | None = None,
+    ) -> None:
+        """The rest of the FFN half: what came back is added up, normed if the family does so, and
+        added to the rows.
+
+        cells [M·k, H], bfloat16 or float32: row · k + j from the row's expert j; with `shared` of a
+        mixture that has one. Without weights [M, k] there is one cell per row, added as it is.
+        """
+        shape = torch.Size((of.struct.rows, self._hidden_size))
+        branch = branch_struct(cells, weights, shared, shape)
+        self._ffn_back(self._structs, layer, ctypes.byref(of.struct), ctypes.byref(branch))
+
     def move_kv(self, cache: KvCacheStruct, blocks: array[int], moves: array[int]) -> None:
         """Copies KV of all layers between slots of a sequence's blocks; moves: from, to, from, …"""
         tables = blocks.buffer_info()[0], moves.buffer_info()[0]
@@ -147,7 +248,12 @@ class NativePass:
 
 def _struct(layer: NativeLayer) -> LayerStruct:
     shape = AttentionShapeStruct(
-        layer.num_heads, layer.scale, layer.softcap or 0.0, layer.window or 0
+        layer.num_heads,
+        layer.scale,
+        layer.softcap or 0.0,
+        layer.window or 0,
+        layer.value_dim,
+        None if layer.sinks is None else layer.sinks.data_ptr(),
     )
     norms = (
         layer.before_attention,
@@ -157,7 +263,9 @@ def _struct(layer: NativeLayer) -> LayerStruct:
         layer.query_norm,
         layer.key_norm,
     )
-    linears = (layer.qkv, layer.output, layer.gate_up, layer.down)
+    latent = layer.qkv if isinstance(layer.qkv, NativeLatent) else None
+    qkv = layer.qkv if isinstance(layer.qkv, NativeLinear) else None
+    linears = (qkv, layer.output, layer.gate_up, layer.down)
     return LayerStruct(
         *(None if norm is None else norm.data_ptr() for norm in norms),
         *(None if linear is None else linear.handle for linear in linears),
@@ -165,4 +273,37 @@ def _struct(layer: NativeLayer) -> LayerStruct:
         layer.eps,
         GATES[layer.activation],
         layer.rope,
+        layer.rope_dim,
+        None if latent is None else ctypes.pointer(_latent_struct(latent)),
+        None if layer.mixture is None else ctypes.pointer(_mixture_struct(layer.mixture)),
+        layer.branch_scale,
+        layer.norms_whole,
+    )
+
+
+def _mixture_struct(mixture: NativeMixture) -> MixtureStruct:
+    units = None if mixture.units is None else dict(enumerate(mixture.units))
+    assert units is None or len(units) == mixture.routing.num_experts
+    gate_up, down = mixture.shared or (None, None)
+    linears = (mixture.router, gate_up, down, mixture.shared_gate)
+    return MixtureStruct(
+        routing_struct(mixture.routing, mixture.correction),
+        *(None if linear is None else linear.handle for linear in linears),
+        None if units is None else unit_structs(units),
+        ROW_TYPES[str(mixture.cell_dtype).removeprefix("torch.")],
+    )
+
+
+def _latent_struct(latent: NativeLatent) -> LatentStruct:
+    rank = 0 if latent.query_norm is None else len(latent.query_norm)
+    return LatentStruct(
+        latent.down.handle,
+        latent.query_up.handle,
+        latent.kv_up.handle,
+        None if latent.query_norm is None else latent.query_norm.data_ptr(),
+        latent.kv_norm.data_ptr(),
+        latent.eps,
+        rank,
+        len(latent.kv_norm),
+        latent.rope_dim,
     )

@@ -23,11 +23,14 @@ _GATE_LANES = 16  # columns of gate that lie beside the same columns of up
 class NativeLinear:
     """y = x Wᵀ + b over a packed copy of W [N, K]. Thread-safe to call, not to free."""
 
-    def __init__(self, ops: LinearOps, handle: int, shape: tuple[int, int], gated: bool) -> None:
+    def __init__(
+        self, ops: LinearOps, handle: int, shape: tuple[int, int], *, gated: bool, is_float: bool
+    ) -> None:
         self._ops = ops
         self.handle = handle
         self.out_features, self.in_features = shape
         self.gated = gated
+        self.is_float = is_float  # else it rounds its inputs to bfloat16
         self.nbytes = int(ops.num_bytes(handle))
         # Not at exit: a thread may still be inside a call then.
         weakref.finalize(self, ops.free, handle).atexit = False
@@ -103,7 +106,8 @@ class NativePacker:
         handle = self._ops.dense(
             _KINDS[weight.dtype], out, width, gated, weight.data_ptr(), _pointer(bias)
         )
-        return NativeLinear(self._ops, handle, (out, width), gated)
+        is_float = weight.dtype == torch.float32
+        return NativeLinear(self._ops, handle, (out, width), gated=gated, is_float=is_float)
 
     def affine(
         self, weight: Affine, bias: Tensor | None = None, *, gated: bool = False
@@ -115,7 +119,7 @@ class NativePacker:
         handle = self._ops.affine(
             _AFFINE_KINDS[weight.bits], out, width, weight.group, gated, *pointers
         )
-        return NativeLinear(self._ops, handle, (out, width), gated)
+        return NativeLinear(self._ops, handle, (out, width), gated=gated, is_float=False)
 
     def embedding(self, weight: Tensor | Affine) -> NativeLinear:
         return self.affine(weight) if isinstance(weight, Affine) else self.dense(weight)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
+import numpy as np
+
 _pointer, _int32, _float = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
 
 
@@ -29,6 +31,8 @@ class AttentionShapeStruct(ctypes.Structure):
         ("scale", _float),
         ("softcap", _float),
         ("window", _int32),
+        ("value_dim", _int32),
+        ("sinks", _pointer),
     ]
 
 
@@ -49,8 +53,89 @@ class JobStruct(ctypes.Structure):
     ]
 
 
+class LatentStruct(ctypes.Structure):
+    """Latent in latent.h."""
+
+    _fields_ = [
+        ("down", _pointer),
+        ("query_up", _pointer),
+        ("kv_up", _pointer),
+        ("query_norm", _pointer),
+        ("kv_norm", _pointer),
+        ("eps", _float),
+        ("query_rank", _int32),
+        ("kv_rank", _int32),
+        ("rope_dim", _int32),
+    ]
+
+
+class UnitStruct(ctypes.Structure):
+    """Unit in experts.h."""
+
+    _fields_ = [("gate_up", _pointer), ("down", _pointer)]
+
+
+class ShardStruct(ctypes.Structure):
+    """Shard in experts.h."""
+
+    _fields_ = [
+        ("rows", _pointer),
+        ("scales", _pointer),
+        ("cells", _pointer),
+        ("places", _pointer),
+        ("out", _pointer),
+        ("row_type", _int32),
+        ("num_rows", _int32),
+        ("num_cells", _int32),
+        ("out_type", _int32),
+    ]
+
+
+class BranchStruct(ctypes.Structure):
+    """Branch in experts.h."""
+
+    _fields_ = [
+        ("cells", _pointer),
+        ("weights", _pointer),
+        ("shared", _pointer),
+        ("type", _int32),
+        ("k", _int32),
+        ("size", _int32),
+    ]
+
+
+class RoutingStruct(ctypes.Structure):
+    """Routing in routing.h."""
+
+    _fields_ = [
+        ("experts", _int32),
+        ("top_k", _int32),
+        ("scoring", _int32),
+        ("renormalise", _int32),
+        ("scale", _float),
+        ("groups", _int32),
+        ("groups_kept", _int32),
+        ("group_score", _int32),
+        ("correction", _pointer),
+    ]
+
+
+class MixtureStruct(ctypes.Structure):
+    """Mixture in layer.h."""
+
+    _fields_ = [
+        ("routing", RoutingStruct),
+        ("router", _pointer),
+        ("shared_gate_up", _pointer),
+        ("shared_down", _pointer),
+        ("shared_gate", _pointer),
+        ("units", ctypes.POINTER(UnitStruct)),
+        ("cell_type", _int32),
+    ]
+
+
 class LayerStruct(ctypes.Structure):
-    """Layer in layer.cpp."""
+    """Layer in layer.h."""
 
     _fields_ = [
         ("before_attention", _pointer),
@@ -67,11 +152,16 @@ class LayerStruct(ctypes.Structure):
         ("eps", _float),
         ("action", _int32),
         ("rope", _int32),
+        ("rope_dim", _int32),
+        ("latent", ctypes.POINTER(LatentStruct)),
+        ("mixture", ctypes.POINTER(MixtureStruct)),
+        ("branch_scale", _float),
+        ("norms_whole", _int32),
     ]
 
 
 class PassStruct(ctypes.Structure):
-    """Pass in layer.cpp."""
+    """Pass in layer.h."""
 
     _fields_ = [
         ("rows", _int32),
@@ -89,4 +179,8 @@ class PassStruct(ctypes.Structure):
 
 
 KV_TYPES = {"float32": 0, "bfloat16": 1, "int8": 2}
-GATES = {"silu": 2, "gelu_tanh": 3}  # Epilogue::Action
+GATES = {"silu": 2, "gelu_tanh": 3, "clamped_swiglu": 4}  # Epilogue::Action
+SCORINGS = {"softmax": 0, "sigmoid": 1, "softmax_of_chosen": 2}  # Routing::Scoring
+GROUP_SCORES = {"max": 0, "two_best": 1}  # Routing::GroupScore
+ROW_TYPES = {"float32": 0, "bfloat16": 1, "int8": 2, "fp8": 3}  # RowType
+CELL = np.dtype([("row", np.uint16), ("expert", np.uint16)])  # Cell in experts.h

@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import os
+import statistics
 import threading
 import unittest.mock
 import warnings
@@ -27,8 +28,9 @@ from triptych.engine.storage import KvStorage, plain_storage
 from triptych.models.load import load_model
 from triptych.models.model import Model
 from triptych.models.taps import LayerTap, StateTap
-from triptych.testing.checkpoints import FAMILIES, VOCAB_SIZE, WINDOW, tiny_checkpoint
+from triptych.testing.checkpoints import FAMILIES, MIXTURES, VOCAB_SIZE, WINDOW, tiny_checkpoint
 from triptych.testing.compute_modes import MODES
+from triptych.testing.distant import OnTheSpot
 from triptych.testing.native_kernels import libraries, threads
 from triptych.worker.boot import kv_layout
 
@@ -47,12 +49,23 @@ ODD_SIZES: dict[str, Any] = {
     "attention_bias": True,
     "mlp_bias": True,
 }
+ODD_LATENT: dict[str, Any] = {
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 14,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 10,
+    "attention_bias": True,
+    "rope_interleave": False,
+}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((family, {}) for family in FAMILIES),
     ("llama", ODD_SIZES),
     ("llama", {"tie_word_embeddings": True, "max_position_embeddings": 8192}),
     ("qwen3", {"attention_bias": True, "num_key_value_heads": 1}),
+    *((family, {}) for family in MIXTURES),
     ("gemma3", {"attn_logit_softcapping": 1.5, "hidden_size": 80, "intermediate_size": 56}),
+    ("deepseek_v3", {"first_k_dense_replace": 3}),
+    ("deepseek_v3", {"first_k_dense_replace": 3, **ODD_LATENT}),
 ]
 
 
@@ -123,7 +136,12 @@ def test_small_types_stay_near_the_same_weights_in_torch(
     model = load_model(path, dtype=MODES[mode][0])
     reference = ReferenceRunner(model, storage_of(model, "float32"))
     found = logits_in_chunks(native_runner(path, mode), prompt(), [])
-    assert relative_error(found, logits_in_chunks(reference, prompt(), [])) < 0.06
+    wanted = logits_in_chunks(reference, prompt(), [])
+    if model.config.moe is None:
+        assert relative_error(found, wanted) < 0.06
+    else:  # some rows, where two experts are nearly tied, go to the other one
+        errors = [relative_error(*rows) for rows in zip(found, wanted, strict=True)]
+        assert statistics.median(errors) < 0.06
 
 
 @pytest.mark.parametrize("variant", range(len(VARIANTS)))
@@ -138,7 +156,7 @@ def test_chunks_and_threads_change_no_bit(checkpoint: Any, mode: str, variant: i
             assert torch.equal(logits_in_chunks(runner, prompt(), cut), whole)
 
 
-@pytest.mark.parametrize("variant", [0, 1, 4, 5])
+@pytest.mark.parametrize("variant", [0, 1, 4, 5, 18])
 @pytest.mark.parametrize("mode", NATIVE_MODES)
 def test_sequences_in_one_batch_do_not_meet(checkpoint: Any, mode: str, variant: int) -> None:
     runner = native_runner(checkpoint(variant), mode)
@@ -204,14 +222,15 @@ def test_states_are_copied_as_they_stand_behind_their_layers(
 
 def test_states_are_copied_when_somebody_else_computes_ffns(checkpoint: Any) -> None:
     local = native_runner(checkpoint(0), NATIVE_MODES[0])
-    remote = native_runner(checkpoint(0), NATIVE_MODES[0], experts=local.model.experts)
+    elsewhere = OnTheSpot(LIBRARIES[0], local.model, lanes=2)
+    remote = native_runner(checkpoint(0), NATIVE_MODES[0], distant=elsewhere)
     taps = [StateTap([0, 1]), StateTap([0, 1])]
     for runner, tap in zip((local, remote), taps, strict=True):
         runner.forward([RowJob(prompt(), 0, LENGTH)], [tap])
     ours, theirs = (tap.states for tap in taps)
     assert ours is not None
     assert theirs is not None
-    assert torch.allclose(ours.float(), theirs.float(), atol=0.05, rtol=0.05)
+    assert torch.equal(ours, theirs)
 
 
 def layer_bytes(runner: NativeRunner, layer: int) -> Tensor:
@@ -222,15 +241,17 @@ def layer_bytes(runner: NativeRunner, layer: int) -> Tensor:
 
 @pytest.mark.parametrize("variant", range(len(VARIANTS)))
 @pytest.mark.parametrize("mode", NATIVE_MODES)
-def test_ffns_may_be_computed_by_somebody_else(checkpoint: Any, mode: str, variant: int) -> None:
+def test_ffns_computed_by_somebody_else_change_no_bit(
+    checkpoint: Any, mode: str, variant: int
+) -> None:
     path = checkpoint(variant)
     local = native_runner(path, mode)
-    remote = native_runner(path, mode, experts=local.model.experts)
+    elsewhere = OnTheSpot(LIBRARIES[0], local.model)
+    remote = native_runner(path, mode, distant=elsewhere)
     wanted = logits_in_chunks(local, prompt(), [])
-    found = logits_in_chunks(remote, prompt(), [])
-    # The gate is torch's there, and its results are rounded again.
-    assert relative_error(found, wanted) < (1e-5 if mode == "float32" else 0.03)
-    assert torch.equal(logits_in_chunks(remote, prompt(), [1, 20, 21]), found)
+    for cuts, elsewhere.lanes in (([], 1), ([1, 20, 21], 1), ([], 2), ([2, 37], 3)):
+        assert torch.equal(logits_in_chunks(remote, prompt(), cuts), wanted)
+    assert elsewhere.layers and elsewhere.most_away == 2
 
 
 def test_a_sequence_may_outgrow_the_tables_of_positions(checkpoint: Any) -> None:

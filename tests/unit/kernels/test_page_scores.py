@@ -29,13 +29,21 @@ CASES = [
 ]
 
 
-def native_scores(prompt: Prompt, begin: int, end: int, scored: int, softcap: float) -> Tensor:
+def native_scores(
+    prompt: Prompt,
+    begin: int,
+    end: int,
+    scored: int,
+    softcap: float,
+    sinks: Tensor | None = None,
+) -> Tensor:
     layout = prompt.pool.layout
     queries = prompt.queries[begin:end].contiguous()
     found = torch.full((layout.num_kv_heads, layout.blocks_for(end)), torch.nan)
     job = JobStruct(0, end - begin, begin, 0, prompt.blocks.data_ptr(), None, 0, 0)
     job.page_scores, job.scored_rows = found.data_ptr(), scored
-    shape = AttentionShapeStruct(queries.shape[1], layout.head_dim**-0.5, softcap, 0)
+    sinks_at = None if sinks is None else sinks.data_ptr()
+    shape = AttentionShapeStruct(queries.shape[1], layout.head_dim**-0.5, softcap, 0, 0, sinks_at)
     pointer, number = ctypes.c_void_p, ctypes.c_int
     function = prompt.library.bind(
         "tk_page_scores", None, pointer, number, pointer, pointer, number, pointer
@@ -69,6 +77,19 @@ def test_scores_are_what_torch_says(
         with threads(library, count):
             found = native_scores(prompt, max(0, begin - 5), length, scored, softcap)
         torch.testing.assert_close(found, exact, rtol=rtol, atol=atol)
+
+
+def test_what_falls_on_a_sink_falls_on_no_page() -> None:
+    prompt = Prompt(LIBRARIES[0], "float32", 64, 3, 16, 300).put()
+    sinks = torch.tensor([-60.0, 0.0, 1.0, 2.0, 5.0, 30.0])
+    keys, _ = prompt.pool.read(prompt.blocks, 300)
+    apart = torch.nn.functional.pad(keys, (0, 0, 0, 0, 0, 4)).view(-1, 16, *keys.shape[1:])
+    exact = page_scores(
+        prompt.queries[295:], apart, torch.arange(19), 295, scale=64**-0.5, sinks=sinks
+    )
+    assert exact.sum(-1).max() < 1 - 1e-3
+    found = native_scores(prompt, 290, 300, 5, 0.0, sinks)
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

@@ -25,7 +25,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["up", "chat", "models", "doctor", "config"])
+@pytest.mark.parametrize("command", ["up", "chat", "models", "doctor", "config", "plan"])
 def test_every_command_explains_itself(command: str) -> None:
     result = run(app, [command, "--help"])
     assert result.exit_code == 0

@@ -35,6 +35,17 @@ def test_workers_that_must_share_cores_are_a_problem() -> None:
     assert "16 compute threads share them" in problems(MACHINE)["cores"]
 
 
+def test_ffn_workers_want_threads_but_no_kv_pool() -> None:
+    pools = "pools=[{name: decode, role: decode, threads: 4}, {name: ffn, role: ffn, replicas: 3}]"
+    assert "28 compute threads share them" in problems(MACHINE, pools)["cores"]
+    tight = replace(MACHINE, free_memory=3 << 30)
+    assert "memory" not in problems(tight, pools, "kv.memory=2GiB")
+    assert (
+        "take 2.0 GiB"
+        in problems(replace(tight, free_memory=1 << 30), pools, "kv.memory=2GiB")["memory"]
+    )
+
+
 def test_kv_pools_that_do_not_fit_are_a_problem() -> None:
     tight = replace(MACHINE, free_memory=1 << 30)
     assert "the KV pools alone take 2.0 GiB" in problems(tight)["memory"]

@@ -46,6 +46,15 @@ def test_a_pool_keeps_its_own_name_and_its_role_chooses_the_module() -> None:
     assert worker.argv[2] == "decode_worker"
 
 
+def test_a_pool_of_ffn_workers_can_be_added() -> None:
+    config = scale_pool(ClusterConfig(), "ffn", 2)
+    assert config.remote_experts and not ClusterConfig().remote_experts
+    first, second = plan(config, RUN, cores=4)[-2:]
+    assert (first.name, second.name) == ("ffn-0", "ffn-1")
+    assert first.argv[2] == "ffn_worker" and first.ready == "attached"
+    assert not scale_pool(config, "ffn", 0).remote_experts
+
+
 def test_a_pool_without_replicas_means_no_process() -> None:
     config = with_pools(
         PoolConfig(name="prefill", role="prefill", replicas=0),

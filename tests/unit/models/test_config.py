@@ -146,8 +146,8 @@ def test_generation_config_adds_end_tokens(tmp_path: Path) -> None:
 
 
 def test_an_unknown_architecture_is_named_with_the_supported_ones() -> None:
-    with pytest.raises(ModelError, match="'MixtralForCausalLM' is not supported.*Qwen3ForCausalLM"):
-        parsed(SMOLLM2, architectures=["MixtralForCausalLM"])
+    with pytest.raises(ModelError, match="'FalconForCausalLM' is not supported.*Qwen3ForCausalLM"):
+        parsed(SMOLLM2, architectures=["FalconForCausalLM"])
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "max_position_embeddings"])

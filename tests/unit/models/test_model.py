@@ -1,4 +1,4 @@
-"""The seams of a model: what it asks of its KV, and what it leaves to its experts."""
+"""The seam between a model and its KV, and rows that do not meet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from triptych.models.load import load_model
@@ -28,18 +27,6 @@ class RowwiseKv:
         assert k.shape == v.shape and q.shape[0] == k.shape[0]
         self.asked.append((layer, how))
         return q
-
-
-class RecordingExperts:
-    def __init__(self) -> None:
-        self.calls: list[tuple[int, tuple[int, ...]]] = []
-
-    def __call__(
-        self, layer: int, rows: Tensor, ids: Tensor | None, weights: Tensor | None
-    ) -> Tensor:
-        assert ids is None and weights is None
-        self.calls.append((layer, tuple(rows.shape)))
-        return torch.zeros_like(rows)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -63,7 +50,7 @@ def test_each_layer_asks_for_its_own_window_and_soft_cap(tmp_path: Path) -> None
     model.forward(torch.arange(16), torch.arange(16), kv)
     windows = [WINDOW] * 5 + [None, WINDOW]
     assert kv.asked == [
-        (layer, {"scale": 24**-0.5, "window": window, "softcap": 30.0})
+        (layer, {"scale": 24**-0.5, "window": window, "softcap": 30.0, "sinks": None})
         for layer, window in enumerate(windows)
     ]
 
@@ -78,16 +65,6 @@ def test_a_layer_is_reported_when_its_kv_is_written(tmp_path: Path) -> None:
         taps=[LayerTap(range(3), lambda *_: written.append([asked for asked, _ in kv.asked]))],
     )
     assert written == [[0], [0, 1], [0, 1, 2]]
-
-
-def test_ffns_that_live_elsewhere_are_not_even_read(tmp_path: Path) -> None:
-    file = tiny_llama(tmp_path) / "model.safetensors"
-    weights = load_file(file)
-    save_file({name: w for name, w in weights.items() if ".mlp." not in name}, file)
-    experts = RecordingExperts()
-    model = load_model(tmp_path, dtype="float32", experts=experts)
-    model.forward(torch.arange(32), torch.arange(32), RowwiseKv())
-    assert experts.calls == [(layer, (32, 64)) for layer in range(3)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -25,7 +25,7 @@ from router.relay import Relay
 from router.server import HttpServer, listen, url_of
 from router.services import Services
 from transport.registry import Directory
-from triptych.config import ClusterConfig, RouterConfig
+from triptych.config import ClusterConfig, ExpertsConfig, RouterConfig
 from triptych.testing.fake_worker import FakeWorker, Script, echoes
 from triptych.testing.tiny_chat import save_tiny_chat
 from triptych.tokenizer import Tokenizer
@@ -119,7 +119,7 @@ async def _world(
     metrics = RouterMetrics(CollectorRegistry())
     async with contextlib.AsyncExitStack() as stack:
         members, registry = await stack.enter_async_context(
-            directory(f"unix:{run_dir}/registry.sock")
+            directory(f"unix:{run_dir}/registry.sock", ExpertsConfig())
         )
         relay = Relay(
             members.workers,

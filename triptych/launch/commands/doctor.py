@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,11 +18,21 @@ def doctor(
     ] = None,
     mib: Annotated[int, typer.Option(min=1, help="Bytes that each link moves, in MiB.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    afd: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure what attention, experts and their messages cost here, into this file: "
+            "`triptych plan afd --measured` reads it."
+        ),
+    ] = None,
 ) -> None:
     """Check this machine: versions, memory, limits, and each KV link by moving bytes over it.
 
     Exits with 1 when a link that is needed does not work or turns out to be another one.
     """
+    if afd is not None:
+        _measure(config_file, overrides, afd)
+        return
     from triptych.config import load_config
     from triptych.launch.console import open_console
     from triptych.launch.doctor import examine, print_report, report_json
@@ -51,3 +62,23 @@ def _names(links: str | None) -> list[str] | None:
                 f"{name!r} is no link; there are {', '.join(known)}", param_hint="--links"
             )
     return names
+
+
+def _measure(config_file: Path | None, overrides: list[str] | None, target: Path) -> None:
+    from triptych.config import load_config
+    from triptych.launch.commands.models import ensure_model
+    from triptych.launch.console import Row, open_console, say, show_rows
+    from triptych.plan.measure import measure_afd
+    from triptych.plan.measured import Coefficients, write_measured
+
+    config, console = load_config(config_file, overrides or ()), open_console()
+    ensure_model(config.model, console)
+    measured = measure_afd(config, lambda text: say(console, f"{text} …"))
+    write_measured(target, measured)
+    fields = Coefficients.model_fields
+    rows = [
+        Row(name, f"{value:.4g}", fields[name].description or "")
+        for name, value in measured.costs.model_dump().items()
+    ]
+    show_rows(console, rows)
+    say(console, f"written to {target}")

@@ -1,4 +1,4 @@
-"""`triptych models`: checkpoints that we know by name."""
+"""`triptych models`: checkpoints that we know by name, and those made from others."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from triptych.launch.commands.upcycle import upcycle
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-app = typer.Typer(no_args_is_help=True, help="Checkpoints that are known by name.")
+app = typer.Typer(no_args_is_help=True, help="Checkpoints: pull, list, make.")
+app.command()(upcycle)
 
 
 @app.command("list")
@@ -41,32 +44,12 @@ def ensure_model(name: str, console: Console) -> None:
 
 
 def pull_model(name: str, console: Console) -> None:
-    """With a progress bar on a terminal, a line per quarter elsewhere. Raises ModelError."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
+    """Says where it is. Raises ModelError."""
     from triptych import hub
     from triptych.launch.console import say
+    from triptych.launch.progress import show_bytes
 
+    with show_bytes(console, f"pulling {name}") as progress:
+        path = hub.pull_model(name, progress)
     if not console.is_terminal:
-        say(console, f"{name}: {hub.pull_model(name, _Quarters(name, console))}")
-        return
-    columns = (TextColumn("pulling {task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task(name, total=None)
-        hub.pull_model(name, lambda done, total: bar.update(task, completed=done, total=total))
-
-
-class _Quarters:
-    """Progress for a log file."""
-
-    def __init__(self, name: str, console: Console) -> None:
-        self._name = name
-        self._console = console
-        self._next = 0.0
-
-    def __call__(self, done: int, total: int) -> None:
-        from triptych.launch.console import say
-
-        if done >= self._next * total:
-            self._next = done // (total / 4) / 4 + 0.25
-            say(self._console, f"pulling {self._name}: {done >> 20} of {total >> 20} MiB")
+        say(console, f"{name}: {path}")

@@ -20,6 +20,9 @@ def up(
         int | None, typer.Option(min=0, help="Prefill workers; 0: decode workers prefill.")
     ] = None,
     decode: Annotated[int | None, typer.Option(min=1, help="Decode workers.")] = None,
+    ffn: Annotated[
+        int | None, typer.Option(min=0, help="FFN workers; 0: experts and FFNs stay at home.")
+    ] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Of the router; 0: any free one.")
     ] = None,
@@ -57,6 +60,8 @@ def up(
         config = scale_pool(config, "prefill", prefill)
     if decode is not None:
         config = scale_pool(config, "decode", decode)
+    if ffn is not None:
+        config = scale_pool(config, "ffn", ffn)
     console = open_console()
     ensure_model(config.model, console)
     with own_or_temporary(run_dir) as place:

@@ -172,12 +172,14 @@ void write_row(const Call& call, int row, int column, const float* values, int d
 }
 
 void write_out(const Call& call, const LaneTask& task, int member, const State& state) {
-    const V inverse = set1(1.0f) / load(state.total());
     const int heads = call.group(), first = task.group_of(member) * kLanes;
+    const int first_head = task.head_of(member) * heads;
+    const V inverse = share_of_values(state, sinks_of(call, first_head, first));
     const int count = std::min(kLanes, task.job->rows * heads - first);
+    const int dim = call.shape.result_dim(call.cache);
     const float* out = state.out();
     alignas(64) float lanes[kLanes][512];
-    for (int d = 0; d < state.dim; d += 2) {  // a rotary head has an even size
+    for (int d = 0; d < dim; d += 2) {  // heads have even sizes
         const V first = load(out + d * kLanes) * inverse;
         const V second = load(out + (d + 1) * kLanes) * inverse;
         for (int lane = 0; lane < count; ++lane) {
@@ -186,9 +188,8 @@ void write_out(const Call& call, const LaneTask& task, int member, const State& 
         }
     }
     for (int lane = 0; lane < count; ++lane) {
-        const int head = task.head_of(member) * heads + (first + lane) % heads;
-        write_row(call, task.job->first_row + (first + lane) / heads, head * state.dim, lanes[lane],
-                  state.dim);
+        const int head = first_head + (first + lane) % heads;
+        write_row(call, task.job->first_row + (first + lane) / heads, head * dim, lanes[lane], dim);
     }
 }
 
@@ -301,8 +302,8 @@ int position_of(const Job& job, int row) {
     return job.start + depth;
 }
 
-bool writes_operand(const Linear& next, int head_dim) {
-    return next.kind != Kind::kFloat && head_dim % kLanes == 0;
+bool writes_operand(const Linear& next, int result_dim) {
+    return next.kind != Kind::kFloat && result_dim % kLanes == 0;
 }
 
 void attend(const KvCache& cache, int layer, const AttentionShape& shape, const Job* jobs,
@@ -319,7 +320,7 @@ void attend(const KvCache& cache, int layer, const AttentionShape& shape, const 
 
 extern "C" {
 
-// queries, out: float32 [rows, heads × head_dim].
+// queries float32 [rows, heads × head_dim], out float32 [rows, heads × result_dim].
 TK_EXPORT void tk_attend(const triptych::KvCache* cache, int layer,
                          const triptych::AttentionShape* shape, const triptych::Job* jobs,
                          int num_jobs, const float* queries, float* out) {

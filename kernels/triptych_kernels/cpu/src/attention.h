@@ -43,14 +43,23 @@ struct AttentionShape {
     float scale;
     float softcap;  // 0: none
     int window;     // positions that a row sees, itself included; 0: all
+    int value_dim;  // of a head's result: values may be narrower than keys, with zeros behind; 0:
+                    // as wide
+    // [heads] or null: a logit of each head that takes its share of the softmax and adds nothing.
+    // A row meets it once, when all its splits are merged.
+    const float* sinks;
+
+    int result_dim(const KvCache& cache) const {
+        return value_dim > 0 ? value_dim : cache.head_dim;
+    }
 };
 
-// Whether attention writes the operand of a layer itself.
-bool writes_operand(const Linear& next, int head_dim);
+// Whether attention writes the operand of a layer itself, when a head's result is so wide.
+bool writes_operand(const Linear& next, int result_dim);
 
 // queries: [rows, stride] float32, a row's heads one after the other. The results go into `out`,
 // the operand of the layer that follows, or, where that is null, into `floats` [rows, heads ×
-// head_dim].
+// result_dim].
 void attend(const KvCache& cache, int layer, const AttentionShape& shape, const Job* jobs,
             int num_jobs, const float* queries, int stride, Operand* out, float* floats);
 

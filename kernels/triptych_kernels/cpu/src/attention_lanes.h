@@ -39,6 +39,14 @@ inline void merge(const State& a, const State& b) {
     }
 }
 
+// What weighted values are multiplied by in the end, when each lane's sink has had its share: a
+// logit times log2(e), or nothing.
+inline V share_of_values(const State& state, V sinks) {
+    const V best = max(load(state.best()), sinks);
+    const V of_values = exp2(load(state.best()) - best);
+    return of_values / (load(state.total()) * of_values + exp2(sinks - best));
+}
+
 struct Call {
     const KvCache& cache;
     int layer;
@@ -92,6 +100,16 @@ inline Lanes lanes_of(const Call& call, const Job& job, int group) {
         lanes.all_low = lane == 0 ? lanes.low[0] : std::max(lanes.all_low, lanes.low[lane]);
     }
     return lanes;
+}
+
+// Sinks of the lanes that begin with `first` of the query heads from `first_head` on.
+inline V sinks_of(const Call& call, int first_head, int first) {
+    if (call.shape.sinks == nullptr) return set1(-__builtin_inff());
+    V sinks{};
+    for (int lane = 0; lane < kLanes; ++lane) {
+        sinks[lane] = call.shape.sinks[first_head + (first + lane) % call.group()] * kLog2E;
+    }
+    return sinks;
 }
 
 // The first position that a row sees.

@@ -5,10 +5,10 @@
 
 namespace triptych {
 
-// x / (1 + e^−x). A wide division is slow: one step of Newton's from 14 bits leaves an error of
+// x / (1 + e^−sx). A wide division is slow: one step of Newton's from 14 bits leaves an error of
 // about two units in the last place.
-inline V silu(V x) {
-    const V bottom = set1(1.0f) + exp(-x);
+inline V silu(V x, float s = 1.0f) {
+    const V bottom = set1(1.0f) + exp(-(set1(s) * x));
 #if defined(__AVX512F__)
     const V guess = (V)_mm512_rcp14_ps((__m512)bottom);
     return x * fma(guess, fma(-bottom, guess, set1(1.0f)), guess);
@@ -23,11 +23,23 @@ inline V gelu(V x) {
     return set1(0.5f) * x * (set1(1.0f) + tanh(inner));
 }
 
-inline void store_some(float* to, V value, int count) {
-    if (count >= kLanes) return store(to, value);
-    float lanes[kLanes];
-    store(lanes, value);
-    if (count > 0) std::memcpy(to, lanes, count * sizeof(float));
+// gpt-oss: gate ≤ 7 and |up| ≤ 7. NaN stays NaN: `min` and `max` give their second argument then.
+inline V clamped_swiglu(V gate, V up) {
+    const V limit = set1(7.0f);
+    return (max(-limit, min(limit, up)) + set1(1.0f)) * silu(min(limit, gate), 1.702f);
+}
+
+inline V gated(Epilogue::Action action, V gate, V up) {
+    if (action == Epilogue::Action::kSiluMul) return silu(gate) * up;
+    if (action == Epilogue::Action::kGeluMul) return gelu(gate) * up;
+    return clamped_swiglu(gate, up);
+}
+
+template <class Number>
+void store_panel(void* row, int column, int left, V first, V second) {
+    Number* to = static_cast<Number*>(row) + column;
+    store_some(to, first, left);
+    store_some(to + kLanes, second, left - kLanes);
 }
 
 // first, second: columns [0, 16) and [16, 32) of the panel. Of a gated layer, whose weight is
@@ -55,12 +67,18 @@ inline void finish(const Linear& linear, const Epilogue& to, int row, int panel,
         }
         return;
     }
-    const V gated = (to.action == Action::kSiluMul ? silu(first) : gelu(first)) * second;
+    if (to.action == Action::kScatter) {
+        const Target& target = to.targets[row];
+        const int column = panel * kPanel, left = linear.columns - column;
+        if (target.halves) return store_panel<Bf16>(target.row, column, left, first, second);
+        return store_panel<float>(target.row, column, left, first, second);
+    }
+    const V values = gated(to.action, first, second);
     const int column = panel * kLanes;
     if (to.next != nullptr) {
-        store(to.next->half_line(row, column) + column % kBf16Depth, gated);
+        store(to.next->half_line(row, column) + column % kBf16Depth, values);
     } else {
-        store(to.out + static_cast<std::size_t>(row) * to.stride + column, gated);
+        store(to.out + static_cast<std::size_t>(row) * to.stride + column, values);
     }
 }
 

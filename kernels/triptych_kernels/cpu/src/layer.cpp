@@ -1,80 +1,29 @@
 // A transformer layer over a batch of rows, and runs of layers: what one step of the engine is.
+#include "layer.h"
+
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <vector>
 
-#include "attention.h"
 #include "export.h"
-#include "linear.h"
 #include "memory.h"
+#include "norms.h"
 #include "page_scores.h"
 #include "pool.h"
 
 namespace triptych {
 
-// A layer's weights; see Layer in triptych/models/layers.py. Norms are float32, null where there is
-// none; queries', keys' and values' heads are one linear layer, gate and up another.
-struct Layer {
-    const float *before_attention, *behind_attention, *before_ffn, *behind_ffn;
-    const float *query_norm, *key_norm;
-    const Linear *qkv, *output, *gate_up, *down;
-    AttentionShape attention;
-    float eps;
-    int action;  // the gate, an Epilogue::Action
-    int rope;    // which of the pass's tables
-};
-
-// One forward pass. Tables of cosines and sines are float32 [positions, head_dim / 2].
-struct Pass {
-    int rows, num_jobs;
-    const Job* jobs;  // every row belongs to exactly one
-    const KvCache* cache;
-    const float *const *cosines, *const *sines;
-    float* hidden;  // [rows, hidden_size], the residual stream, changed in place
-    int hidden_size;
-    // A copy of it behind some layers [rows, num_states, hidden_size]; null: nobody wants one.
-    Bf16* states;
-    int num_states;
-    const int* state_of;  // by layer: which of the states; -1: none
-};
-
 namespace {
-
-constexpr int kRowsOfTask = 8;
 
 // Buffers of a pass, kept by the thread that runs it.
 struct Workspace {
-    OperandBuffer normed, mixed, gated;
+    OperandBuffer normed, mixed;
     Buffer<float> qkv, floats, branch;
 };
 
 Workspace& workspace() {
     static thread_local Workspace own;
     return own;
-}
-
-// body(row) for all rows; a few are not worth waking anybody.
-template <class Body>
-void for_rows(int rows, Body&& body) {
-    parallel_for((rows + kRowsOfTask - 1) / kRowsOfTask, [&](int task) {
-        const int end = std::min(rows, (task + 1) * kRowsOfTask);
-        for (int row = task * kRowsOfTask; row < end; ++row) body(row);
-    });
-}
-
-inline float value_of(float x) { return x; }
-inline float value_of(Bf16 x) { return to_float(x); }
-
-template <class Number>
-void rms_norm(const Number* x, int size, const float* weight, float eps, float* out) {
-    V squares{};
-    int i = 0;
-    for (; i + kLanes <= size; i += kLanes) squares = fma(load(x + i), load(x + i), squares);
-    float sum = sum_lanes(squares);
-    for (; i < size; ++i) sum = __builtin_fmaf(value_of(x[i]), value_of(x[i]), sum);
-    const float factor = 1.0f / std::sqrt(sum / static_cast<float>(size) + eps);
-    for (i = 0; i < size; ++i) out[i] = value_of(x[i]) * factor * weight[i];
 }
 
 template <class Number>
@@ -86,19 +35,7 @@ void norm_rows(const Number* x, int x_stride, int rows, int size, const float* w
     });
 }
 
-Operand& normed_rows(const Pass& pass, const float* weight, float eps, const Linear& next) {
-    Operand& to = workspace().normed.take(next, pass.rows);
-    for_rows(pass.rows, [&](int row) {
-        static thread_local Buffer<float> memory;
-        float* normed = memory.take(pass.hidden_size);
-        rms_norm(pass.hidden + static_cast<std::size_t>(row) * pass.hidden_size, pass.hidden_size,
-                 weight, eps, normed);
-        put_row(to, row, normed);
-    });
-    return to;
-}
-
-// Rotates the two halves of a head (GPT-NeoX).
+// Rotates two halves (GPT-NeoX), of a head or of its beginning.
 void rotate(float* head, int dim, const float* cosines, const float* sines) {
     const int half = dim / 2;
     for (int i = 0; i < half; ++i) {
@@ -108,21 +45,29 @@ void rotate(float* head, int dim, const float* cosines, const float* sines) {
     }
 }
 
+// Some heads of a row in place, together or each by itself. norm may be null.
+void norm_heads(const Layer& layer, const float* norm, float* heads, int count, int dim) {
+    if (norm == nullptr) return;
+    const int size = layer.norms_whole ? count * dim : dim;
+    for (int at = 0; at < count * dim; at += size) {
+        rms_norm(heads + at, size, norm, layer.eps, heads + at);
+    }
+}
+
 // Norms and rotates queries and keys of a row in place, and stores key and value.
 void finish_row(const Layer& layer, int index, const Pass& pass, const Job& job, int i,
                 float* heads) {
     const KvCache& cache = *pass.cache;
     const int dim = cache.head_dim;
     const std::size_t position = position_of(job, i) + job.skipped;
-    const std::size_t at_position = position * (dim / 2);
+    const std::size_t at_position = position * (layer.rope_dim / 2);
     const float* cosines = pass.cosines[layer.rope] + at_position;
     const float* sines = pass.sines[layer.rope] + at_position;
     float* keys = heads + layer.attention.heads * dim;
+    norm_heads(layer, layer.query_norm, heads, layer.attention.heads, dim);
+    norm_heads(layer, layer.key_norm, keys, cache.kv_heads, dim);
     for (int head = 0; head < layer.attention.heads + cache.kv_heads; ++head) {
-        float* at = heads + head * dim;
-        const float* norm = at < keys ? layer.query_norm : layer.key_norm;
-        if (norm != nullptr) rms_norm(at, dim, norm, layer.eps, at);
-        rotate(at, dim, cosines, sines);
+        rotate(heads + head * dim, layer.rope_dim, cosines, sines);
     }
     const int slot = job.start + i;
     for (int head = 0; head < cache.kv_heads; ++head) {
@@ -151,20 +96,23 @@ std::vector<Piece> pieces_of(const Pass& pass) {
     return pieces;
 }
 
-// hidden += norm(x W): the end of both halves of a layer.
-void add_branch(const Pass& pass, const Linear& linear, const Operand& x, const float* norm,
-                float eps) {
-    if (norm == nullptr) {
-        return apply(linear, x, {Epilogue::Action::kAdd, pass.hidden, pass.hidden_size});
-    }
-    float* branch =
-        workspace().branch.take(static_cast<std::size_t>(pass.rows) * pass.hidden_size);
-    apply(linear, x, {Epilogue::Action::kStore, branch, pass.hidden_size});
+}  // namespace
+
+Operand& normed_rows(const Pass& pass, const float* weight, float eps, const Linear& next) {
+    Operand& to = workspace().normed.take(next, pass.rows);
     for_rows(pass.rows, [&](int row) {
-        const std::size_t at = static_cast<std::size_t>(row) * pass.hidden_size;
-        rms_norm(branch + at, pass.hidden_size, norm, eps, branch + at);
-        for (int i = 0; i < pass.hidden_size; ++i) pass.hidden[at + i] += branch[at + i];
+        static thread_local Buffer<float> memory;
+        float* normed = memory.take(pass.hidden_size);
+        rms_norm(pass.hidden + static_cast<std::size_t>(row) * pass.hidden_size, pass.hidden_size,
+                 weight, eps, normed);
+        put_row(to, row, normed);
     });
+    return to;
+}
+
+void norm_hidden(const Pass& pass, const float* weight, float eps, float* out) {
+    norm_rows(pass.hidden, pass.hidden_size, pass.rows, pass.hidden_size, weight, eps, out,
+              pass.hidden_size);
 }
 
 void put_rows(Operand& to, int rows, const float* values, int stride) {
@@ -173,13 +121,56 @@ void put_rows(Operand& to, int rows, const float* values, int stride) {
     });
 }
 
+void add_branch(const Layer& layer, const Pass& pass, const Linear& linear, const Operand& x,
+                const float* norm) {
+    if (norm == nullptr && layer.branch_scale == 1.0f) {
+        return apply(linear, x, {Epilogue::Action::kAdd, pass.hidden, pass.hidden_size});
+    }
+    float* branch =
+        workspace().branch.take(static_cast<std::size_t>(pass.rows) * pass.hidden_size);
+    apply(linear, x, {Epilogue::Action::kStore, branch, pass.hidden_size});
+    add_rows(layer, pass, branch, norm);
+}
+
+void add_rows(const Layer& layer, const Pass& pass, float* branch, const float* norm) {
+    for_rows(pass.rows, [&](int row) {
+        const std::size_t at = static_cast<std::size_t>(row) * pass.hidden_size;
+        if (norm != nullptr) {
+            rms_norm(branch + at, pass.hidden_size, norm, layer.eps, branch + at);
+        }
+        for (int i = 0; i < pass.hidden_size; ++i) {
+            pass.hidden[at + i] += layer.branch_scale * branch[at + i];
+        }
+    });
+}
+
+namespace {
+
+// The normed rows through a linear layer: [rows, stride].
+void project(const Layer& layer, const Pass& pass, const Linear& linear, float* to, int stride) {
+    apply(linear, normed_rows(pass, layer.before_attention, layer.eps, linear),
+          {Epilogue::Action::kStore, to, stride});
+}
+
+// Heads of queries, keys and values of all rows, as the projections give them: [rows, stride].
+void make_heads(const Layer& layer, const Pass& pass, float* heads, int stride) {
+    if (layer.latent == nullptr) return project(layer, pass, *layer.qkv, heads, stride);
+    const Latent& latent = *layer.latent;
+    const int width = latent.down->out;
+    float* compressed = workspace().floats.take(static_cast<std::size_t>(pass.rows) * width);
+    project(layer, pass, *latent.down, compressed, width);
+    if (latent.query_rank == 0) project(layer, pass, *latent.query_up, heads, stride);
+    expand_latent(latent, compressed, pass.rows, pass.cache->head_dim, heads, stride);
+}
+
+}  // namespace
+
 void attention_half(const Layer& layer, int index, const Pass& pass) {
     Workspace& own = workspace();
     const KvCache& cache = *pass.cache;
-    const int stride = layer.qkv->out;
+    const int stride = (layer.attention.heads + 2 * cache.kv_heads) * cache.head_dim;
     float* heads = own.qkv.take(static_cast<std::size_t>(pass.rows) * stride);
-    apply(*layer.qkv, normed_rows(pass, layer.before_attention, layer.eps, *layer.qkv),
-          {Epilogue::Action::kStore, heads, stride});
+    make_heads(layer, pass, heads, stride);
     const std::vector<Piece> pieces = pieces_of(pass);
     parallel_for(static_cast<int>(pieces.size()), [&](int p) {
         const Job& job = *pieces[p].job;
@@ -189,8 +180,8 @@ void attention_half(const Layer& layer, int index, const Pass& pass) {
         }
     });
     Operand& mixed = own.mixed.take(*layer.output, pass.rows);
-    const int size = layer.attention.heads * cache.head_dim;
-    if (writes_operand(*layer.output, cache.head_dim)) {
+    const int dim = layer.attention.result_dim(cache), size = layer.attention.heads * dim;
+    if (writes_operand(*layer.output, dim)) {
         attend(cache, index, layer.attention, pass.jobs, pass.num_jobs, heads, stride, &mixed,
                nullptr);
     } else {
@@ -200,24 +191,10 @@ void attention_half(const Layer& layer, int index, const Pass& pass) {
         put_rows(mixed, pass.rows, floats, size);
     }
     score_pages(cache, index, layer.attention, pass.jobs, pass.num_jobs, heads, stride);
-    add_branch(pass, *layer.output, mixed, layer.behind_attention, layer.eps);
+    add_branch(layer, pass, *layer.output, mixed, layer.behind_attention);
 }
 
-void ffn_half(const Layer& layer, const Pass& pass) {
-    Workspace& own = workspace();
-    const Operand& x = normed_rows(pass, layer.before_ffn, layer.eps, *layer.gate_up);
-    Operand& gated = own.gated.take(*layer.down, pass.rows);
-    const auto action = static_cast<Epilogue::Action>(layer.action);
-    if (gated.halves != nullptr) {
-        apply(*layer.gate_up, x, {action, nullptr, 0, &gated});
-    } else {
-        const int stride = layer.gate_up->panels * kLanes;
-        float* floats = own.floats.take(static_cast<std::size_t>(pass.rows) * stride);
-        apply(*layer.gate_up, x, {action, floats, stride, nullptr});
-        put_rows(gated, pass.rows, floats, stride);
-    }
-    add_branch(pass, *layer.down, gated, layer.behind_ffn, layer.eps);
-}
+namespace {
 
 // What stands in the residual stream behind a layer, for whoever asked for that.
 void copy_state(const Pass& pass, int layer) {

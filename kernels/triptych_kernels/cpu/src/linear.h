@@ -69,12 +69,32 @@ class OperandBuffer {
 // Writes row `row` of the operand from float32 values [in].
 void put_row(Operand& operand, int row, const float* values);
 
+// The same from bfloat16 bits, into an operand of halves whose tail is clear.
+void put_row(Operand& operand, int row, const Bf16* values);
+
+// Zeros the row's columns from the last whole block of inputs to its end.
+void clear_tail(Operand& operand, int row);
+
+// Where a row of results goes that lies apart from its neighbours.
+struct Target {
+    void* row;  // float32 [out], or bfloat16
+    bool halves;
+};
+
 // What happens to a panel of results. `out` is [rows, stride] float32.
 struct Epilogue {
-    enum class Action : int { kStore, kAdd, kSiluMul, kGeluMul } action = Action::kStore;
+    enum class Action : int {
+        kStore,
+        kAdd,
+        kSiluMul,
+        kGeluMul,
+        kClampedSwiglu,
+        kScatter,  // each row to its target
+    } action = Action::kStore;
     float* out = nullptr;
     int stride = 0;
     Operand* next = nullptr;  // gated results go straight into this operand of halves, if given
+    const Target* targets = nullptr;  // of kScatter: [rows]
 };
 
 // Row `row` of a weight that is not gated, as float32 [in]: a token embedding.

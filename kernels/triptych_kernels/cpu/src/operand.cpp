@@ -1,4 +1,6 @@
 // Activations, brought into the form that a kernel reads.
+#include <algorithm>
+
 #include "linear.h"
 
 namespace triptych {
@@ -33,6 +35,21 @@ Operand& OperandBuffer::take(const Linear& linear, int rows) {
     x.halves = halves_.take(size);
     if (x.depth != x.in) std::memset(x.halves, 0, size * sizeof(Bf16));
     return x;
+}
+
+void clear_tail(Operand& operand, int row) {
+    if (operand.halves == nullptr) return;
+    for (int column = operand.in / kBf16Depth * kBf16Depth; column < operand.depth;
+         column += kBf16Depth) {
+        std::memset(operand.half_line(row, column), 0, kBf16Depth * sizeof(Bf16));
+    }
+}
+
+void put_row(Operand& operand, int row, const Bf16* values) {
+    for (int column = 0; column < operand.in; column += kBf16Depth) {
+        const int count = std::min(operand.in - column, kBf16Depth);
+        std::memcpy(operand.half_line(row, column), values + column, count * sizeof(Bf16));
+    }
 }
 
 void put_row(Operand& operand, int row, const float* values) {

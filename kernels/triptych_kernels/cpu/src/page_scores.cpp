@@ -117,9 +117,11 @@ class PageScorer {
     }
 
     void share_out(int group) {
-        V best = set1(kNothing), total{};
+        const V sinks = sinks_of(call_, task_.head * call_.group(), group * kLanes);
+        V best = max(sinks, set1(kNothing));
         const float* sums = sums_.data();
         for (int p = 0; p < pages_; ++p) best = max(load(sums + p * 2 * kLanes), best);
+        V total = exp2(sinks - best);
         for (int p = 0; p < pages_; ++p) total += weight_of(p, best);
         V share = set1(1.0f / static_cast<float>(task_.job.rows * call_.group())) / total;
         for (int lane = lanes_in(group); lane < kLanes; ++lane) share[lane] = 0;

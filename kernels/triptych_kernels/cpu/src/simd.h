@@ -149,6 +149,24 @@ inline void store(Bf16* to, V value) {
     std::memcpy(to, &halves, sizeof halves);
 }
 
+// The first `count` of sixteen, zeros behind them; all if there are more.
+template <class Number>
+V load_some(const Number* from, int count) {
+    if (count >= kLanes) return load(from);
+    Number lanes[kLanes] = {};
+    if (count > 0) std::memcpy(lanes, from, count * sizeof(Number));
+    return load(lanes);
+}
+
+// Likewise: the others stay as they are.
+template <class Number>
+void store_some(Number* to, V value, int count) {
+    if (count >= kLanes) return store(to, value);
+    Number lanes[kLanes];
+    store(lanes, value);
+    if (count > 0) std::memcpy(to, lanes, count * sizeof(Number));
+}
+
 inline float to_float(Bf16 half) {
     const std::uint32_t bits = std::uint32_t{half} << 16;
     float value;

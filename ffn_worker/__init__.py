@@ -1,0 +1,1 @@
+"""Rows in, rows out: experts, or the FFNs of dense layers."""

@@ -1,0 +1,33 @@
+"""Counters that the native side keeps, seen through numpy: any thread may read them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+STATUSES = ("ok", "not_here", "busy", "stale", "error")  # Status in rows_segment.h
+OK, NOT_HERE, BUSY, STALE, ERROR = range(5)
+
+_REFUSED = ("nonsense", *STATUSES[1:])  # by status
+
+# WorkerStats in rows_worker.h: of one worker number, since A began.
+WORKER_STATS = np.dtype(
+    [
+        *((name, np.uint64) for name in ("sent", "accepted", "late", "abandoned", "stray")),
+        *((f"refused_{name}", np.uint64) for name in _REFUSED),
+        *((name, np.uint64) for name in ("cells_sent", "bytes_sent", "bytes_received")),
+        # Now: cells that the worker has not answered, shards that are waited for, slots lost until
+        # a late answer comes.
+        *((name, np.int64) for name in ("outstanding", "pending", "quarantined")),
+        # Moving averages over about 16 shards, in µs (and µs² for the variance).
+        *((name, np.float64) for name in ("round_trip", "round_trip_variance", "queue", "compute")),
+    ]
+)
+
+# InboxStats in rows_inbox.h.
+INBOX_STATS = np.dtype(
+    [
+        *((name, np.uint64) for name in ("shards", "cells", "batches", "duplicates")),
+        *((f"refused_{name}", np.uint64) for name in _REFUSED),
+        *((name, np.int64) for name in ("waiting", "peers")),
+    ]
+)

@@ -1,0 +1,104 @@
+"""In how many micro-batches a step goes to the FFN workers.
+
+The law of `pipeline.period` proposes, measured steps decide: every number is tried beside the one
+in use, in steps of the same size, and taken only if they were shorter. One micro-batch, which is
+right when nothing can overlap, is tried again now and then for the same reason.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+from triptych.experts.linear_fit import LinearFit
+from triptych.experts.pipeline import MOST, Stages, StallShares, choose_count, stall_shares
+
+_TRIAL = 4  # steps in which another number is tried
+_BETTER = 0.97  # of the seconds: less is a reason to change
+_SOON, _SELDOM = 32, 2048  # steps between trials: more after each that changed nothing
+_KNOWN = 8  # samples of each stage before the law is asked
+
+
+class MicroBatchPolicy:
+    """What it knows it knows per power of two of rows. A call takes a few microseconds."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._fits = (LinearFit(), LinearFit(), LinearFit())
+        self._stages = Stages(*self._fits)
+        self._sizes: dict[int, _Choice] = {}
+
+    def count(self, rows: int) -> int:
+        """Micro-batches for the next step, which has `rows` rows."""
+        choice = self._sizes.get(rows.bit_length())
+        return 1 if choice is None else min(choice.now, max(1, rows))
+
+    def observe(self, rows: int, attention_s: float, ffn_s: float, link_s: float | None) -> None:
+        """Seconds of a layer of one micro-batch of `rows` rows, or means over a step's layers.
+
+        ffn_s: computing alone, what waits there follows from the law; link_s: one way; None where
+        it cannot be told from an answer that waited until somebody looked.
+        """
+        for fit, seconds in zip(self._fits, (attention_s, ffn_s, link_s), strict=True):
+            if seconds is not None:
+                fit.add(rows, seconds)
+
+    def observe_step(self, rows: int, count: int, seconds: float) -> None:
+        """What a whole step took, with the number of micro-batches it had."""
+        choice = self._sizes.setdefault(rows.bit_length(), _Choice())
+        if count == min(choice.now, rows) and choice.learn(seconds / rows):
+            choice.try_other(self._proposal(rows, choice.chosen))
+
+    def stalls(self, rows: int) -> StallShares:
+        """Which part of the time each side waits, by the law, in steps of this size."""
+        count = self.count(rows)
+        return stall_shares(count, *self._stages.times(rows / count))
+
+    def _proposal(self, rows: int, chosen: int) -> int:
+        if min(fit.samples for fit in self._fits) < _KNOWN:
+            return 1
+        cv = max(fit.cv for fit in self._fits[:2])
+        best = choose_count(self._stages, rows, cv, self._most)
+        return 1 if best == chosen else best
+
+
+class _Choice:
+    """The number of micro-batches for steps of one size, and the trial of another one."""
+
+    __slots__ = ("_every", "_paces", "_tried", "_until", "chosen", "now")
+
+    def __init__(self) -> None:
+        self.chosen = 1
+        self.now = 1  # differs during a trial
+        self._paces: deque[float] = deque(maxlen=_TRIAL)  # seconds per row, last steps as chosen
+        self._tried: list[float] = []
+        self._every = _SOON
+        self._until = _SOON // 2  # steps
+
+    def learn(self, pace: float) -> bool:
+        """Whether it is time to try another number."""
+        if self.now != self.chosen:
+            self._tried.append(pace)
+            if len(self._tried) == _TRIAL:
+                self._judge()
+            return False
+        self._paces.append(pace)
+        self._until -= 1
+        return self._until <= 0 and len(self._paces) == _TRIAL
+
+    def try_other(self, count: int) -> None:
+        self.now = count
+        self._tried = []
+        if count == self.chosen:
+            self._until = self._every
+
+    def _judge(self) -> None:
+        # The first step behind a change still pays for it.
+        if median(self._tried[1:]) < _BETTER * median(self._paces):
+            self.chosen = self.now
+            self._paces.clear()
+            self._every = _SOON
+        else:
+            self._every = min(2 * self._every, _SELDOM)
+        self.now = self.chosen
+        self._until = self._every
