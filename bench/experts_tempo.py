@@ -32,7 +32,7 @@ class Seen:
     def stage_s(self) -> tuple[float, float]:
         """Attention, FFN: of one micro-batch and layer."""
         attention = median(step.attention_layer_s for step in self.steps)
-        return attention, median(step.compute_us / 1e6 for step in self.steps)
+        return attention, median(step.ffn_layer_s for step in self.steps)
 
     def link_s(self) -> float:
         """One way, of steps in one micro-batch: only there nothing else keeps an answer waiting."""

@@ -18,8 +18,11 @@ WORKER_STATS = np.dtype(
         # Now: cells that the worker has not answered, shards that are waited for, slots lost until
         # a late answer comes.
         *((name, np.int64) for name in ("outstanding", "pending", "quarantined")),
-        # Moving averages over about 16 shards, in µs (and µs² for the variance).
-        *((name, np.float64) for name in ("round_trip", "round_trip_variance", "queue", "compute")),
+        # µs of all accepted shards together: away in all, of that waiting at the worker, and its
+        # share of what the worker computed.
+        *((name, np.uint64) for name in ("round_trips", "queued", "computed")),
+        # Moving averages over about 16 shards, in µs and µs².
+        *((name, np.float64) for name in ("round_trip", "round_trip_variance")),
     ]
 )
 

@@ -1,8 +1,8 @@
 """In how many micro-batches a step goes to the FFN workers.
 
-The law of `pipeline.period` proposes, measured steps decide: every number is tried beside the one
-in use, in steps of the same size, and taken only if they were shorter. One micro-batch, which is
-right when nothing can overlap, is tried again now and then for the same reason.
+The law of `pipeline.period` proposes, measured steps decide: a number is tried beside the one in
+use, in steps of the same size, and taken only if they were shorter. Then its neighbour is tried:
+by the law times are convex in the number, so this way leads to the best one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from triptych.experts.pipeline import MOST, Stages, StallShares, choose_count, s
 
 _TRIAL = 4  # steps in which another number is tried
 _BETTER = 0.97  # of the seconds: less is a reason to change
-_SOON, _SELDOM = 32, 2048  # steps between trials: more after each that changed nothing
+_HOPELESS = 1.2  # of the seconds: more ends a trial early
+_NEXT = 12  # steps between trials
+_SOON, _SELDOM = 32, 2048  # steps until all is tried again: more each time that changed nothing
 _KNOWN = 8  # samples of each stage before the law is asked
 
 
@@ -47,29 +49,34 @@ class MicroBatchPolicy:
         """What a whole step took, with the number of micro-batches it had."""
         choice = self._sizes.setdefault(rows.bit_length(), _Choice())
         if count == min(choice.now, rows) and choice.learn(seconds / rows):
-            choice.try_other(self._proposal(rows, choice.chosen))
+            choice.try_other(self._proposal(rows, choice))
 
     def stalls(self, rows: int) -> StallShares:
         """Which part of the time each side waits, by the law, in steps of this size."""
         count = self.count(rows)
         return stall_shares(count, *self._stages.times(rows / count))
 
-    def _proposal(self, rows: int, chosen: int) -> int:
+    def _proposal(self, rows: int, choice: _Choice) -> int:
+        """The best by the law of those that were not refused; where that is chosen, one fewer,
+        because no law knows all that a micro-batch costs; else what is chosen.
+        """
         if min(fit.samples for fit in self._fits) < _KNOWN:
-            return 1
+            return choice.chosen
         cv = max(fit.cv for fit in self._fits[:2])
-        best = choose_count(self._stages, rows, cv, self._most)
-        return 1 if best == chosen else best
+        best = choose_count(self._stages, rows, cv, self._most, choice.refused)
+        fewer = choice.chosen - 1
+        return fewer if best == choice.chosen and fewer not in (0, *choice.refused) else best
 
 
 class _Choice:
     """The number of micro-batches for steps of one size, and the trial of another one."""
 
-    __slots__ = ("_every", "_paces", "_tried", "_until", "chosen", "now")
+    __slots__ = ("_every", "_paces", "_tried", "_until", "chosen", "now", "refused")
 
     def __init__(self) -> None:
         self.chosen = 1
         self.now = 1  # differs during a trial
+        self.refused: set[int] = set()  # were no better than what is chosen
         self._paces: deque[float] = deque(maxlen=_TRIAL)  # seconds per row, last steps as chosen
         self._tried: list[float] = []
         self._every = _SOON
@@ -79,7 +86,7 @@ class _Choice:
         """Whether it is time to try another number."""
         if self.now != self.chosen:
             self._tried.append(pace)
-            if len(self._tried) == _TRIAL:
+            if len(self._tried) == _TRIAL or self._is_hopeless():
                 self._judge()
             return False
         self._paces.append(pace)
@@ -87,18 +94,27 @@ class _Choice:
         return self._until <= 0 and len(self._paces) == _TRIAL
 
     def try_other(self, count: int) -> None:
+        """`count`: what is chosen if nothing is worth a trial; then all are again some time later."""
         self.now = count
         self._tried = []
         if count == self.chosen:
+            self.refused.clear()
             self._until = self._every
+            self._every = min(2 * self._every, _SELDOM)
+
+    def _is_hopeless(self) -> bool:
+        return len(self._tried) > 2 and min(self._tried[1:]) > _HOPELESS * median(self._paces)
 
     def _judge(self) -> None:
         # The first step behind a change still pays for it.
         if median(self._tried[1:]) < _BETTER * median(self._paces):
             self.chosen = self.now
             self._paces.clear()
+            self.refused.clear()
             self._every = _SOON
         else:
-            self._every = min(2 * self._every, _SELDOM)
+            # What is further off in the same direction would be worse.
+            worse = range(self.now, MOST + 1) if self.now > self.chosen else range(1, self.now + 1)
+            self.refused.update(worse)
         self.now = self.chosen
-        self._until = self._every
+        self._until = _NEXT

@@ -12,11 +12,13 @@ m ≥ 2·(1 + T_c / T_f) (arXiv 2504.02263) is its special case T_a = T_e.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import erf, exp, pi, sqrt
 from typing import NamedTuple, Protocol
 
 MOST = 4  # micro-batches: more only repeat what every one of them costs
+_ALIKE = 1.02  # times as long is as good: every micro-batch costs what no stage shows
 _JITTERY = 0.25  # relative deviation of stage times from which slack is worth a micro-batch
 
 
@@ -71,18 +73,23 @@ def stall_shares(count: int, attention: float, ffn: float, link: float) -> Stall
     return StallShares(1 - count * attention / whole, 1 - count * ffn / whole)
 
 
-def choose_count(stages: Stages, rows: int, cv: float = 0.0, most: int = MOST) -> int:
-    """The number of micro-batches with the shortest period for a step of `rows` rows.
+def choose_count(
+    stages: Stages,
+    rows: int,
+    cv: float = 0.0,
+    most: int = MOST,
+    refused: Collection[int] = (),
+) -> int:
+    """The number of micro-batches with the shortest period for a step of `rows` rows, fewer where
+    that is nearly as short; never more than rows, nor one of `refused`.
 
-    With `cv` of service times ≥ 0.25 one more, if by `jittered_period` that costs less than it
-    brings. Never more than rows.
+    With `cv` of service times ≥ 0.25 periods are those of `jittered_period`.
     """
-    most = max(1, min(most, rows))
-    times = {count: stages.times(rows / count) for count in range(1, most + 1)}
-    best = min(times, key=lambda count: period(count, *times[count]))
-    if cv >= _JITTERY and best < most:
-        return min((best, best + 1), key=lambda count: jittered_period(count, *times[count], cv))
-    return best
+    counts = [n for n in range(1, max(1, min(most, rows)) + 1) if n not in refused]
+    spread = cv if cv >= _JITTERY else 0.0
+    periods = {n: jittered_period(n, *stages.times(rows / n), spread) for n in counts}
+    enough = _ALIKE * min(periods.values())
+    return next(n for n in counts if periods[n] <= enough)
 
 
 def _longer(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:

@@ -26,6 +26,7 @@ from transport.rows.exchange import Exchange, Overdue
 from transport.rows.segment import Segment
 from triptych.experts.home import HomeUnits
 from triptych.experts.hosts import Hosts
+from triptych.experts.message_meter import MessageMeter
 from triptych.experts.patience import Patience
 from triptych.experts.tempo import StepTimes, Tempo
 from triptych.experts.unit_map import UnitMap
@@ -68,6 +69,7 @@ class RemoteExperts:
         self.tally = ExpertTally()
         self._exchange = exchange
         self._hosts = Hosts(exchange.tables)
+        self._messages = MessageMeter(exchange.stats)
         self._home = home
         self.tempo = tempo
         self._num_layers = sum(count > 0 for count in units.per_layer)
@@ -160,18 +162,11 @@ class RemoteExperts:
         self._parked.discard(lane)
 
     def stepped(self, rows: int, lanes: int, attention_s: float, step_s: float) -> None:
-        live = self._exchange.stats[self._hosts.numbers]
-        live = live[live["round_trip"] > 0]  # the others have answered nothing yet
-        round_trip, queue, compute = (
-            float(live[name].mean()) if len(live) else 0.0
-            for name in ("round_trip", "queue", "compute")
-        )
-        if len(live):
-            self._patience.learn(rows // lanes, round_trip)
-        step = StepTimes(
-            rows, lanes, self._num_layers, attention_s, step_s, round_trip, queue, compute
-        )
-        self.tempo.learn(step)
+        messages = self._messages.step()
+        if messages is not None:
+            self._patience.learn(rows // lanes, messages.round_trip)
+            step = StepTimes(rows, lanes, self._num_layers, attention_s, step_s, messages)
+            self.tempo.learn(step)
         self.tally.count_step(lanes, attention_s, step_s)
 
     # ---- the ladder ----------------------------------------------------------------------------

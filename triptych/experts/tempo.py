@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from triptych.experts.message_meter import MessageTimes
 from triptych.experts.micro_batches import MicroBatchPolicy
 
 
 class StepTimes(NamedTuple):
-    """A step whose rows went to FFN workers. Means are of its messages, in µs."""
+    """A step whose rows went to FFN workers."""
 
     rows: int
     lanes: int
     layers: int  # that went there
     attention_s: float  # this side computed
     step_s: float
-    round_trip_us: float
-    queue_us: float
-    compute_us: float
+    messages: MessageTimes
 
     @property
     def attention_layer_s(self) -> float:
@@ -25,11 +24,17 @@ class StepTimes(NamedTuple):
         return self.attention_s / (self.layers * self.lanes)
 
     @property
+    def ffn_layer_s(self) -> float:
+        """Of one layer and micro-batch, at the busiest worker."""
+        return self.messages.busiest / 1e6 / (self.layers * self.lanes)
+
+    @property
     def link_s(self) -> float | None:
         """One way. With other lanes in flight an answer waits until this side has time for it."""
         if self.lanes > 1:
             return None
-        return max(0.0, self.round_trip_us - self.queue_us - self.compute_us) / 2e6
+        times = self.messages
+        return max(0.0, times.round_trip - times.queue - times.compute) / 2e6
 
 
 class Tempo:
@@ -48,5 +53,5 @@ class Tempo:
     def learn(self, step: StepTimes) -> None:
         self.last = step
         rows = max(1, step.rows // step.lanes)
-        self._policy.observe(rows, step.attention_layer_s, step.compute_us / 1e6, step.link_s)
+        self._policy.observe(rows, step.attention_layer_s, step.ffn_layer_s, step.link_s)
         self._policy.observe_step(step.rows, step.lanes, step.step_s)

@@ -138,6 +138,7 @@ WORLDS = {
     "overlap": World(Line(1e-5, 1e-4), Line(1e-5, 1e-4), Line(1e-6, 1e-4)),
     "fixed": World(Line(1e-7, 1e-3), Line(1e-7, 1e-3), Line(0.0, 1e-5), hidden=5e-3),
     "busy attention": World(Line(1e-5, 1e-4), Line(1e-6, 1e-5), Line(1e-6, 1e-4)),
+    "dear": World(Line(1e-5, 1e-4), Line(1e-5, 1e-4), Line(1e-6, 1e-4), hidden=1e-2),
     "lying": World(Line(1e-5, 1e-4), Line(1e-5, 1e-4), Line(1e-6, 1e-4), hidden=0.1),
 }
 
@@ -146,6 +147,14 @@ WORLDS = {
 def test_the_policy_comes_near_the_best_number_of_micro_batches(name: str) -> None:
     over = play(WORLDS[name], MicroBatchPolicy(), 1500)
     assert sum(over[300:]) / len(over[300:]) < 1.04
+
+
+def test_what_a_micro_batch_costs_besides_is_found_by_trying() -> None:
+    """By the stages' times three are best, by the steps' two."""
+    world, policy = WORLDS["dear"], MicroBatchPolicy()
+    assert world.best(62) == world.step(62, 2)
+    play(world, policy, 400)
+    assert policy.count(62) == 2
 
 
 def test_a_law_that_lies_costs_nearly_nothing() -> None:

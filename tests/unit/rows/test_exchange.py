@@ -359,4 +359,5 @@ def test_round_trips_are_learnt(make_side) -> None:
     worker.answer(worker.collect()[0], queue_us=30, compute_us=50)
     side.exchange.wait(0)
     learnt = side.exchange.stats[0]
-    assert learnt["round_trip"] > 0 and learnt["queue"] == 30 and learnt["compute"] == 50
+    assert learnt["round_trip"] > 0 and learnt["queued"] == 30 and learnt["computed"] == 50
+    assert learnt["round_trips"] == learnt["round_trip"]

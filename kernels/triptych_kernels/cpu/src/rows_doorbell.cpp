@@ -21,6 +21,8 @@ namespace {
 constexpr std::size_t kBellBytes = 4096;
 constexpr std::int64_t kLookAroundUs = 100'000;
 constexpr int kMaxFailures = 6;
+constexpr double kMaxSpinUs = 200;
+constexpr double kNewest = 0.125;  // weight of a wake-up among those before
 
 }  // namespace
 
@@ -66,13 +68,18 @@ void Doorbell::ring() {
     // Both sides change first and look second, so either we see the waiter or it sees the change.
     page_->word.fetch_add(1);
     if (page_->waiters.load() == 0) return;
+    page_->rung_us.store(now_us(), std::memory_order_relaxed);
     syscall(SYS_futex, &page_->word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
 void Doorbell::wait(std::uint32_t seen, std::int64_t now_us, std::int64_t until_us, int spin_us) {
-    if (spin_us > 0 && spin(seen, std::min(now_us + spin_us, until_us))) return;
+    if (spin_us > 0 && spin(seen, std::min(now_us + spin_limit(spin_us), until_us))) return;
     const std::int64_t left = until_us - now_us;
     if (left > 0) sleep(seen, std::min(left, kLookAroundUs));
+}
+
+int Doorbell::spin_limit(int least_us) const {
+    return std::max(least_us, static_cast<int>(std::min(wake_us_, kMaxSpinUs)));
 }
 
 bool Doorbell::spin(std::uint32_t seen, std::int64_t until_us) {
@@ -94,8 +101,13 @@ bool Doorbell::spin(std::uint32_t seen, std::int64_t until_us) {
 void Doorbell::sleep(std::uint32_t seen, std::int64_t us) {
     const timespec left{us / 1'000'000, us % 1'000'000 * 1000};
     page_->waiters.fetch_add(1);
-    syscall(SYS_futex, &page_->word, FUTEX_WAIT, seen, &left, nullptr, 0);
+    const std::int64_t began = now_us();
+    const bool woken =
+        syscall(SYS_futex, &page_->word, FUTEX_WAIT, seen, &left, nullptr, 0) == 0;
     page_->waiters.fetch_sub(1);
+    const std::int64_t rung = page_->rung_us.load(std::memory_order_relaxed);
+    if (!woken || rung < began) return;  // nobody was asleep when it rang
+    wake_us_ += kNewest * (static_cast<double>(std::max<std::int64_t>(0, now_us() - rung)) - wake_us_);
 }
 
 }  // namespace triptych

@@ -118,7 +118,7 @@ void Inbox::sift(std::int64_t now) {
         const std::int64_t patience = kForgotten * posted.head.deadline_us;
         const bool forgotten = now - posted.posted_us >= patience;
         if (!forgotten && is_here(posted)) return false;
-        answer(posted, forgotten ? Status::kStale : Status::kNotHere, now, now);
+        answer(posted, forgotten ? Status::kStale : Status::kNotHere, 0, now);
         return true;
     };
     waiting_.erase(std::remove_if(waiting_.begin(), waiting_.end(), over), waiting_.end());
@@ -165,15 +165,19 @@ bool Inbox::fill_batch(std::int64_t now, BatchView* view) {
 // statuses [count of the batch], or null: all are kOk.
 void Inbox::reply(const std::uint8_t* statuses) {
     const std::int64_t now = now_us();
+    std::int64_t cells = 0;
+    for (const Posted& posted : batch_) cells += posted.head.num_cells;
     for (std::size_t i = 0; i < batch_.size(); ++i) {
+        // Its share of what the batch took; while the others' rows were computed it waited.
+        const std::int64_t computed = (now - taken_us_) * batch_[i].head.num_cells / cells;
         answer(batch_[i], statuses == nullptr ? Status::kOk : static_cast<Status>(statuses[i]),
-               taken_us_, now);
+               computed, now);
     }
     batch_.clear();
     ring_peers();
 }
 
-void Inbox::answer(const Posted& posted, Status status, std::int64_t taken, std::int64_t now) {
+void Inbox::answer(const Posted& posted, Status status, std::int64_t computed, std::int64_t now) {
     Peer& peer = *posted.peer;
     peer.in_use[posted.slot] = 0;
     if (status != Status::kOk) ++stats_->refused[static_cast<int>(status)];
@@ -185,8 +189,8 @@ void Inbox::answer(const Posted& posted, Status status, std::int64_t taken, std:
     head.attempt = asked.attempt, head.out_type = asked.out_type;
     head.call = asked.call, head.f_inc = peer.f_inc;
     head.num_cells = status == Status::kOk ? asked.num_cells : 0;
-    head.queue_us = static_cast<std::uint32_t>(taken - posted.posted_us);
-    head.compute_us = static_cast<std::uint32_t>(now - taken);
+    head.queue_us = static_cast<std::uint32_t>(now - posted.posted_us - computed);
+    head.compute_us = static_cast<std::uint32_t>(computed);
     head.shard = asked.shard;
     store_result(peer.segment->result(posted.slot), head);
     peer.answers.push(posted.slot);

@@ -92,7 +92,7 @@ class Inbox {
     bool is_here(const Posted& posted) const;
     void sift(std::int64_t now);
     bool fill_batch(std::int64_t now, BatchView* view);
-    void answer(const Posted& posted, Status status, std::int64_t taken, std::int64_t now);
+    void answer(const Posted& posted, Status status, std::int64_t computed, std::int64_t now);
     void ring_peers();
 
     struct Seat {

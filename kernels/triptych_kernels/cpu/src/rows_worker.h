@@ -16,7 +16,8 @@ struct WorkerStats {
     std::uint64_t refused[kStatuses];  // by status; of kOk: answers that make no sense
     std::uint64_t cells_sent, bytes_sent, bytes_received;
     std::int64_t outstanding, pending, quarantined;  // cells sent and unanswered; shards; shards
-    double round_trip_us, round_trip_variance, queue_us, compute_us;  // moving averages
+    std::uint64_t round_trips_us, queued_us, computed_us;  // of what was accepted, added up
+    double round_trip_us, round_trip_variance;             // moving averages
 };
 
 enum class SlotState : std::uint8_t {
@@ -58,7 +59,6 @@ struct Worker {
         for (std::uint32_t slot = slots.size(); slot-- > 0;) free.push_back(slot);
         stats->outstanding = stats->pending = stats->quarantined = 0;
         stats->round_trip_us = stats->round_trip_variance = 0;
-        stats->queue_us = stats->compute_us = 0;
     }
 
     void release(std::uint32_t index) {
@@ -85,17 +85,16 @@ struct Worker {
     void learn(const Slot& slot, const ResultHeader& head, std::int64_t now) {
         constexpr double kPart = 1.0 / 16;
         const double took = static_cast<double>(now - slot.posted_us);
+        stats->round_trips_us += now - slot.posted_us;
+        stats->queued_us += head.queue_us, stats->computed_us += head.compute_us;
         if (stats->round_trip_us == 0) {
             stats->round_trip_us = took, stats->round_trip_variance = took * took / 4;
-            stats->queue_us = head.queue_us, stats->compute_us = head.compute_us;
             return;
         }
         const double off = took - stats->round_trip_us;
         stats->round_trip_us += kPart * off;
         stats->round_trip_variance =
             (1 - kPart) * (stats->round_trip_variance + kPart * off * off);
-        stats->queue_us += kPart * (head.queue_us - stats->queue_us);
-        stats->compute_us += kPart * (head.compute_us - stats->compute_us);
     }
 };
 
