@@ -6,6 +6,8 @@
 
 #include "amx.h"
 #include "kv_cache.h"
+#include "memory.h"
+#include "products.h"
 #include "simd.h"
 
 namespace triptych {
@@ -34,39 +36,58 @@ struct FmaProducts {
 
     static void scores(const KvTile<T>& tile, int dim, const void* queries, float* scores) {
         const float* q = static_cast<const float*>(queries);
-        for (int t = 0; t < tile.parts * kPartTokens; t += 8) {
-            const T* keys = tile.keys[t / kPartTokens] + t % kPartTokens * dim;
-            V sum[8] = {};
-            for (int d = 0; d < dim; ++d) {
-                const V query = load(q + d * kLanes);
-                for (int i = 0; i < 8; ++i) {
-                    sum[i] = fma(set1(widen(keys[i * dim + d])), query, sum[i]);
-                }
-            }
-            for (int i = 0; i < 8; ++i) store(scores + (t + i) * kLanes, sum[i]);
+        static thread_local Buffer<float> room;
+        float* keys = room.take(static_cast<std::size_t>(kAtOnce) * dim);
+        for (int t = 0; t < tile.parts * kPartTokens; t += kAtOnce) {
+            widen(tile.keys[t / kPartTokens] + t % kPartTokens * dim, kAtOnce * dim, keys);
+            Sums<kAtOnce, kRegs> sums;
+            for (int d = 0; d < dim; ++d) sums.add(keys + d, dim, Lanes(q + d * kLanes).of);
+            sums.store(scores + t * kLanes, kLanes);
         }
     }
 
     static void weigh(const KvTile<T>& tile, int dim, const float* weights, float* out) {
-        for (int d = 0; d < dim; d += 8) {
-            const int rows = dim - d < 8 ? dim - d : 8;
-            V sum[8];
-            for (int i = 0; i < rows; ++i) sum[i] = load(out + (d + i) * kLanes);
-            for (int t = 0; t < tile.parts * kPartTokens; ++t) {
-                const int part = t / kPartTokens, stride = tile.value_stride[part];
-                const T* values = tile.values[part] + d * stride + t % kPartTokens;
-                const V weight = load(weights + t * kLanes);
-                for (int i = 0; i < rows; ++i) {
-                    sum[i] = fma(set1(widen(values[i * stride])), weight, sum[i]);
-                }
-            }
-            for (int i = 0; i < rows; ++i) store(out + (d + i) * kLanes, sum[i]);
-        }
+        int d = 0;
+        for (; dim - d >= kAtOnce; d += kAtOnce) weigh_rows<kAtOnce>(tile, d, weights, out);
+        for (; d < dim; ++d) weigh_rows<1>(tile, d, weights, out);
     }
 
   private:
-    static float widen(float x) { return x; }
-    static float widen(Bf16 x) { return to_float(x); }
+    static constexpr int kRegs = kLanes / kRegLanes, kAtOnce = 8 / kRegs;
+
+    struct Lanes {
+        Reg of[kRegs];
+        explicit Lanes(const float* from) {
+            for (int i = 0; i < kRegs; ++i) of[i] = reg_load(from + i * kRegLanes);
+        }
+    };
+
+    template <int kRows>
+    static void weigh_rows(const KvTile<T>& tile, int d, const float* weights, float* out) {
+        alignas(64) float values[kRows * kTileTokens];
+        for (int part = 0; part < tile.parts; ++part) {
+            const int stride = tile.value_stride[part];
+            for (int i = 0; i < kRows; ++i) {
+                widen(tile.values[part] + (d + i) * stride, kPartTokens,
+                      values + i * kTileTokens + part * kPartTokens);
+            }
+        }
+        Sums<kRows, kRegs> sums(out + d * kLanes, kLanes);
+        for (int t = 0; t < tile.parts * kPartTokens; ++t) {
+            sums.add(values + t, kTileTokens, Lanes(weights + t * kLanes).of);
+        }
+        sums.store(out + d * kLanes, kLanes);
+    }
+
+    // A float in memory is broadcast by its load; a half would take three instructions each time.
+    static void widen(const float* from, int count, float* to) {
+        std::memcpy(to, from, count * sizeof(float));
+    }
+    static void widen(const Bf16* from, int count, float* to) {
+        int i = 0;
+        for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+        for (; i < count; ++i) to[i] = to_float(from[i]);
+    }
     static float round(float x, const float*) { return x; }
     static float round(float x, const Bf16*) {
         Bf16 halves[kLanes];

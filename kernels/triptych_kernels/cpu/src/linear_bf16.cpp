@@ -4,6 +4,7 @@
 #include "amx.h"
 #include "epilogue.h"
 #include "linear.h"
+#include "products.h"
 
 namespace triptych {
 namespace {
@@ -127,7 +128,7 @@ void one_tile(const Bf16* x, Weights& weights, int first, int last, float* sums,
 
 #else
 
-constexpr int kRowsAtOnce = 4;
+constexpr int kRowBlock = 64;  // rows whose activations are floats at a time: they stay in L2
 
 // A panel's weights as a whole: valid until the next call in this thread.
 const Bf16* whole_panel(const Linear& linear, int panel) {
@@ -140,27 +141,62 @@ const Bf16* whole_panel(const Linear& linear, int panel) {
     return to;
 }
 
-// Without AMX: the same order of K, one product at a time, in float32. Bits differ from AMX's.
-void few_rows(const Operand& x, int begin, int rows, const Bf16* weights, float* sums) {
-    V sum[kRowsAtOnce][2] = {};
-    for (int k = 0; k < x.depth; k += 2) {
-        const Bf16* pairs = weights + (k / kBf16Depth) * 2 * kTile + (k % kBf16Depth) * kLanes;
-        for (int half = 0; half < 2; ++half, pairs += kTile) {
-            VInt both;
-            std::memcpy(&both, pairs, sizeof both);
-            const V even = (V)(both << 16), odd = (V)(both & ~0xffff);
-            for (int row = 0; row < rows; ++row) {
-                const Bf16* at = x.half_line(begin + row, k) + k % kBf16Depth;
-                sum[row][half] = fma(set1(to_float(at[0])), even, sum[row][half]);
-                sum[row][half] = fma(set1(to_float(at[1])), odd, sum[row][half]);
-            }
+// Rows [begin, end) as float32 [rows][depth]: broadcasting a float costs nothing but a load.
+const float* as_floats(const Operand& x, int begin, int end) {
+    static thread_local Buffer<float> memory;
+    float* const floats = memory.take(static_cast<std::size_t>(kRowBlock) * x.depth);
+    float* to = floats;
+    for (int row = begin; row < end; ++row) {
+        for (int k = 0; k < x.depth; k += kLanes, to += kLanes) {
+            store(to, load(x.half_line(row, k) + k % kBf16Depth));
         }
     }
-    for (int row = 0; row < rows; ++row) {
-        store(sums + row * kPanel, sum[row][0]);
-        store(sums + row * kPanel + kLanes, sum[row][1]);
-    }
+    return floats;
 }
+
+// Without AMX: the same order of K, one product at a time, in float32. Bits differ from AMX's.
+struct Bf16Rows {
+    const Linear& linear;
+    const Epilogue& to;
+    const float* x;  // [rows][depth] from row `first`
+    int first, panel;
+    const Bf16* weights;
+
+    template <int kRows, bool kWhole>
+    void rows(int begin) const {
+        alignas(64) float sums[kRows * kPanel];
+        for (int half = 0; half < 2; half += kWhole ? 2 : 1) {
+            columns<kRows, (kWhole ? kPanel : kLanes) / kRegLanes>(begin, half, sums);
+        }
+        Pending pending{linear, to};
+        pending.set(panel, sums, begin, kRows);
+        pending.advance(kRows);
+    }
+
+    template <int kRows, int kRegs>
+    void columns(int begin, int half, float* to_sums) const {
+        constexpr int kPerHalf = kLanes / kRegLanes;
+        const float* at = x + static_cast<std::size_t>(begin - first) * linear.depth;
+        const Bf16* tile = weights + half * kTile;
+        Sums<kRows, kRegs> sums;
+        for (int k = 0; k < linear.depth; k += kBf16Depth, tile += 2 * kTile) {
+            for (int pair = 0; pair < kBf16Depth / 2; ++pair) {
+                RegInt both[kRegs];
+                Reg values[kRegs];
+                for (int i = 0; i < kRegs; ++i) {
+                    const Bf16* from = tile + i / kPerHalf * kTile + pair * 2 * kLanes;
+                    both[i] = reg_pairs(from + i % kPerHalf * 2 * kRegLanes);
+                    _mm_prefetch(reinterpret_cast<const char*>(from) + 8192, _MM_HINT_T0);
+                }
+                for (int i = 0; i < kRegs; ++i) values[i] = first_of(both[i]);
+                sums.add(at + k + 2 * pair, linear.depth, values);
+                for (int i = 0; i < kRegs; ++i) values[i] = second_of(both[i]);
+                sums.add(at + k + 2 * pair + 1, linear.depth, values);
+            }
+        }
+        sums.store(to_sums + half * kLanes, kPanel);
+    }
+};
 
 #endif
 
@@ -221,15 +257,12 @@ void apply_bf16(const Linear& linear, const Operand& x, const Part& part, const 
 #else
 
 void apply_bf16(const Linear& linear, const Operand& x, const Part& part, const Epilogue& to) {
-    alignas(64) float sums[kRowsAtOnce * kPanel];
-    Pending pending{linear, to};
-    for (int panel = part.first; panel < part.last; ++panel) {
-        const Bf16* weights = whole_panel(linear, panel);
-        for (int row = part.begin; row < part.end; row += kRowsAtOnce) {
-            const int count = part.end - row < kRowsAtOnce ? part.end - row : kRowsAtOnce;
-            few_rows(x, row, count, weights, sums);
-            pending.set(panel, sums, row, count);
-            pending.advance(count);
+    for (int begin = part.begin; begin < part.end; begin += kRowBlock) {
+        const int end = std::min(part.end, begin + kRowBlock);
+        const float* floats = as_floats(x, begin, end);
+        for (int panel = part.first; panel < part.last; ++panel) {
+            const Bf16* weights = whole_panel(linear, panel);
+            in_few_rows(begin, end, Bf16Rows{linear, to, floats, begin, panel, weights});
         }
     }
 }

@@ -1,40 +1,54 @@
 // float32 panels: [K][32 columns].
 #include "epilogue.h"
 #include "linear.h"
+#include "products.h"
 
 namespace triptych {
 namespace {
 
-template <int kRows>
-void rows_of(const Linear& linear, const Operand& x, int panel, int begin, const Epilogue& to) {
-    const float* weights = reinterpret_cast<const float*>(linear.panel(panel));
-    const float* at = x.floats + static_cast<std::size_t>(begin) * x.depth;
-    V sum[kRows][2] = {};
-    for (int k = 0; k < x.in; ++k, weights += kPanel) {
-        const V first = load(weights), second = load(weights + kLanes);
-        _mm_prefetch(reinterpret_cast<const char*>(weights) + 4096, _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(weights) + 4160, _MM_HINT_T0);
+struct FloatRows {
+    const Linear& linear;
+    const Operand& x;
+    const Epilogue& to;
+    int panel;
+
+    template <int kRows, bool kWhole>
+    void rows(int begin) const {
+        constexpr int kColumns = kWhole ? kPanel : kPanel / 2;
+        alignas(64) float sums[kRows * kPanel];
+        for (int column = 0; column < kPanel; column += kColumns) {
+            columns<kRows, kColumns / kRegLanes>(begin, column, sums + column);
+        }
         for (int row = 0; row < kRows; ++row) {
-            const V value = set1(at[row * static_cast<std::size_t>(x.depth) + k]);
-            sum[row][0] = fma(value, first, sum[row][0]);
-            sum[row][1] = fma(value, second, sum[row][1]);
+            const float* sum = sums + row * kPanel;
+            finish(linear, to, begin + row, panel, load(sum), load(sum + kLanes));
         }
     }
-    for (int row = 0; row < kRows; ++row) {
-        finish(linear, to, begin + row, panel, sum[row][0], sum[row][1]);
+
+    template <int kRows, int kRegs>
+    void columns(int begin, int column, float* to_sums) const {
+        const float* weights = reinterpret_cast<const float*>(linear.panel(panel)) + column;
+        const float* at = x.floats + static_cast<std::size_t>(begin) * x.depth;
+        Sums<kRows, kRegs> sums;
+        for (int k = 0; k < x.in; ++k, weights += kPanel) {
+            Reg loaded[kRegs];
+            for (int i = 0; i < kRegs; ++i) loaded[i] = reg_load(weights + i * kRegLanes);
+            _mm_prefetch(reinterpret_cast<const char*>(weights) + 4096, _MM_HINT_T0);
+            if (kRegs * kRegLanes > 16) {
+                _mm_prefetch(reinterpret_cast<const char*>(weights) + 4160, _MM_HINT_T0);
+            }
+            sums.add(at + k, x.depth, loaded);
+        }
+        sums.store(to_sums, kPanel);
     }
-}
+};
 
 }  // namespace
 
 // How many rows share a walk through the weights changes nothing of what each row adds up.
 void apply_float(const Linear& linear, const Operand& x, const Part& part, const Epilogue& to) {
     for (int panel = part.first; panel < part.last; ++panel) {
-        int row = part.begin;
-        for (; part.end - row >= 12; row += 12) rows_of<12>(linear, x, panel, row, to);
-        for (; part.end - row >= 4; row += 4) rows_of<4>(linear, x, panel, row, to);
-        for (; part.end - row >= 2; row += 2) rows_of<2>(linear, x, panel, row, to);
-        if (part.end > row) rows_of<1>(linear, x, panel, row, to);
+        in_few_rows(part.begin, part.end, FloatRows{linear, x, to, panel});
     }
 }
 

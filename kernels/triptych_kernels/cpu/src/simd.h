@@ -67,7 +67,7 @@ inline V min(V a, V b) {
 #endif
 
 // a × b + c, rounded once.
-inline V fma(V a, V b, V c) {
+__attribute__((always_inline)) inline V fma(V a, V b, V c) {
 #if defined(__AVX512F__)
     return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #else
