@@ -17,6 +17,7 @@ from transport.kv.base import KvLinkError, PeerGone
 from transport.protos import worker_pb2 as pb
 from triptych.engine.sequence import Sequence
 from triptych.models.taps import StatesWanted
+from triptych.obs.trace import traceparent
 from triptych.worker.fetch import Fetched, Fetcher, NoteRung
 from triptych.worker.peers import Peer, PrefillStream
 
@@ -172,5 +173,6 @@ def prefill_request(
         cache_salt=salt,
         state_layers=states.layers,
         state_rows=states.rows,
+        trace_parent=traceparent(),
         history=history,
     )

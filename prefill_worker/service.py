@@ -24,6 +24,7 @@ from triptych.errors import RequestError
 from triptych.models.taps import StatesWanted
 from triptych.obs.log import bind_request
 from triptych.obs.metrics import WorkerMetrics
+from triptych.obs.trace import Attributes, detached_span
 from triptych.worker.args import WorkerArgs
 from triptych.worker.boot import EngineParts
 from triptych.worker.check import check_prompt
@@ -83,10 +84,15 @@ class PrefillService(PrefillWorkerServicer):
         self._queues[sequence] = asyncio.Queue()
         outcome = "cancelled"
         try:
-            with bind_request(request.request_id):
+            about = {"triptych.request_id": request.request_id}
+            with (
+                bind_request(request.request_id),
+                detached_span("prefill", about, parent=request.trace_parent) as found,
+            ):
                 await self._intake.admit(sequence, wanted, request.history)
                 async for event in self._events(sequence, request.first_block, arrived):
                     yield event
+                found.set_attributes(prefill_attributes(sequence))
                 async for _ in calls:  # until the home half-closes: it has everything
                     pass
                 outcome = "finished"
@@ -129,6 +135,16 @@ class PrefillService(PrefillWorkerServicer):
             end_layer=progress.end_layer,
             digests=sums,
         )
+
+
+def prefill_attributes(sequence: Sequence) -> Attributes:
+    """Of a prompt that is computed."""
+    began, ended = sequence.first_step_at or 0.0, sequence.prompt_done_at or 0.0
+    return {
+        "triptych.prompt_tokens": sequence.num_prompt,
+        "triptych.cached_tokens": sequence.num_cached,
+        "triptych.compute_ms": (ended - began) * 1e3,
+    }
 
 
 def _wanted(request: pb.PrefillRequest, num_layers: int) -> StatesWanted:

@@ -27,6 +27,7 @@ from triptych.errors import TriptychError
 from triptych.obs.experts import ExpertCollector
 from triptych.obs.log import setup_logging
 from triptych.obs.metrics import MetricsServer, WorkerMetrics, new_registry
+from triptych.obs.trace import setup_tracing
 from triptych.wire import to_status
 from triptych.worker.args import WorkerArgs, parse_worker_args
 from triptych.worker.boot import EngineParts, build_engine
@@ -75,10 +76,13 @@ def run_helper(role: Role, prepare: Prepare, argv: Sequence[str] | None = None) 
     try:
         args = parse_worker_args(role, argv)
         setup_logging(args.config.log.level, args.config.log.format, args.worker_id)
+        flush_traces = setup_tracing(args.config.tracing, args.worker_id)
         build = prepare(args)
     except TriptychError as error:
         sys.exit(f"{role}_worker: {error}")
-    sys.exit(uvloop.run(_serve(role, args, build)))
+    code = uvloop.run(_serve(role, args, build))
+    flush_traces()
+    sys.exit(code)
 
 
 def _build_with_engine(build_role: BuildRole, args: WorkerArgs) -> Build:
