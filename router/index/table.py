@@ -20,6 +20,9 @@ NUM_BITS = 64
 _WAYS = 8  # a row of keys is a cache line
 _HALF_FULL = 5  # below, the first row is good enough: then most lookups need no second one
 _MAX_LOAD = 0.65  # far above, two full rows are met
+# Below, rows do not fill up by chance: somebody searched for prompts whose hashes do that. A block
+# that is left out costs a computation; growing until the hashes part would cost all memory.
+_LEAST_LOAD = 0.25
 _LEAST_ROWS = 256
 _SHIFT = np.uint64(32)
 _NONE = np.uint64(0)
@@ -47,16 +50,18 @@ class BlockTable:
         return np.where(at < 0, _NONE, self._masks.ravel().take(at, mode="wrap"))
 
     def add(self, keys: Keys, bit: int) -> int:
-        """Makes `bit` a holder of distinct `keys`; for how many that is news."""
+        """Makes `bit` a holder of distinct `keys`; for how many that is news.
+
+        A key whose rows are full of others may be left out.
+        """
         mask, masks = _mask(bit), self._masks.ravel()
         at = self._find(keys)
         known = at[at >= 0]
         before = masks[known]
         masks[known] = before | mask
         self.num_keys += int(np.count_nonzero(before == 0))
-        unknown = keys[at < 0]
-        self._insert(unknown, mask)
-        return int(np.count_nonzero(before & mask == 0)) + len(unknown)
+        placed = self._insert(keys[at < 0], mask)
+        return int(np.count_nonzero(before & mask == 0)) + placed
 
     def discard(self, keys: Keys, bit: int) -> int:
         """The opposite."""
@@ -92,9 +97,10 @@ class BlockTable:
         number = hits // _WAYS
         at[number] = rows.take(number) * _WAYS + hits % _WAYS
 
-    def _insert(self, keys: Keys, mask: np.uint64) -> None:
-        """Keys that are nowhere."""
-        self.reserve(self.num_keys + len(keys))
+    def _insert(self, keys: Keys, mask: np.uint64) -> int:
+        """Keys that are nowhere; how many have a place now."""
+        before = self.num_keys
+        self.reserve(before + len(keys))
         while keys.size:
             rows = self._roomier_row(keys)
             free = self._masks.take(rows, axis=0) == 0
@@ -106,9 +112,12 @@ class BlockTable:
             placed = has_room & (self._keys.ravel()[at] == keys)
             self._masks.ravel()[at[placed]] = mask
             self.num_keys += int(np.count_nonzero(placed))
-            if not placed.any():
-                self._grow()
             keys = keys[~placed]
+            if not placed.any():
+                if self.num_keys < self._keys.size * _LEAST_LOAD:
+                    break
+                self._grow()
+        return self.num_keys - before
 
     def _roomier_row(self, keys: Keys) -> NDArray[np.int64]:
         first, second = self._first_row(keys), self._second_row(keys)

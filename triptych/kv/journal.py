@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 KEY_BYTES = 8  # of a block's hash: enough for an index, which may be wrong and does no harm then
 
-_MOST = 1 << 16
+# A snapshot of a small pool costs less than this many changes, one of a large pool more.
+_LEAST, _MOST = 1 << 10, 1 << 16
 
 
 class CacheChanges(NamedTuple):
@@ -18,13 +19,14 @@ class CacheChanges(NamedTuple):
 
 
 class CacheJournal:
-    """A ring of changes. Not thread-safe: the lock of the pool it belongs to guards it.
+    """A ring of about as many changes as its pool has blocks. Not thread-safe: the pool's lock
+    guards it.
 
     Who fell behind by more than `capacity` changes needs a snapshot instead.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = max(1, min(capacity, _MOST))
+    def __init__(self, num_blocks: int) -> None:
+        self.capacity = min(max(num_blocks, _LEAST), _MOST)
         self.end = 0  # changes so far
         self._hashes: list[bytes] = []
         self._removed = bytearray(self.capacity)
