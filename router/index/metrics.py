@@ -14,7 +14,7 @@ class IndexMetrics:
     """All but the histogram are by worker."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+        self.registry = registry
         self.events = self._counter("events", "Blocks that workers told of", "kind")
         self.gaps = self._counter("gaps", "Times that changes of a worker's cache were missed")
         self.snapshots = self._counter("snapshots", "Whole caches that were taken over")
@@ -39,11 +39,11 @@ class IndexMetrics:
 
     def watch(self, blocks: Callable[[], Iterable[tuple[str, int]]]) -> None:
         """Reports how many blocks of each worker are known, at every scrape."""
-        self._registry.register(_Blocks(blocks))
+        self.registry.register(_Blocks(blocks))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         full = f"triptych_router_kv_{name}_total"
-        return Counter(full, text, ["worker", *labels], registry=self._registry)
+        return Counter(full, text, ["worker", *labels], registry=self.registry)
 
 
 class _Blocks:
