@@ -71,12 +71,12 @@ async def test_a_restarted_worker_is_known_anew(start_cluster: StartCluster) -> 
     async with start_cluster("engine.chunk_tokens=64") as cluster:
         await complete(cluster, prompt_of(300, 1))
         await settled(cluster)
-        old = await cluster.worker("prefill-0")
+        old = (await cluster.worker("prefill-0") or {})["metrics_address"]
         os.kill(cluster.pid("prefill-0"), signal.SIGKILL)
 
         async def back() -> bool:
             now = await cluster.worker("prefill-0")
-            return now is not None and now != old
+            return now is not None and now["metrics_address"] != old
 
         await eventually(back, 60)
         second = prompt_of(300, 2)
