@@ -8,7 +8,8 @@ import numpy as np
 
 from router.index.table import NUM_BITS, BlockTable, Keys
 
-_FIRST_PART = 64  # blocks; most prompts differ within them, and those that do not go on by fours
+_FIRST_PART = 64  # blocks; most prompts differ from all others within them
+_NEXT_PART = 16  # times as long
 
 
 @dataclass(slots=True, eq=False)
@@ -97,7 +98,7 @@ def _leading_by_bit(shelf: _Shelf, keys: Keys) -> dict[int, int]:
                 lengths[bit] = start + int(at)
         alive = int(run[-1])
         start += size
-        size *= 4
+        size *= _NEXT_PART
     lengths.update(dict.fromkeys(_bits(alive), len(keys)))
     return {bit: length for bit, length in lengths.items() if length}
 

@@ -18,6 +18,7 @@ Keys: TypeAlias = NDArray[np.uint64]
 NUM_BITS = 64
 
 _WAYS = 8  # a row of keys is a cache line
+_WAY_BITS = 3
 _HALF_FULL = 5  # below, the first row is good enough: then most lookups need no second one
 _MAX_LOAD = 0.65  # far above, two full rows are met
 # Below, rows do not fill up by chance: somebody searched for prompts whose hashes do that. A block
@@ -94,8 +95,8 @@ class BlockTable:
         # `take`, not an index: five times as fast for rows.
         same = self._keys.take(rows, axis=0) == keys[:, None]  # [n, ways]
         hits = np.flatnonzero(same)
-        number = hits // _WAYS
-        at[number] = rows.take(number) * _WAYS + hits % _WAYS
+        number = hits >> _WAY_BITS
+        at[number] = (rows.take(number) << _WAY_BITS) + (hits & _WAYS - 1)
 
     def _insert(self, keys: Keys, mask: np.uint64) -> int:
         """Keys that are nowhere; how many have a place now."""
@@ -146,10 +147,10 @@ class BlockTable:
         self._masks = np.zeros((rows, _WAYS), dtype=np.uint64)
 
     def _first_row(self, keys: Keys) -> NDArray[np.int64]:
-        return (keys & self._last_row).astype(np.int64)
+        return (keys & self._last_row).view(np.int64)
 
     def _second_row(self, keys: Keys) -> NDArray[np.int64]:
-        return ((keys >> _SHIFT) & self._last_row).astype(np.int64)
+        return ((keys >> _SHIFT) & self._last_row).view(np.int64)
 
 
 def _mask(bit: int) -> np.uint64:
