@@ -49,18 +49,21 @@ async def publish_cache(
 
     When the call breaks, calls anew for ever, as `stay_attached` does, and begins with a snapshot.
     """
+    clock = asyncio.get_running_loop().time
     delays = back_off()
     while True:
-        try:
-            async with connect(target) as channel:
-                call: _PublishCall = KvFeedStub(channel).Publish()
+        began = clock()
+        async with connect(target) as channel:
+            call: _PublishCall = KvFeedStub(channel).Publish()
+            try:
                 await _Publisher(call, cache, batch_s).run(worker_id, epoch)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            # Whether the router is there at all is `stay_attached`'s to say, and to log.
-            _log.debug("not publishing to %s: %s", target, error)
-            if _code(error) is grpc.StatusCode.UNIMPLEMENTED:
-                await asyncio.sleep(_REFUSED_S)
-                delays = back_off()
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+                # Whether the router is there at all is `stay_attached`'s to say, and to log.
+                _log.debug("not publishing to %s: %s", target, error)
+                if await call.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    await asyncio.sleep(_REFUSED_S)
+        if clock() - began > _IDLE_S:
+            delays = back_off()
         await asyncio.sleep(next(delays))
 
 
@@ -131,7 +134,3 @@ def snapshot_parts(end: int, keys: bytes, part_bytes: int = _PART_BYTES) -> Iter
     for index in range(count):
         part = keys[index * part_bytes : (index + 1) * part_bytes]
         yield pb.KvEvents(first=end, end=end, stored=part, part=pb.KvPart(index=index, count=count))
-
-
-def _code(error: BaseException) -> grpc.StatusCode | None:
-    return error.code() if isinstance(error, grpc.aio.AioRpcError) else None
