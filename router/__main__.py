@@ -27,11 +27,13 @@ import uvloop
 
 from router.api import create_app
 from router.balance import ExpertBalancer
+from router.index.make import IndexParts, make_index
 from router.metrics import RouterMetrics
 from router.place import POLICIES
 from router.relay import Relay
 from router.server import HttpServer, announced, listen, url_of
 from router.services import Services
+from transport import kv_feed
 from transport.channel import start_server
 from transport.protos import worker_pb2_grpc
 from transport.registry import Change, Directory
@@ -85,7 +87,8 @@ async def serve(args: RouterArgs, tokenizer: Tokenizer) -> None:
     """Until a signal. Raises ConfigError when an address cannot be had."""
     config = args.config
     metrics = RouterMetrics(new_registry())
-    async with directory(args.registry_listen, config.experts) as (workers, registry):
+    index = make_index(config.router.index, metrics.registry)
+    async with directory(args.registry_listen, config.experts, index) as (workers, registry):
         metrics.watch_workers(lambda role: sum(view.role == role for view in workers.workers()))
         relay = Relay(
             workers.workers,
@@ -93,6 +96,7 @@ async def serve(args: RouterArgs, tokenizer: Tokenizer) -> None:
             model=config.served_name,
             deadline_s=config.router.request_deadline_s,
             metrics=metrics,
+            prefixes=index.prefixes,
         )
         services = Services(
             config=config,
@@ -110,24 +114,31 @@ async def serve(args: RouterArgs, tokenizer: Tokenizer) -> None:
 
 
 @contextlib.asynccontextmanager
-async def directory(address: str, experts: ExpertsConfig) -> AsyncIterator[tuple[Directory, str]]:
+async def directory(
+    address: str, experts: ExpertsConfig, index: IndexParts
+) -> AsyncIterator[tuple[Directory, str]]:
     """A registry that workers can attach to, and its real address. It balances the FFN workers
-    among them.
+    among them, and hears what the others publish of their caches.
     """
     balancer = ExpertBalancer(lambda: workers.workers(), experts.rebalance_s, experts.copies)
 
     def on_change(change: Change) -> None:
         _log_change(change)
         balancer.on_change(change)
+        index.prefixes.on_change(change)
 
     workers = Directory(on_change=on_change, on_experts=balancer.on_experts)
 
     def register(server: grpc.aio.Server) -> None:
         add: Any = worker_pb2_grpc.add_RegistryServicer_to_server
         add(workers, server)
+        if index.feed is not None:
+            add_feed: Any = worker_pb2_grpc.add_KvFeedServicer_to_server
+            add_feed(index.feed, server)
 
+    names = ["triptych.Registry", *([kv_feed.SERVICE_NAME] if index.feed else [])]
     try:
-        running = await start_server(address, [register], ["triptych.Registry"], to_status)
+        running = await start_server(address, [register], names, to_status)
     except (OSError, ValueError) as error:
         raise ConfigError(f"registry: {error}") from error
     balancing = asyncio.create_task(balancer.run())
@@ -137,6 +148,8 @@ async def directory(address: str, experts: ExpertsConfig) -> AsyncIterator[tuple
         balancing.cancel()
         await asyncio.wait({balancing})
         workers.close()
+        if index.feed is not None:
+            index.feed.close()
         await running.stop(grace_s=1.0)
 
 

@@ -23,6 +23,7 @@ class Inbox:
     def __init__(self, request_id: str, hold: Callable[[bool], None]) -> None:
         self.request_id = request_id
         self.ended = False  # the home has said its last word
+        self.stats: pb.RequestStats | None = None  # that word, if all went well
         # A quicker way for bare tokens, tried while the reader waits: it spares a task's turn for
         # each token. False: not this one.
         self.shortcut: Callable[[int], bool] | None = None
@@ -51,7 +52,7 @@ class Inbox:
         if isinstance(told, TokenDelta):
             self._count(len(told.token_ids))
         else:
-            self.ended = True
+            self.ended, self.stats = True, told
             self._wake_reader()
 
     def fail(self, error: Exception) -> None:

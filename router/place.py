@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from router.index.hit import PrefixHit
 from transport.registry import WorkerView
 from triptych.errors import CapacityError
 
@@ -25,6 +26,7 @@ class PlacementRequest:
     turn: int  # counts this router's placements; breaks ties, so that equals share the work
     choices: Mapping[str, int] = field(default_factory=dict)  # open here, by home's worker id
     prefilling: Mapping[str, int] = field(default_factory=dict)  # prompt tokens without an answer
+    cached: Mapping[str, PrefixHit] = field(default_factory=dict)  # of this prompt, by worker id
     excluded: frozenset[str] = frozenset()  # worker ids that just failed this request
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from router.errors import DeadlineError
 from router.homes import Homes
 from router.inbox import Inbox
+from router.index.prefixes import HashedPrompt, Prediction, Prefixes
 from router.link import HomeLost
 from router.metrics import RouterMetrics
 from router.place import Placement, PlacementPolicy, PlacementRequest
@@ -63,12 +64,14 @@ class Relay:
         model: str,
         deadline_s: float,
         metrics: RouterMetrics,
+        prefixes: Prefixes | None = None,
     ) -> None:
         self._workers = workers
         self._policy = policy
         self._model = model
         self._deadline_s = deadline_s
         self._metrics = metrics
+        self._prefixes = prefixes or Prefixes()
         self._homes = Homes()
         self._turns = itertools.count()
 
@@ -82,11 +85,15 @@ class Relay:
         """
         ends = time.monotonic() + self._deadline_s
         lost: str | None = None
+        prompt = await self._prefixes.hash(call.prompt_ids, call.cache_salt, self._workers())
         while True:
-            placement = await self._place(call, lost)
+            placement, prediction = await self._place(call, prompt, lost)
             with self._ask(call, placement, ends) as inbox:
                 try:
-                    with self._homes.prefill(placement, len(call.prompt_ids)):
+                    with (
+                        self._homes.prefill(placement, len(call.prompt_ids)),
+                        self._prefixes.expecting(prediction, placement),
+                    ):
                         await inbox.wait()
                 except (HomeLost, CapacityError) as error:
                     if lost is not None:
@@ -99,20 +106,26 @@ class Relay:
                     yield Answer(placement, inbox)
                 except HomeLost as error:
                     raise error.reason from None
+                if inbox.stats is not None:
+                    self._prefixes.compare(prediction, placement, inbox.stats)
                 return
 
     async def close(self) -> None:
         await self._homes.close()
 
-    async def _place(self, call: Call, lost: str | None) -> Placement:
+    async def _place(
+        self, call: Call, prompt: HashedPrompt, lost: str | None
+    ) -> tuple[Placement, Prediction]:
         workers = self._workers()
         await self._homes.forget_all_but(workers)
+        prediction = self._prefixes.predict(prompt)
         placement = self._policy(
             PlacementRequest(
                 model=self._model,
                 turn=next(self._turns),
                 choices=self._homes.choices,
                 prefilling=self._homes.prefilling,
+                cached=prediction.hits,
                 excluded=frozenset() if lost is None else frozenset([lost]),
             ),
             workers,
@@ -122,7 +135,7 @@ class Relay:
         prefill = placement.prefill.worker_id if placement.prefill else "home"
         fields = {"id": call.request_id, "home": placement.decode.worker_id, "prefill": prefill}
         _log.info("placed", extra={"fields": {**fields, "reason": reason}})
-        return placement
+        return placement, prediction
 
     @contextlib.contextmanager
     def _ask(self, call: Call, placement: Placement, ends: float) -> Iterator[Inbox]:

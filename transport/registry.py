@@ -48,6 +48,7 @@ class WorkerView:
     block_tokens: int
     num_blocks: int
     metrics_address: str  # host:port
+    kv_identity: str = ""  # workers with the same give the same blocks the same hashes
     running: int = 0  # sequences
     waiting: int = 0  # sequences
     queued_tokens: int = 0  # prompt tokens not computed yet
@@ -257,6 +258,7 @@ def _seen(hello: pb.WorkerHello, load: pb.WorkerLoad) -> WorkerView:
         block_tokens=hello.block_tokens,
         num_blocks=hello.num_blocks,
         metrics_address=hello.metrics_address,
+        kv_identity=hello.kv_identity,
         running=load.running,
         waiting=load.waiting,
         queued_tokens=load.queued_tokens,

@@ -124,6 +124,11 @@ class RouterConfig(_Frozen):
     port: int = Field(8000, ge=0, le=65535, description="0: any free port")
     api_keys: tuple[str, ...] = ()
     placement: Literal["least-loaded", "round-robin"] = "least-loaded"
+    index: Annotated[Literal["events", "approximate", "off"], yaml_off] = Field(
+        "events",
+        description="how the router knows who holds which prefix: workers tell it, by its own "
+        "placements alone, or not at all",
+    )
     max_body: ByteSize = Field(ByteSize(8 << 20), description="larger requests get a 413")
     request_deadline_s: float = Field(600.0, gt=0)
 

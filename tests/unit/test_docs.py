@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
 from ffn_worker.metrics import FfnMetrics
+from router.index.metrics import IndexMetrics
 from router.metrics import RouterMetrics
 from triptych.config import ClusterConfig, PoolConfig, load_config
 from triptych.obs.experts import ExpertCollector, ExpertTally
@@ -65,6 +66,7 @@ def test_every_metric_is_documented(metrics: Callable[[CollectorRegistry], objec
 def test_no_metric_is_documented_that_does_not_exist() -> None:
     registry = CollectorRegistry(auto_describe=True)
     RouterMetrics(registry)
+    IndexMetrics(registry).watch(lambda: [])
     WorkerMetrics(registry)
     SpeculationMetrics(registry)
     ExpertCollector(ExpertTally(), registry)

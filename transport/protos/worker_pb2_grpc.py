@@ -595,3 +595,80 @@ class Registry:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class KvFeedStub:
+    """A worker tells every router it knows what comes into its prefix cache and what leaves it.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Publish = channel.stream_stream(
+                '/triptych.KvFeed/Publish',
+                request_serializer=transport_dot_protos_dot_worker__pb2.KvEvents.SerializeToString,
+                response_deserializer=transport_dot_protos_dot_worker__pb2.KvAsk.FromString,
+                _registered_method=True)
+
+
+class KvFeedServicer:
+    """A worker tells every router it knows what comes into its prefix cache and what leaves it.
+    """
+
+    def Publish(self, request_iterator, context):
+        """The call is the router's knowledge: what was told on it is forgotten when it ends. The worker begins
+        with a snapshot, and sends another one when asked, or when it could not keep up with its own changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_KvFeedServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Publish': grpc.stream_stream_rpc_method_handler(
+                    servicer.Publish,
+                    request_deserializer=transport_dot_protos_dot_worker__pb2.KvEvents.FromString,
+                    response_serializer=transport_dot_protos_dot_worker__pb2.KvAsk.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'triptych.KvFeed', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('triptych.KvFeed', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class KvFeed:
+    """A worker tells every router it knows what comes into its prefix cache and what leaves it.
+    """
+
+    @staticmethod
+    def Publish(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/triptych.KvFeed/Publish',
+            transport_dot_protos_dot_worker__pb2.KvEvents.SerializeToString,
+            transport_dot_protos_dot_worker__pb2.KvAsk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

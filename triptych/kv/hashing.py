@@ -29,7 +29,13 @@ def extend_hashes(
 
     A cryptographic hash: with a plain one, a crafted prompt could be served another tenant's KV.
     """
-    for index in range(len(hashes), len(tokens) // block_tokens):
-        parent = hashes[-1] if hashes else root
-        ids = array("I", tokens[index * block_tokens : (index + 1) * block_tokens])
-        hashes.append(blake2b(ids.tobytes(), digest_size=DIGEST_BYTES, key=parent).digest())
+    begin, end = len(hashes) * block_tokens, len(tokens) // block_tokens * block_tokens
+    if begin >= end:
+        return
+    # Routers hash whole prompts. The parent goes in front, not in as a key: a key would be a
+    # compression of its own, and BLAKE2 is no weaker without. Parents have one length.
+    ids = array("I", tokens[begin:end]).tobytes()
+    parent, step = hashes[-1] if hashes else root, 4 * block_tokens
+    for start in range(0, len(ids), step):
+        parent = blake2b(parent + ids[start : start + step], digest_size=DIGEST_BYTES).digest()
+        hashes.append(parent)

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from triptych.kv.journal import CacheChanges, CacheJournal, cut_keys
+
 
 class Holder(enum.StrEnum):
     """Why a block is held."""
@@ -62,6 +64,7 @@ class BlockPool:
         self._by_hash: dict[bytes, int] = {}
         self._cached: OrderedDict[int, None] = OrderedDict()  # oldest first
         self._held = dict.fromkeys(Holder, 0)
+        self._journal = CacheJournal(num_blocks)
 
     # ---- hand out ------------------------------------------------------------------------------
 
@@ -122,6 +125,7 @@ class BlockPool:
             if block_hash not in self._by_hash and self._blocks[block].hash is None:
                 self._by_hash[block_hash] = block
                 self._blocks[block].hash = block_hash
+                self._journal.stored(block_hash)
 
     def clear_cache(self) -> int:
         """Forgets every cached block that nobody holds; returns how many."""
@@ -131,6 +135,19 @@ class BlockPool:
                 self._evict(block)
                 heapq.heappush(self._free, block)
             return len(cached)
+
+    def changes(self, position: int, limit: int) -> CacheChanges | None:
+        """What the next `limit` changes of the cache, from number `position` on, came to; None:
+        only a snapshot helps, it is too long ago.
+        """
+        with self._lock:
+            return self._journal.since(position, limit)
+
+    def snapshot(self) -> tuple[int, bytes]:
+        """How many changes there were so far, and the keys of all blocks that can be found."""
+        with self._lock:
+            end, hashes = self._journal.end, list(self._by_hash)
+        return end, cut_keys(hashes)
 
     # ---- numbers -------------------------------------------------------------------------------
 
@@ -178,6 +195,7 @@ class BlockPool:
         assert block_hash is not None, "a cached block has a hash"
         del self._by_hash[block_hash]
         self._blocks[block].hash = None
+        self._journal.removed(block_hash)
 
     def _hold(self, blocks: Sequence[int], holder: Holder) -> None:
         for block in blocks:

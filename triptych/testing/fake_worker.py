@@ -60,6 +60,7 @@ class FakeWorker(worker_pb2_grpc.DecodeWorkerServicer):
         role: str = "decode",
         max_model_len: int = 256,
         epoch: int = 1,
+        kv_identity: str = "",
     ) -> None:
         self.script = script
         self.calls: list[HeardCall] = []
@@ -72,6 +73,7 @@ class FakeWorker(worker_pb2_grpc.DecodeWorkerServicer):
             max_model_len=max_model_len,
             block_tokens=16,
             num_blocks=16,
+            kv_identity=kv_identity,
         )
         self._heard: asyncio.Queue[HeardCall] = asyncio.Queue()
         self._server: RunningServer | None = None
@@ -130,6 +132,8 @@ class FakeWorker(worker_pb2_grpc.DecodeWorkerServicer):
                 match step:
                     case asyncio.Event():
                         await step.wait()
+                        call.sent += 1
+                        continue  # nothing was said that could be taken
                     case BaseException():
                         raise step
                     case grpc.StatusCode():

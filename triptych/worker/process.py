@@ -19,6 +19,7 @@ import grpc
 import uvloop
 
 from transport.channel import start_server
+from transport.kv_feed import PrefixCache, publish_cache
 from transport.protos import worker_pb2 as pb
 from transport.registry import stay_attached
 from triptych.config import Role
@@ -54,6 +55,7 @@ class RoleParts:
     leave: Callable[[], None] = lambda: None  # called when no new request may come any more
     size: pb.WorkerHello = field(default_factory=pb.WorkerHello)  # what an engine has to tell
     on_note: Callable[[pb.RouterNote], None] = lambda note: None  # hears what the router tells
+    cache: PrefixCache | None = None  # routers are told what it holds
 
 
 Fail = Callable[[BaseException], None]
@@ -94,13 +96,15 @@ def _build_with_engine(build_role: BuildRole, args: WorkerArgs) -> Build:
             max_model_len=parts.max_model_len,
             block_tokens=parts.layout.block_tokens,
             num_blocks=parts.pool.num_blocks,
+            kv_identity=parts.layout_text,
         )
 
         def load() -> pb.WorkerLoad:
             report_pool(metrics, parts)
             return role.load()
 
-        whole = replace(role, size=size, load=load, tend=partial(_tend_engine, parts, role))
+        tend = partial(_tend_engine, parts, role)
+        whole = replace(role, size=size, load=load, tend=tend, cache=parts.pool)
         return whole if parts.experts is None else _with_ffn_pool(args, parts, metrics, whole)
 
     return build
@@ -177,7 +181,11 @@ async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
         stay_attached(args.registry, hello, load, interval_s=_REPORT_S, on_note=role_parts.on_note)
     )
     tending = asyncio.create_task(_tend(role_parts))
-    for task in (attachment, tending):
+    tasks = [attachment, tending]
+    if role_parts.cache is not None:
+        publishing = publish_cache(args.registry, args.worker_id, args.epoch, role_parts.cache)
+        tasks.append(asyncio.create_task(publishing))
+    for task in tasks:
         task.add_done_callback(partial(_report_end, fail))
     gc.freeze()  # what was loaded stays; looking through it again would stop every stream for 0.1 s
     log.info("ready", extra={"fields": {"address": server.address, "epoch": args.epoch}})
@@ -188,9 +196,9 @@ async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
         await asyncio.sleep(_NOTICE_S)
         role_parts.leave()
     await server.stop(0 if failures else args.config.drain_s)
-    for task in (attachment, tending):
+    for task in tasks:
         task.cancel()
-    await asyncio.wait({attachment, tending})
+    await asyncio.wait(tasks)
     if not failures:
         role_parts.thread.stop()
     await role_parts.close()

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 
 from router.__main__ import directory
 from router.api import create_app
+from router.index.make import make_index
 from router.metrics import RouterMetrics
 from router.place import POLICIES
 from router.relay import Relay
@@ -117,9 +118,10 @@ async def _world(
 ) -> AsyncIterator[World]:
     config = ClusterConfig(model="tiny", router=RouterConfig(**settings))
     metrics = RouterMetrics(CollectorRegistry())
+    index = make_index(config.router.index, metrics.registry)
     async with contextlib.AsyncExitStack() as stack:
         members, registry = await stack.enter_async_context(
-            directory(f"unix:{run_dir}/registry.sock", ExpertsConfig())
+            directory(f"unix:{run_dir}/registry.sock", ExpertsConfig(), index)
         )
         relay = Relay(
             members.workers,
@@ -127,6 +129,7 @@ async def _world(
             model="tiny",
             deadline_s=config.router.request_deadline_s,
             metrics=metrics,
+            prefixes=index.prefixes,
         )
         stack.push_async_callback(relay.close)
         services = Services(config, tokenizer, members.workers, relay, metrics, int(time.time()))
