@@ -1,0 +1,153 @@
+"""Our policy: the placement that costs the objectives least, of this request and of the others.
+
+The cost is counted in shares of the objectives (router.slo): a request that uses a share u of one
+adds u², so what is nearly spent is dear and what is plentiful costs little.
+
+    own       (TTFT / TTFT*)² + (ITL / ITL*)²
+    queue     as many requests as wait at the computing worker now will wait behind this one
+              (Little's law): each of them loses compute_s, at the slope 2·u of its wait
+    batch     every sequence at the home decodes with one more, in longer steps
+    beside    of a prompt computed at home, or where experts are shared: every sequence there stands
+              still for compute_s, over an answer's tokens
+
+So a cached prefix is worth the seconds it saves, times everybody who would have waited for them; a
+prefix whose holder is loaded is computed again elsewhere, and then there are two holders; and a home
+computes a prompt by itself where that costs its streams less than it spares the prefill workers.
+
+Bounded load ("Consistent hashing with bounded loads", Mirrokni et al., SODA 2018): nobody with more
+than (1 + ε) of the mean work outstanding in its pool gets any more, whatever it has cached. A worker
+above that bound works off what it has, so it is above for no longer than its own queue takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from router.placement.candidates import home_candidates, prefill_candidates, spares_of
+from router.placement.order import preference
+from router.placement.predict import Outlook, answer_tokens, outlooks, predict
+from router.placement.request import Placement, PlacementRequest, Prediction
+from transport.registry import WorkerView
+
+EPSILON = 0.5  # of bounded load
+_SLACK = 0.1  # of the TTFT objective: queues shorter than that are never out of bounds
+_ALIKE = 0.02  # costs that differ by less: session affinity, then turns, decide
+_MOST = 8  # candidates of a role that are tried with each other, the best ones by themselves
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    home: Outlook
+    prefill: Outlook | None
+    prediction: Prediction
+
+    @property
+    def computing(self) -> Outlook:
+        return self.prefill or self.home
+
+
+def predicted(request: PlacementRequest, workers: Sequence[WorkerView]) -> Placement:
+    """Raises CapacityError when there is no home."""
+    homes = outlooks(request, home_candidates(request, workers))
+    pool = outlooks(request, prefill_candidates(request, workers))
+    crowd = _within_bounds(request, pool or homes)
+    within = {id(outlook) for outlook in crowd}
+    choices = [
+        _judge(request, home, prefill)
+        for home in _best(request, _within_bounds(request, homes))
+        for prefill in (None, *_best(request, crowd if pool else ()))
+        if prefill is not None or not pool or home.queue_s <= _bound(request, pool)
+    ]
+    best = _prefer(request, choices)
+    ranked = sorted(pool, key=lambda outlook: outlook.queue_s + outlook.compute_s)
+    prefill = best.prefill and best.prefill.view
+    return Placement(
+        best.home.view,
+        prefill,
+        _reason(best, [*pool, *homes], within),
+        () if prefill is None else spares_of([outlook.view for outlook in ranked], prefill),
+        best.prediction,
+    )
+
+
+def _judge(request: PlacementRequest, home: Outlook, prefill: Outlook | None) -> _Choice:
+    seen = predict(request, home, prefill)
+    terms = _own(request, seen), _queue(request, seen, prefill or home), _batch(request, seen, home)
+    cost = sum(terms) + _beside(request, seen, home, prefill)
+    return _Choice(home, prefill, replace(seen, cost=cost))
+
+
+def _own(request: PlacementRequest, seen: Prediction) -> float:
+    return (seen.ttft_s / request.slo.ttft_s) ** 2 + (seen.itl_s / request.slo.itl_s) ** 2
+
+
+def _queue(request: PlacementRequest, seen: Prediction, computing: Outlook) -> float:
+    used = computing.queue_s / request.slo.ttft_s
+    return computing.queued * 2 * used * seen.compute_s / request.slo.ttft_s
+
+
+def _batch(request: PlacementRequest, seen: Prediction, home: Outlook) -> float:
+    longer_s = home.step_s(1, request.prompt_tokens) - home.step_s()
+    used = seen.itl_s / request.slo.itl_s
+    return home.running * 2 * used * longer_s / request.slo.itl_s
+
+
+def _beside(
+    request: PlacementRequest, seen: Prediction, home: Outlook, prefill: Outlook | None
+) -> float:
+    """A prefill worker delays decoding elsewhere by as much as it keeps shared experts busy."""
+    computing = prefill or home
+    share = 1.0 if prefill is None else computing.view.pace.expert_wait
+    itl_s = home.step_s() / max(1.0, home.view.pace.tokens_per_step)
+    used = (itl_s + home.queue_s / answer_tokens(request)) / request.slo.itl_s
+    each = seen.compute_s / answer_tokens(request) / request.slo.itl_s
+    return share * home.running * (2 * used + each) * each
+
+
+def _best(request: PlacementRequest, outlooks: Sequence[Outlook]) -> Sequence[Outlook]:
+    if len(outlooks) <= _MOST:
+        return outlooks
+
+    def alone(outlook: Outlook) -> float:
+        step_s = outlook.step_s() if outlook.view.role == "decode" else 0.0
+        return (outlook.queue_s + outlook.compute_s) / request.slo.ttft_s + step_s
+
+    return sorted(outlooks, key=alone)[:_MOST]
+
+
+def _within_bounds(request: PlacementRequest, pool: Sequence[Outlook]) -> Sequence[Outlook]:
+    """Never nobody: the least loaded is at most the mean."""
+    bound = _bound(request, pool)
+    return [outlook for outlook in pool if outlook.queue_s <= bound]
+
+
+def _bound(request: PlacementRequest, pool: Sequence[Outlook]) -> float:
+    """Seconds of outstanding work with which a worker may still get more."""
+    if not pool:
+        return 0.0
+    mean = sum(outlook.queue_s for outlook in pool) / len(pool)
+    return max((1 + EPSILON) * mean, _SLACK * request.slo.ttft_s)
+
+
+def _prefer(request: PlacementRequest, choices: Sequence[_Choice]) -> _Choice:
+    """The cheapest; of those that are about as cheap the one that the session had before."""
+    least = min(choice.prediction.cost for choice in choices)
+    alike = [choice for choice in choices if choice.prediction.cost <= (1 + _ALIKE) * least]
+    if not request.session:
+        return min(alike, key=lambda choice: choice.prediction.cost)
+    return max(alike, key=lambda choice: preference(request.session, choice.home.view.worker_id))
+
+
+def _reason(best: _Choice, everybody: Sequence[Outlook], within: set[int]) -> str:
+    most = max(outlook.cached for outlook in everybody)
+    if best.prefill is None and everybody[0].view.role == "prefill":
+        return "at-home"
+    if not most:
+        return "load"
+    if best.computing.cached == most:
+        return "prefix"
+    holders = [outlook for outlook in everybody if outlook.cached == most]
+    if not any(id(outlook) in within for outlook in holders):
+        return "bounded"
+    return "replicate"
