@@ -60,7 +60,7 @@ class Home:
     _meter: PaceMeter = field(init=False)
 
     def __post_init__(self) -> None:
-        self._meter = warm_meter(self.machine)
+        self._meter = warm_meter(self.machine, self.machine.home_chunk_tokens)
 
     def submit(self, now: float, job: Job, ask: Callable[[float, Job], None] | None) -> None:
         """`ask`: asks a prefill worker, once there is room here; None: the prompt is computed here.
@@ -92,7 +92,9 @@ class Home:
             queued_tokens=sum(j.prompt for j in local) - sum(starts),
             queued_pairs=pairs,
             free_blocks=self.cache.capacity - self.cache.used,
-            pace=self._meter.pace(),
+            pace=self._meter.pace(
+                chunk_tokens=self.machine.home_chunk_tokens, token_bytes=self.machine.token_bytes
+            ),
             reported_at=now,
         )
         return self.view
@@ -151,7 +153,7 @@ class Home:
         self._schedule()
 
     def _chunks(self) -> list[tuple[Job, int]]:
-        budget, chunks = self.machine.chunk_tokens - len(self._ends), []
+        budget, chunks = self.machine.home_chunk_tokens - len(self._ends), []
         for job in self._prompts:
             if budget <= 0:
                 break

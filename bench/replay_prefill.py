@@ -52,7 +52,7 @@ class PrefillWorker:
     _meter: PaceMeter = field(init=False)
 
     def __post_init__(self) -> None:
-        self._meter = warm_meter(self.machine)
+        self._meter = warm_meter(self.machine, self.machine.chunk_tokens)
 
     def submit(self, now: float, job: Job) -> None:
         job.likely_cached = self._cached(job)
@@ -84,7 +84,9 @@ class PrefillWorker:
             queued_tokens=tokens,
             queued_pairs=pairs,
             free_blocks=self.cache.capacity - self.cache.used,
-            pace=self._meter.pace(),
+            pace=self._meter.pace(
+                chunk_tokens=self.machine.chunk_tokens, token_bytes=self.machine.token_bytes
+            ),
             reported_at=now,
         )
         return self.view
@@ -113,13 +115,13 @@ class PrefillWorker:
         return hit_tokens(job.recorded, self.cache.count_cached(job.recorded.blocks))
 
 
-def warm_meter(machine: Machine) -> PaceMeter:
+def warm_meter(machine: Machine, chunk_tokens: int) -> PaceMeter:
     """As if steps of several sizes had been measured."""
-    meter = PaceMeter(chunk_tokens=machine.chunk_tokens, token_bytes=machine.token_bytes)
+    meter = PaceMeter()
     meter.observe_fetch(machine.link_bytes_s, 1.0)
     for part in range(1, _RAMP + 1):
         for start in (0, 4, 16):
-            rows = machine.chunk_tokens * part // _RAMP
+            rows = chunk_tokens * part // _RAMP
             pairs = pairs_between(start * rows, (start + 1) * rows)
             meter.observe_step(machine.step_s(rows, pairs), prompt_rows=rows, prompt_pairs=pairs)
             batch, context = 4 * part, 4 * part * 512 * (1 + start)

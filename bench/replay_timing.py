@@ -25,7 +25,8 @@ class Machine:
     kv_tokens: int  # that fit
     token_bytes: int  # of KV
     link_bytes_s: float
-    chunk_tokens: int = 2048  # rows of a step, at most
+    chunk_tokens: int = 2048  # rows of a prefill worker's step, at most
+    home_chunk_tokens: int = 512  # of a home's: longer ones would be felt by its streams
 
     def step_s(self, rows: int, prompt_pairs: float = 0.0, context: float = 0.0) -> float:
         compute_s = max(self.weights_s, rows * self.row_s)

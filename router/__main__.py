@@ -28,7 +28,7 @@ import uvloop
 from router.api import create_app
 from router.balance import ExpertBalancer
 from router.metrics import RouterMetrics
-from router.place import POLICIES
+from router.placement import POLICIES, Slo
 from router.relay import Relay
 from router.server import HttpServer, announced, listen, url_of
 from router.services import Services
@@ -90,6 +90,7 @@ async def serve(args: RouterArgs, tokenizer: Tokenizer) -> None:
             model=config.served_name,
             deadline_s=config.router.request_deadline_s,
             metrics=metrics,
+            slo=Slo(config.router.slo.ttft_s, config.router.slo.itl_s),
         )
         services = Services(
             config=config,

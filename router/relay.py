@@ -12,14 +12,14 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from router.errors import DeadlineError
 from router.homes import Homes
 from router.inbox import Inbox
 from router.link import HomeLost
 from router.metrics import RouterMetrics
-from router.place import Placement, PlacementPolicy, PlacementRequest
+from router.placement import Placement, PlacementPolicy, PlacementRequest, Slo
 from transport.protos import worker_pb2 as pb
 from transport.registry import WorkerView
 from triptych.errors import CapacityError, TriptychError
@@ -41,6 +41,7 @@ class Call:
     n: int = 1
     cache_salt: str = ""
     speculation: Speculation | None = None
+    session: str = ""  # whose turns should go the same way; "": nobody's
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +63,14 @@ class Relay:
         model: str,
         deadline_s: float,
         metrics: RouterMetrics,
+        slo: Slo = Slo(),
     ) -> None:
         self._workers = workers
         self._policy = policy
         self._model = model
         self._deadline_s = deadline_s
         self._metrics = metrics
+        self._slo = slo
         self._homes = Homes()
         self._turns = itertools.count()
 
@@ -82,10 +85,10 @@ class Relay:
         ends = time.monotonic() + self._deadline_s
         lost: str | None = None
         while True:
-            placement = await self._place(call, lost)
+            request, placement = await self._place(call, lost)
             with self._ask(call, placement, ends) as inbox:
                 try:
-                    with self._homes.prefill(placement, len(call.prompt_ids)):
+                    with self._homes.under_way.prefill(placement, request):
                         await inbox.wait()
                 except (HomeLost, CapacityError) as error:
                     if lost is not None:
@@ -103,25 +106,34 @@ class Relay:
     async def close(self) -> None:
         await self._homes.close()
 
-    async def _place(self, call: Call, lost: str | None) -> Placement:
+    async def _place(self, call: Call, lost: str | None) -> tuple[PlacementRequest, Placement]:
         workers = self._workers()
         await self._homes.forget_all_but(workers)
-        placement = self._policy(
-            PlacementRequest(
-                model=self._model,
-                turn=next(self._turns),
-                choices=self._homes.choices,
-                prefilling=self._homes.prefilling,
-                excluded=frozenset() if lost is None else frozenset([lost]),
-            ),
-            workers,
+        under_way = self._homes.under_way
+        request = PlacementRequest(
+            model=self._model,
+            turn=next(self._turns),
+            choices=under_way.choices,
+            prefilling=under_way.prefilling,
+            excluded=frozenset() if lost is None else frozenset([lost]),
+            prompt_tokens=len(call.prompt_ids),
+            max_tokens=call.params.max_tokens,
+            now=time.monotonic(),
+            sent=under_way.sent,
+            session=call.session and f"{call.cache_salt}\0{call.session}",
+            slo=self._slo,
         )
-        reason = placement.reason if lost is None else "home-lost"
+        placement = self._policy(request, workers)
+        if lost is not None:
+            placement = replace(placement, reason="home-lost")
+        reason = placement.reason
         self._metrics.placements.labels(reason, "yes" if placement.prefill else "no").inc()
         prefill = placement.prefill.worker_id if placement.prefill else "home"
         fields = {"id": call.request_id, "home": placement.decode.worker_id, "prefill": prefill}
         _log.info("placed", extra={"fields": {**fields, "reason": reason}})
-        return placement
+        if placement.prediction is not None:
+            _log.debug("placed", extra={"fields": {**fields, **asdict(placement.prediction)}})
+        return request, placement
 
     @contextlib.contextmanager
     def _ask(self, call: Call, placement: Placement, ends: float) -> Iterator[Inbox]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from transport.protos import worker_pb2 as pb
 
@@ -46,6 +46,19 @@ class Pace:
             token_bytes=message.token_bytes,
             expert_wait=message.expert_wait,
         )
+
+    def message(self) -> pb.Pace:
+        found = pb.Pace(
+            chunk_tokens=self.chunk_tokens,
+            tokens_per_step=self.tokens_per_step,
+            link_bytes_s=self.link_bytes_s,
+            token_bytes=self.token_bytes,
+            expert_wait=self.expert_wait,
+        )
+        for cost, target in ((self.prefill, found.prefill), (self.decode, found.decode)):
+            if cost is not None:
+                target.CopyFrom(pb.StepCost(**asdict(cost)))
+        return found
 
 
 def pairs_between(start: float, end: float) -> float:

@@ -34,17 +34,23 @@ class Outlook:
     queue_s: float  # prompts queued or sent there: computed before this one
     queued: int  # so many requests wait there, this one's competitors
     running: int  # sequences, those to come included
-    context: int  # tokens of their KV
     cached: int  # tokens of this prompt
     compute_s: float  # of what is not cached, alone on the worker
+    steps: int  # that it takes
+    step_s: float  # of decoding, as many sequences as run now
 
-    def prompt_s(self, tokens: int, cached: int) -> float:
-        steps = -(-(tokens - cached) // self.chunk_tokens)
-        return self.prefill.seconds(tokens - cached, pairs_between(cached, tokens), steps)
+    @property
+    def tokens_per_step(self) -> float:
+        return max(1.0, self.view.pace.tokens_per_step)
 
-    def step_s(self, more: int = 0, context: int = 0) -> float:
-        """A decode step with `more` sequences than run now."""
-        return self.decode.seconds(self.running + more, self.context + context)
+    @property
+    def beside_s(self) -> float:
+        """A step that computes a chunk of this prompt beside the sequences that decode."""
+        return self.compute_s / self.steps + max(0.0, self.step_s - self.decode.base_s)
+
+    def step_with(self, tokens: int) -> float:
+        """A decode step with one more sequence, which has so many tokens."""
+        return self.step_s + self.decode.seconds(1, tokens, steps=0)
 
 
 def answer_tokens(request: PlacementRequest) -> int:
@@ -67,21 +73,21 @@ def predict(
     computing = prefill or home
     compute_s, transfer_s = computing.compute_s, 0.0
     if prefill is None:
-        steps = -(-(request.prompt_tokens - home.cached) // home.chunk_tokens)
-        compute_s += steps * max(0.0, home.step_s() - home.decode.base_s)
+        compute_s = home.steps * home.beside_s
     else:
         transfer_s = _transfer_s(request, home, prefill)
     # Both queues are left behind before the prompt is computed: its KV needs room at home first.
     wait_s = max(computing.queue_s, _room_s(request, home))
-    answer, step_s = answer_tokens(request), home.step_s(1, request.prompt_tokens)
-    # Prompts that the home still computes when this one decodes share its steps.
+    step_s = home.step_with(request.prompt_tokens)
+    # Prompts that the home still computes when this one decodes make its steps longer.
     beside_s = 0.0 if prefill is None else max(0.0, home.queue_s - wait_s - compute_s)
-    per_step = max(1.0, home.view.pace.tokens_per_step)
+    part = min(1.0, beside_s / home.beside_s / answer_tokens(request))
+    mean_s = step_s + part * max(0.0, home.beside_s - step_s)
     return Prediction(
         wait_s=wait_s,
         compute_s=compute_s,
         transfer_s=transfer_s,
-        itl_s=step_s / per_step + beside_s / answer,
+        itl_s=mean_s / home.tokens_per_step,
         cached_tokens=computing.cached,
         missing_tokens=request.prompt_tokens - computing.cached,
         first_step_s=step_s,
@@ -114,7 +120,7 @@ def _look(
         view.queued_tokens, view.queued_pairs, -(-view.queued_tokens // chunk)
     )
     cached, tokens = request.cached_tokens(view), request.prompt_tokens
-    used = max(0, view.num_blocks - view.free_blocks)
+    used, running = max(0, view.num_blocks - view.free_blocks), sequences_at(request, view)
     steps = -(-(tokens - cached) // chunk)
     return Outlook(
         view=view,
@@ -122,11 +128,12 @@ def _look(
         decode=decode,
         chunk_tokens=chunk,
         queue_s=reported_s + sum(sent.work_s for sent in fresh),
-        queued=view.waiting + len(fresh) if view.role == "decode" else sequences_at(request, view),
-        running=sequences_at(request, view),
-        context=used * view.block_tokens,
+        queued=len(fresh) + (view.waiting if view.role == "decode" else running),
+        running=running,
         cached=cached,
         compute_s=prefill.seconds(tokens - cached, pairs_between(cached, tokens), steps),
+        steps=steps,
+        step_s=decode.seconds(running, used * view.block_tokens),
     )
 
 
@@ -153,8 +160,7 @@ def _room_s(request: PlacementRequest, home: Outlook) -> float:
     used = view.num_blocks - view.free_blocks
     if short <= 0 or used <= 0:
         return 0.0
-    per_step = max(1.0, view.pace.tokens_per_step)
-    return short / used * answer_tokens(request) * home.step_s() / per_step
+    return short / used * answer_tokens(request) * home.step_s / home.tokens_per_step
 
 
 def _typical(costs: Iterable[StepCost | None]) -> StepCost:

@@ -30,7 +30,10 @@ from router.placement.predict import Outlook, answer_tokens, outlooks, predict
 from router.placement.request import Placement, PlacementRequest, Prediction
 from transport.registry import WorkerView
 
-EPSILON = 0.5  # of bounded load
+import os
+WORK=float(os.environ.get('WORK','1'))
+SHORT=float(os.environ.get('SHORT','256'))
+EPSILON = float(os.environ.get('EPS','0.5'))  # of bounded load
 _SLACK = 0.1  # of the TTFT objective: queues shorter than that are never out of bounds
 _ALIKE = 0.02  # costs that differ by less: session affinity, then turns, decide
 _MOST = 8  # candidates of a role that are tried with each other, the best ones by themselves
@@ -41,6 +44,7 @@ class _Choice:
     home: Outlook
     prefill: Outlook | None
     prediction: Prediction
+    cost: float
 
     @property
     def computing(self) -> Outlook:
@@ -67,42 +71,55 @@ def predicted(request: PlacementRequest, workers: Sequence[WorkerView]) -> Place
         prefill,
         _reason(best, [*pool, *homes], within),
         () if prefill is None else spares_of([outlook.view for outlook in ranked], prefill),
-        best.prediction,
+        replace(best.prediction, cost=best.cost),
     )
 
 
 def _judge(request: PlacementRequest, home: Outlook, prefill: Outlook | None) -> _Choice:
     seen = predict(request, home, prefill)
-    terms = _own(request, seen), _queue(request, seen, prefill or home), _batch(request, seen, home)
-    cost = sum(terms) + _beside(request, seen, home, prefill)
-    return _Choice(home, prefill, replace(seen, cost=cost))
+    cost = (
+        _own(request, seen)
+        + WORK * (prefill or home).compute_s / request.slo.ttft_s
+        + _queue(request, seen, prefill or home)
+        + _batch(request, home)
+        + _beside(request, home, prefill)
+    )
+    return _Choice(home, prefill, seen, cost)
 
 
 def _own(request: PlacementRequest, seen: Prediction) -> float:
-    return (seen.ttft_s / request.slo.ttft_s) ** 2 + (seen.itl_s / request.slo.itl_s) ** 2
+    return _late(seen.ttft_s / request.slo.ttft_s) + (seen.itl_s / request.slo.itl_s) ** 2
+
+
+def _late(share: float) -> float:
+    return share + share**2
+
+
+def _slope(share: float) -> float:
+    """Of `_late`."""
+    return 1 + 2 * share
 
 
 def _queue(request: PlacementRequest, seen: Prediction, computing: Outlook) -> float:
     used = computing.queue_s / request.slo.ttft_s
-    return computing.queued * 2 * used * seen.compute_s / request.slo.ttft_s
+    return computing.queued * _slope(used) * seen.compute_s / request.slo.ttft_s
 
 
-def _batch(request: PlacementRequest, seen: Prediction, home: Outlook) -> float:
-    longer_s = home.step_s(1, request.prompt_tokens) - home.step_s()
-    used = seen.itl_s / request.slo.itl_s
-    return home.running * 2 * used * longer_s / request.slo.itl_s
+def _batch(request: PlacementRequest, home: Outlook) -> float:
+    before, after = home.step_s, home.step_with(request.prompt_tokens)
+    unit_s = home.tokens_per_step * request.slo.itl_s
+    return home.running * ((after / unit_s) ** 2 - (before / unit_s) ** 2)
 
 
-def _beside(
-    request: PlacementRequest, seen: Prediction, home: Outlook, prefill: Outlook | None
-) -> float:
+def _beside(request: PlacementRequest, home: Outlook, prefill: Outlook | None) -> float:
     """A prefill worker delays decoding elsewhere by as much as it keeps shared experts busy."""
-    computing = prefill or home
-    share = 1.0 if prefill is None else computing.view.pace.expert_wait
-    itl_s = home.step_s() / max(1.0, home.view.pace.tokens_per_step)
-    used = (itl_s + home.queue_s / answer_tokens(request)) / request.slo.itl_s
-    each = seen.compute_s / answer_tokens(request) / request.slo.itl_s
-    return share * home.running * (2 * used + each) * each
+    share = 1.0 if prefill is None else prefill.view.pace.expert_wait
+    if not share or not home.running:
+        return 0.0
+    unit_s = home.tokens_per_step * request.slo.itl_s
+    part = min(1.0, home.steps / SHORT)  # of an answer's steps
+    longer = (home.beside_s / unit_s) ** 2 - (home.step_s / unit_s) ** 2
+    return share * home.running * part * max(0.0, longer)
 
 
 def _best(request: PlacementRequest, outlooks: Sequence[Outlook]) -> Sequence[Outlook]:
@@ -110,7 +127,7 @@ def _best(request: PlacementRequest, outlooks: Sequence[Outlook]) -> Sequence[Ou
         return outlooks
 
     def alone(outlook: Outlook) -> float:
-        step_s = outlook.step_s() if outlook.view.role == "decode" else 0.0
+        step_s = outlook.step_s if outlook.view.role == "decode" else 0.0
         return (outlook.queue_s + outlook.compute_s) / request.slo.ttft_s + step_s
 
     return sorted(outlooks, key=alone)[:_MOST]
@@ -132,10 +149,10 @@ def _bound(request: PlacementRequest, pool: Sequence[Outlook]) -> float:
 
 def _prefer(request: PlacementRequest, choices: Sequence[_Choice]) -> _Choice:
     """The cheapest; of those that are about as cheap the one that the session had before."""
-    least = min(choice.prediction.cost for choice in choices)
-    alike = [choice for choice in choices if choice.prediction.cost <= (1 + _ALIKE) * least]
+    least = min(choice.cost for choice in choices)
+    alike = [choice for choice in choices if choice.cost <= (1 + _ALIKE) * least]
     if not request.session:
-        return min(alike, key=lambda choice: choice.prediction.cost)
+        return min(alike, key=lambda choice: choice.cost)
     return max(alike, key=lambda choice: preference(request.session, choice.home.view.worker_id))
 
 

@@ -12,9 +12,7 @@ _LEAST_S = 1e-6  # a clock may stand still for so long
 class PaceMeter:
     """One thread observes steps, another one fetches; anybody reads. All of it is soft."""
 
-    def __init__(self, *, chunk_tokens: int, token_bytes: int) -> None:
-        self._chunk_tokens = chunk_tokens
-        self._token_bytes = token_bytes
+    def __init__(self) -> None:
         self._prefill, self._decode = StepFit(), StepFit()
         self._tokens_per_step = 0.0
         self._link_bytes_s = 0.0
@@ -52,14 +50,15 @@ class PaceMeter:
         if num_bytes:
             self._link_bytes_s = _follow(self._link_bytes_s, num_bytes / max(seconds, _LEAST_S))
 
-    def pace(self, expert_wait: float = 0.0) -> Pace:
+    def pace(self, *, chunk_tokens: int, token_bytes: int, expert_wait: float = 0.0) -> Pace:
+        """`expert_wait`: share of a step that waits for FFN workers."""
         return Pace(
             prefill=self._prefill.cost(),
             decode=self._decode.cost(),
-            chunk_tokens=self._chunk_tokens,
+            chunk_tokens=chunk_tokens,
             tokens_per_step=self._tokens_per_step,
             link_bytes_s=self._link_bytes_s,
-            token_bytes=self._token_bytes,
+            token_bytes=token_bytes,
             expert_wait=expert_wait,
         )
 

@@ -30,6 +30,7 @@ from triptych.obs.metrics import MetricsServer, WorkerMetrics, new_registry
 from triptych.wire import to_status
 from triptych.worker.args import WorkerArgs, parse_worker_args
 from triptych.worker.boot import EngineParts, build_engine
+from triptych.worker.pace import report_pace
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,9 @@ def _build_with_engine(build_role: BuildRole, args: WorkerArgs) -> Build:
 
         def load() -> pb.WorkerLoad:
             report_pool(metrics, parts)
-            return role.load()
+            report = role.load()
+            report_pace(report, metrics.pace, parts)
+            return report
 
         whole = replace(role, size=size, load=load, tend=partial(_tend_engine, parts, role))
         return whole if parts.experts is None else _with_ffn_pool(args, parts, metrics, whole)
