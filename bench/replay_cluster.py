@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from bench.replay_cache import Beliefs, BlockCache
@@ -43,8 +43,18 @@ class Outcome:
     busy_s: list[float]  # of each prefill worker
     most_used: int  # blocks held at once, of the worker that came nearest to its capacity
     reasons: dict[str, int]
-    over_bound_s: float = 0.0  # longest time in which a worker was above the bound
-    queues: list[tuple[float, list[float]]] = field(default_factory=list)  # (time, work left)
+    queues: list[list[float]]  # at every report: seconds of work left, of each prefill worker
+
+    @property
+    def hit_ratio(self) -> float:
+        """Prompt tokens that nobody had to compute."""
+        total = sum(job.prompt for job in self.jobs)
+        return sum(job.cached for job in self.jobs) / max(1, total)
+
+    @property
+    def max_over_mean(self) -> float:
+        mean = sum(self.busy_s) / max(1, len(self.busy_s))
+        return max(self.busy_s, default=0.0) / mean if mean else 1.0
 
 
 class Simulation:
@@ -71,7 +81,7 @@ class Simulation:
         self._too_long: list[Job] = []
         self._reasons: dict[str, int] = {}
         self._most_used = 0
-        self._queues: list[tuple[float, list[float]]] = []
+        self._queues: list[list[float]] = []
 
     def run(self, trace: Sequence[Recorded]) -> Outcome:
         self._left = len(trace)
@@ -88,7 +98,7 @@ class Simulation:
             [worker.busy_s for worker in self._pool.values()],
             self._most_used,
             self._reasons,
-            queues=self._queues,
+            self._queues,
         )
 
     # ---- the router ----------------------------------------------------------------------------
@@ -148,7 +158,7 @@ class Simulation:
             self._views[worker_id] = worker.report(now)
             assert worker.cache.filled <= worker.cache.capacity, f"{worker_id} holds too much"
             self._most_used = max(self._most_used, worker.cache.used)
-        self._queues.append((now, [worker.left_s(now) for worker in self._pool.values()]))
+        self._queues.append([worker.left_s(now) for worker in self._pool.values()])
         if self._left:
             self._clock.at(now + self._cluster.report_s, self._report)
 

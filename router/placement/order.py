@@ -9,4 +9,4 @@ def preference(session: str, worker_id: str) -> int:
     """Highest first (rendezvous hashing): a worker that comes or goes moves nobody else's session.
     Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998.
     """
-    return xxhash.xxh3_64_intdigest(f"{session}\0{worker_id}")
+    return xxhash.xxh3_64_intdigest(f"{session}\0{worker_id}".encode())

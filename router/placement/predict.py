@@ -20,6 +20,7 @@ from transport.registry import WorkerView
 _UNKNOWN_STEP = StepCost(base_s=0.005, row_s=1e-4, pair_s=1e-9)
 _CHUNK_TOKENS = 512  # engine.chunk_tokens
 _ANSWER_TOKENS = 256  # believed of a request, at most its max_tokens
+_SHORT_ANSWER = 32  # tokens
 _ON_THE_WAY_S = 0.05  # a prompt sent so shortly before a report may be missing in it
 
 
@@ -37,6 +38,8 @@ class Outlook:
     cached: int  # tokens of this prompt
     compute_s: float  # of what is not cached, alone on the worker
     steps: int  # that it takes
+    last_chunk_s: float  # the longest of those steps: it attends to the whole prompt
+    queue_chunk_s: float  # a step of the queue, the mean
     step_s: float  # of decoding, as many sequences as run now
 
     @property
@@ -44,13 +47,18 @@ class Outlook:
         return max(1.0, self.view.pace.tokens_per_step)
 
     @property
-    def beside_s(self) -> float:
-        """A step that computes a chunk of this prompt beside the sequences that decode."""
-        return self.compute_s / self.steps + max(0.0, self.step_s - self.decode.base_s)
+    def streams_s(self) -> float:
+        """What the sequences that decode add to a step that computes a chunk of a prompt."""
+        return max(0.0, self.step_s - self.decode.base_s)
 
     def step_with(self, tokens: int) -> float:
         """A decode step with one more sequence, which has so many tokens."""
         return self.step_s + self.decode.seconds(1, tokens, steps=0)
+
+
+def share_of_answer(steps: float) -> float:
+    """Of the tokens of a short answer: those are hurt most by a few long steps."""
+    return min(1.0, steps / _SHORT_ANSWER)
 
 
 def answer_tokens(request: PlacementRequest) -> int:
@@ -73,7 +81,7 @@ def predict(
     computing = prefill or home
     compute_s, transfer_s = computing.compute_s, 0.0
     if prefill is None:
-        compute_s = home.steps * home.beside_s
+        compute_s += home.steps * home.streams_s
     else:
         transfer_s = _transfer_s(request, home, prefill)
     # Both queues are left behind before the prompt is computed: its KV needs room at home first.
@@ -81,8 +89,8 @@ def predict(
     step_s = home.step_with(request.prompt_tokens)
     # Prompts that the home still computes when this one decodes make its steps longer.
     beside_s = 0.0 if prefill is None else max(0.0, home.queue_s - wait_s - compute_s)
-    part = min(1.0, beside_s / home.beside_s / answer_tokens(request))
-    mean_s = step_s + part * max(0.0, home.beside_s - step_s)
+    long_s = home.queue_chunk_s + home.streams_s
+    mean_s = step_s + share_of_answer(beside_s / long_s) * max(0.0, long_s - step_s)
     return Prediction(
         wait_s=wait_s,
         compute_s=compute_s,
@@ -103,7 +111,8 @@ def predict_placement(
 
     def look(chosen: WorkerView) -> Outlook:
         alike = [view for view in workers if view.role == chosen.role]
-        return next(seen for seen in outlooks(request, alike) if seen.view is chosen)
+        found = outlooks(request, alike)
+        return next(seen for seen in found if seen.view.worker_id == chosen.worker_id)
 
     prefill = placement.prefill and look(placement.prefill)
     return predict(request, look(placement.decode), prefill)
@@ -122,6 +131,8 @@ def _look(
     cached, tokens = request.cached_tokens(view), request.prompt_tokens
     used, running = max(0, view.num_blocks - view.free_blocks), sequences_at(request, view)
     steps = -(-(tokens - cached) // chunk)
+    step_s = decode.seconds(running, used * view.block_tokens)
+    chunk_s = reported_s / (-(-view.queued_tokens // chunk)) if view.queued_tokens else 0.0
     return Outlook(
         view=view,
         prefill=prefill,
@@ -133,7 +144,9 @@ def _look(
         cached=cached,
         compute_s=prefill.seconds(tokens - cached, pairs_between(cached, tokens), steps),
         steps=steps,
-        step_s=decode.seconds(running, used * view.block_tokens),
+        last_chunk_s=prefill.seconds(last := min(chunk, tokens - cached), last * tokens),
+        queue_chunk_s=max(chunk_s, prefill.seconds(chunk, 0.0)),
+        step_s=step_s,
     )
 
 

@@ -26,15 +26,15 @@ from dataclasses import dataclass, replace
 
 from router.placement.candidates import home_candidates, prefill_candidates, spares_of
 from router.placement.order import preference
-from router.placement.predict import Outlook, answer_tokens, outlooks, predict
+from router.placement.predict import Outlook, outlooks, predict, share_of_answer
 from router.placement.request import Placement, PlacementRequest, Prediction
 from transport.registry import WorkerView
 
 import os
-WORK=float(os.environ.get('WORK','1'))
-SHORT=float(os.environ.get('SHORT','256'))
-EPSILON = float(os.environ.get('EPS','0.5'))  # of bounded load
-_SLACK = 0.1  # of the TTFT objective: queues shorter than that are never out of bounds
+FACTOR=float(os.environ.get('FACTOR','1'))
+WORK=float(os.environ.get('WORK','2'))
+_SLACK=float(os.environ.get('SLACK','0.5'))
+EPSILON = float(os.environ.get('EPS','1'))  # of bounded load
 _ALIKE = 0.02  # costs that differ by less: session affinity, then turns, decide
 _MOST = 8  # candidates of a role that are tried with each other, the best ones by themselves
 
@@ -57,8 +57,9 @@ def predicted(request: PlacementRequest, workers: Sequence[WorkerView]) -> Place
     pool = outlooks(request, prefill_candidates(request, workers))
     crowd = _within_bounds(request, pool or homes)
     within = {id(outlook) for outlook in crowd}
+    at_home, elsewhere = _price(request, homes), _price(request, pool)
     choices = [
-        _judge(request, home, prefill)
+        _judge(request, home, prefill, at_home if prefill is None else elsewhere)
         for home in _best(request, _within_bounds(request, homes))
         for prefill in (None, *_best(request, crowd if pool else ()))
         if prefill is not None or not pool or home.queue_s <= _bound(request, pool)
@@ -75,12 +76,13 @@ def predicted(request: PlacementRequest, workers: Sequence[WorkerView]) -> Place
     )
 
 
-def _judge(request: PlacementRequest, home: Outlook, prefill: Outlook | None) -> _Choice:
+def _judge(
+    request: PlacementRequest, home: Outlook, prefill: Outlook | None, price: float
+) -> _Choice:
     seen = predict(request, home, prefill)
     cost = (
         _own(request, seen)
-        + WORK * (prefill or home).compute_s / request.slo.ttft_s
-        + _queue(request, seen, prefill or home)
+        + price * (prefill or home).compute_s / request.slo.ttft_s
         + _batch(request, home)
         + _beside(request, home, prefill)
     )
@@ -100,9 +102,12 @@ def _slope(share: float) -> float:
     return 1 + 2 * share
 
 
-def _queue(request: PlacementRequest, seen: Prediction, computing: Outlook) -> float:
-    used = computing.queue_s / request.slo.ttft_s
-    return computing.queued * _slope(used) * seen.compute_s / request.slo.ttft_s
+def _price(request: PlacementRequest, pool: Sequence[Outlook]) -> float:
+    if not pool:
+        return 0.0
+    waiting = sum(outlook.queued for outlook in pool) / len(pool)
+    mean_s = sum(outlook.queue_s for outlook in pool) / len(pool)
+    return WORK + FACTOR*waiting * _slope(mean_s / request.slo.ttft_s)
 
 
 def _batch(request: PlacementRequest, home: Outlook) -> float:
@@ -117,8 +122,9 @@ def _beside(request: PlacementRequest, home: Outlook, prefill: Outlook | None) -
     if not share or not home.running:
         return 0.0
     unit_s = home.tokens_per_step * request.slo.itl_s
-    part = min(1.0, home.steps / SHORT)  # of an answer's steps
-    longer = (home.beside_s / unit_s) ** 2 - (home.step_s / unit_s) ** 2
+    part = share_of_answer(home.steps)
+    chunk_s = home.last_chunk_s + home.streams_s
+    longer = (chunk_s / unit_s) ** 2 - (home.step_s / unit_s) ** 2
     return share * home.running * part * max(0.0, longer)
 
 

@@ -11,7 +11,7 @@ from transport.pace import StepCost
 
 _Array = NDArray[np.float64]
 
-_FORGET = 0.99  # weight of all older samples at each new one: about the last hundred count
+_FORGET = 0.98  # weight of all older samples at each new one: about the last fifty count
 _FEW = 8  # samples before anything is said
 _DOUBT = 1e-6  # what cannot be told apart (rows that never change) is shared out equally
 
