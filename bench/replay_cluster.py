@@ -129,9 +129,7 @@ class Simulation:
         self._reasons[placement.reason] = self._reasons.get(placement.reason, 0) + 1
         self._send(now, job, request, placement)
 
-    def _send(
-        self, now: float, job: Job, request: PlacementRequest, placement: Placement
-    ) -> None:
+    def _send(self, now: float, job: Job, request: PlacementRequest, placement: Placement) -> None:
         home = self._homes[placement.decode.worker_id]
         self._open[job.number], self._prefilling[job.number] = (
             contextlib.ExitStack(),

@@ -19,7 +19,7 @@ from router.homes import Homes
 from router.inbox import Inbox
 from router.link import HomeLost
 from router.metrics import RouterMetrics
-from router.placement import Placement, PlacementPolicy, PlacementRequest, Slo
+from router.placement import DEFAULT_SLO, Placement, PlacementPolicy, PlacementRequest, Slo
 from transport.protos import worker_pb2 as pb
 from transport.registry import WorkerView
 from triptych.errors import CapacityError, TriptychError
@@ -63,7 +63,7 @@ class Relay:
         model: str,
         deadline_s: float,
         metrics: RouterMetrics,
-        slo: Slo = Slo(),
+        slo: Slo = DEFAULT_SLO,
     ) -> None:
         self._workers = workers
         self._policy = policy

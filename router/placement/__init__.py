@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from router.placement.candidates import homes
-from router.placement.predicted import predicted
+from router.placement.least_cost import predicted
 from router.placement.prefix import block_cost, cache_aware
 from router.placement.request import (
+    DEFAULT_SLO,
     Placement,
     PlacementPolicy,
     PlacementRequest,
@@ -33,6 +34,7 @@ POLICIES: Mapping[PlacementName, PlacementPolicy] = {
 }
 
 __all__ = [
+    "DEFAULT_SLO",
     "POLICIES",
     "Placement",
     "PlacementPolicy",

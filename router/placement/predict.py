@@ -65,18 +65,14 @@ def answer_tokens(request: PlacementRequest) -> int:
     return max(1, min(_ANSWER_TOKENS, request.max_tokens or _ANSWER_TOKENS))
 
 
-def outlooks(
-    request: PlacementRequest, views: Sequence[WorkerView]
-) -> list[Outlook]:
+def outlooks(request: PlacementRequest, views: Sequence[WorkerView]) -> list[Outlook]:
     """Of workers of one role. Who has not measured yet is as fast as the median of the others."""
     prefill = _typical(view.pace.prefill for view in views)
     decode = _typical(view.pace.decode for view in views)
     return [_look(request, view, prefill, decode) for view in views]
 
 
-def predict(
-    request: PlacementRequest, home: Outlook, prefill: Outlook | None
-) -> Prediction:
+def predict(request: PlacementRequest, home: Outlook, prefill: Outlook | None) -> Prediction:
     """`prefill` None: the home computes the prompt, beside the sequences that it decodes."""
     computing = prefill or home
     compute_s, transfer_s = computing.compute_s, 0.0

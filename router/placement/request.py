@@ -17,6 +17,9 @@ class Slo:
     itl_s: float = 0.1  # between two tokens, the mean of a request
 
 
+DEFAULT_SLO = Slo()
+
+
 @dataclass(frozen=True, slots=True)
 class Sent:
     """A prompt that this router sent somewhere and that has no token yet."""
@@ -43,7 +46,7 @@ class PlacementRequest:
     now: float = 0.0  # monotonic seconds, the clock of `WorkerView.reported_at`
     sent: Mapping[str, Sequence[Sent]] = field(default_factory=dict)  # by computing worker's id
     session: str = ""  # salted; requests of one session go the same way where it costs nothing
-    slo: Slo = Slo()
+    slo: Slo = DEFAULT_SLO
 
     def cached_tokens(self, view: WorkerView) -> int:
         """Of the prompt, at that worker. The last token is always computed."""
@@ -62,7 +65,7 @@ class Prediction:
     cached_tokens: int  # of the prompt, where it is computed
     missing_tokens: int
     first_step_s: float = 0.0
-    cost: float = 0.0  # what the policy minimised; see router/placement/predicted.py
+    cost: float = 0.0  # what the policy minimised; see router/placement/least_cost.py
 
     @property
     def ttft_s(self) -> float:

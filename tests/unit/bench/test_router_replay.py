@@ -14,7 +14,7 @@ from bench.replay_timing import MACHINES, Machine, fitted_machine, steps_s, step
 from bench.replay_trace import BLOCK_TOKENS, Recorded, load_trace, pooled_hit_ratio
 from bench.router_replay import judge
 from router.placement import POLICIES, Slo
-from router.placement.predicted import EPSILON
+from router.placement.least_cost import EPSILON
 
 MACHINE = MACHINES["70b-a800"]
 SLO = Slo(ttft_s=10.0, itl_s=0.1)

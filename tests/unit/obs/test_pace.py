@@ -85,9 +85,7 @@ def test_decode_rows_beside_a_prompt_do_not_make_prompts_look_slow() -> None:
     decode = StepCost(0.01, 1e-4, 1e-6)  # reading KV is a hundred times as dear as in a prompt
     for batch in range(1, 40):
         context = batch * 1000
-        meter.observe_step(
-            decode.seconds(batch, context), decode_rows=batch, decode_pairs=context
-        )
+        meter.observe_step(decode.seconds(batch, context), decode_rows=batch, decode_pairs=context)
     for number in range(1, 40):
         rows, pairs, batch = 10 * number, 100 * number, 20
         beside = decode.seconds(batch, batch * 1000, steps=0)
@@ -114,7 +112,8 @@ def test_the_link_is_as_fast_as_its_fetches() -> None:
     meter = PaceMeter()
     for _ in range(10):
         meter.observe_fetch(num_bytes=1 << 20, seconds=0.001)
-    assert meter.pace(chunk_tokens=512, token_bytes=1).link_bytes_s == pytest.approx((1 << 20) * 1e3)
+    pace = meter.pace(chunk_tokens=512, token_bytes=1)
+    assert pace.link_bytes_s == pytest.approx((1 << 20) * 1e3)
 
 
 @pytest.mark.parametrize("pace", [Pace(), Pace(TRUE, None, 512, 1.5, 1e9, 4096, 0.25)])

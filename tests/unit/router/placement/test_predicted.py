@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from router.index.hit import PrefixHit
 from router.placement import PlacementRequest, Sent, Slo
 from router.placement.predict import outlooks, predict, predict_placement
-from router.placement.predicted import EPSILON, predicted
+from router.placement.least_cost import EPSILON, predicted
 from router.placement.simple import least_loaded
 from transport.pace import Pace, StepCost
 from transport.registry import WorkerView
@@ -97,7 +97,7 @@ def test_a_follow_up_goes_where_its_prefix_is() -> None:
 
 def test_a_prefix_is_computed_again_when_its_holder_is_busy_for_longer_than_that_takes() -> None:
     workers = [paced_view("d0", running=20), paced_view("p1", "prefill")]
-    workers.append(paced_view("p0", "prefill", queued_tokens=4000, running=2))
+    workers.append(paced_view("p0", "prefill", queued_tokens=5000, running=1))
     placement = predicted(asked(cached={"p0": 1500}), workers)
     assert (placement.computing.worker_id, placement.reason) == ("p1", "replicate")
 

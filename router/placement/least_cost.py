@@ -30,11 +30,11 @@ from router.placement.predict import Outlook, outlooks, predict, share_of_answer
 from router.placement.request import Placement, PlacementRequest, Prediction
 from transport.registry import WorkerView
 
-import os
-FACTOR=float(os.environ.get('FACTOR','1'))
-WORK=float(os.environ.get('WORK','2'))
-_SLACK=float(os.environ.get('SLACK','0.5'))
-EPSILON = float(os.environ.get('EPS','1'))  # of bounded load
+
+EPSILON = 1.0  # of bounded load
+_SLACK = 0.5  # of the TTFT objective: queues shorter than that are never out of bounds
+WORK = 1.0
+FACTOR = 3.0
 _ALIKE = 0.02  # costs that differ by less: session affinity, then turns, decide
 _MOST = 8  # candidates of a role that are tried with each other, the best ones by themselves
 
@@ -106,8 +106,8 @@ def _price(request: PlacementRequest, pool: Sequence[Outlook]) -> float:
     if not pool:
         return 0.0
     waiting = sum(outlook.queued for outlook in pool) / len(pool)
-    mean_s = sum(outlook.queue_s for outlook in pool) / len(pool)
-    return WORK + FACTOR*waiting * _slope(mean_s / request.slo.ttft_s)
+    idlest_s = min(outlook.queue_s for outlook in pool)
+    return WORK + FACTOR * waiting * MODE(request, pool, idlest_s)
 
 
 def _batch(request: PlacementRequest, home: Outlook) -> float:
@@ -174,3 +174,21 @@ def _reason(best: _Choice, everybody: Sequence[Outlook], within: set[int]) -> st
     if not any(id(outlook) in within for outlook in holders):
         return "bounded"
     return "replicate"
+
+
+def m1(request, pool, idlest_s):
+    return _slope(sum(outlook.queue_s for outlook in pool) / len(pool) / request.slo.ttft_s)
+
+
+def m2(request, pool, idlest_s):
+    mean = sum(outlook.queue_s for outlook in pool) / len(pool)
+    return _slope(mean / request.slo.ttft_s) * (idlest_s / mean if mean else 0)
+
+
+def m3(request, pool, idlest_s):
+    mean = sum(outlook.queue_s for outlook in pool) / len(pool)
+    hm = len(pool) / sum(1 / (o.queue_s + 0.02 * request.slo.ttft_s) for o in pool)
+    return _slope(mean / request.slo.ttft_s) * min(1.0, hm / mean if mean else 0)
+
+
+MODE = m2
