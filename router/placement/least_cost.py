@@ -36,6 +36,7 @@ _SLACK = 0.5  # of the TTFT objective: queues shorter than that are never out of
 WORK = 1.0
 FACTOR = 3.0
 _ALIKE = 0.02  # costs that differ by less: session affinity, then turns, decide
+_HOME_TOLL = 0.02  # less is not worth leaving the pool that is there for prompts
 _MOST = 8  # candidates of a role that are tried with each other, the best ones by themselves
 
 
@@ -58,10 +59,11 @@ def predicted(request: PlacementRequest, workers: Sequence[WorkerView]) -> Place
     crowd = _within_bounds(request, pool or homes)
     within = {id(outlook) for outlook in crowd}
     at_home, elsewhere = _price(request, homes), _price(request, pool)
+    toll = _HOME_TOLL if pool else 0.0
     choices = [
-        _judge(request, home, prefill, at_home if prefill is None else elsewhere)
+        _judge(request, home, prefill, at_home if prefill is None else elsewhere, toll)
         for home in _best(request, _within_bounds(request, homes))
-        for prefill in (None, *_best(request, crowd if pool else ()))
+        for prefill in (*_best(request, crowd if pool else ()), None)
         if prefill is not None or not pool or home.queue_s <= _bound(request, pool)
     ]
     best = _prefer(request, choices)
@@ -77,7 +79,11 @@ def predicted(request: PlacementRequest, workers: Sequence[WorkerView]) -> Place
 
 
 def _judge(
-    request: PlacementRequest, home: Outlook, prefill: Outlook | None, price: float
+    request: PlacementRequest,
+    home: Outlook,
+    prefill: Outlook | None,
+    price: float,
+    toll: float,
 ) -> _Choice:
     seen = predict(request, home, prefill)
     cost = (
@@ -85,6 +91,7 @@ def _judge(
         + price * (prefill or home).compute_s / request.slo.ttft_s
         + _batch(request, home)
         + _beside(request, home, prefill)
+        + (toll if prefill is None else 0.0)
     )
     return _Choice(home, prefill, seen, cost)
 
