@@ -63,7 +63,7 @@ class Home:
         self._meter = warm_meter(self.machine, self.machine.home_chunk_tokens)
 
     def submit(self, now: float, job: Job, ask: Callable[[float, Job], None] | None) -> None:
-        """`ask`: asks a prefill worker, once there is room here; None: the prompt is computed here."""
+        """`ask`: asks a prefill worker, once there is room here; None: it is computed here."""
         job.likely_cached = self.cached(job)
         self._waiting.append((job, ask))
         self._admit(now)

@@ -5,8 +5,8 @@
 The router's own placement code, called for every request of a trace, over simulated workers in
 virtual time: prefill workers with queues and LRU prefix caches, homes with continuous batching and
 limited KV, reports and cache events that come late. Goodput counts requests that met both
-objectives: time to first token, and mean time between tokens. `--refuse` adds rows in which requests
-whose predicted first token would come too late are refused, whatever the policy.
+objectives: time to first token, and mean time between tokens. `--refuse` adds rows in which
+requests whose predicted first token would come too late are refused, whatever the policy.
 
 The three levels of load are parts of what the prefill workers could compute if all prefixes that
 one cache of their common size holds were found: below it, near it, and above it.

@@ -63,8 +63,8 @@ class RouterMetrics:
         )
         self.placements = Counter(
             "triptych_placements_total",
-            "Homes chosen, and why: the policy's name, or of `predicted` prefix, replicate, bounded, "
-            "load or at-home; home-lost: in place of one that was lost; and whether a prefill "
+            "Homes chosen, and why: the policy's name, of `predicted` prefix, replicate, bounded, "
+            "load or at-home, home-lost in place of one that was lost; and whether a prefill "
             "worker was named",
             ["reason", "remote_prefill"],
             registry=registry,

@@ -1,22 +1,26 @@
 """Our policy: the placement that costs the objectives least, of this request and of the others.
 
-The cost is counted in shares of the objectives (router.slo): a request that uses a share u of one
-adds u², so what is nearly spent is dear and what is plentiful costs little.
+The cost is counted in shares u of the objectives (router.slo). It is convex, so what is nearly
+spent is dear and what is plentiful costs little.
 
-    own       (TTFT / TTFT*)² + (ITL / ITL*)²
-    queue     as many requests as wait at the computing worker now will wait behind this one
-              (Little's law): each of them loses compute_s, at the slope 2·u of its wait
+    own       u + u² of TTFT, u² of ITL
+    compute   the seconds that the prompt takes are lost to whoever waits in that pool, now or
+              later: a price for each, which grows with how many wait and with how late they are,
+              and is low while somebody there is idle
     batch     every sequence at the home decodes with one more, in longer steps
-    beside    of a prompt computed at home, or where experts are shared: every sequence there stands
-              still for compute_s, over an answer's tokens
+    beside    of a prompt computed at home, or where experts are shared: steps of every sequence
+              there become as long as the prompt's last one, for a share of a short answer
+    home      a toll, where there are prefill workers: the pool that is there for prompts is not
+              left for less
 
-So a cached prefix is worth the seconds it saves, times everybody who would have waited for them; a
-prefix whose holder is loaded is computed again elsewhere, and then there are two holders; and a home
-computes a prompt by itself where that costs its streams less than it spares the prefill workers.
+So a cached prefix is worth the seconds it saves, times everybody who would have waited for them. A
+prefix whose holder alone is loaded is computed again elsewhere, and then there are two holders;
+where all are loaded it is not, since that would load them more. And a home computes a prompt by
+itself where that costs its streams less than it spares the prefill workers.
 
 Bounded load ("Consistent hashing with bounded loads", Mirrokni et al., SODA 2018): nobody with more
-than (1 + ε) of the mean work outstanding in its pool gets any more, whatever it has cached. A worker
-above that bound works off what it has, so it is above for no longer than its own queue takes.
+than (1 + ε) of the mean work outstanding in its pool gets any more, whatever it has cached. A
+worker above that bound works off what it has, so it is above for no longer than its own queue.
 """
 
 from __future__ import annotations
@@ -30,11 +34,10 @@ from router.placement.predict import Outlook, outlooks, predict, share_of_answer
 from router.placement.request import Placement, PlacementRequest, Prediction
 from transport.registry import WorkerView
 
-
 EPSILON = 1.0  # of bounded load
 _SLACK = 0.5  # of the TTFT objective: queues shorter than that are never out of bounds
-WORK = 1.0
-FACTOR = 3.0
+_PRICE = 1.0  # of a second of compute when nobody waits: whoever comes next may
+_CROWD = 3.0  # times those who wait now: as many come before the pool is idle again
 _ALIKE = 0.02  # costs that differ by less: session affinity, then turns, decide
 _HOME_TOLL = 0.02  # less is not worth leaving the pool that is there for prompts
 _MOST = 8  # candidates of a role that are tried with each other, the best ones by themselves
@@ -56,14 +59,13 @@ def predicted(request: PlacementRequest, workers: Sequence[WorkerView]) -> Place
     """Raises CapacityError when there is no home."""
     homes = outlooks(request, home_candidates(request, workers))
     pool = outlooks(request, prefill_candidates(request, workers))
-    crowd = _within_bounds(request, pool or homes)
-    within = {id(outlook) for outlook in crowd}
+    roomy_homes, roomy_pool = _within_bounds(request, homes), _within_bounds(request, pool)
     at_home, elsewhere = _price(request, homes), _price(request, pool)
     toll = _HOME_TOLL if pool else 0.0
     choices = [
         _judge(request, home, prefill, at_home if prefill is None else elsewhere, toll)
-        for home in _best(request, _within_bounds(request, homes))
-        for prefill in (*_best(request, crowd if pool else ()), None)
+        for home in _best(request, roomy_homes)
+        for prefill in (*_best(request, roomy_pool), None)
         if prefill is not None or not pool or home.queue_s <= _bound(request, pool)
     ]
     best = _prefer(request, choices)
@@ -72,7 +74,7 @@ def predicted(request: PlacementRequest, workers: Sequence[WorkerView]) -> Place
     return Placement(
         best.home.view,
         prefill,
-        _reason(best, [*pool, *homes], within),
+        _reason(best, [*pool, *homes], [*roomy_pool, *roomy_homes]),
         () if prefill is None else spares_of([outlook.view for outlook in ranked], prefill),
         replace(best.prediction, cost=best.cost),
     )
@@ -110,11 +112,14 @@ def _slope(share: float) -> float:
 
 
 def _price(request: PlacementRequest, pool: Sequence[Outlook]) -> float:
-    if not pool:
-        return 0.0
+    """Of a second of the pool's computing, in seconds of everybody's waiting."""
+    total_s = sum(outlook.queue_s for outlook in pool)
+    if not total_s:
+        return _PRICE
     waiting = sum(outlook.queued for outlook in pool) / len(pool)
-    idlest_s = min(outlook.queue_s for outlook in pool)
-    return WORK + FACTOR * waiting * MODE(request, pool, idlest_s)
+    late = _slope(total_s / len(pool) / request.slo.ttft_s)
+    all_busy = min(outlook.queue_s for outlook in pool) * len(pool) / total_s
+    return _PRICE + _CROWD * waiting * late * all_busy
 
 
 def _batch(request: PlacementRequest, home: Outlook) -> float:
@@ -140,8 +145,8 @@ def _best(request: PlacementRequest, outlooks: Sequence[Outlook]) -> Sequence[Ou
         return outlooks
 
     def alone(outlook: Outlook) -> float:
-        step_s = outlook.step_s if outlook.view.role == "decode" else 0.0
-        return (outlook.queue_s + outlook.compute_s) / request.slo.ttft_s + step_s
+        prompt = (outlook.queue_s + outlook.compute_s) / request.slo.ttft_s
+        return prompt + outlook.step_s / request.slo.itl_s
 
     return sorted(outlooks, key=alone)[:_MOST]
 
@@ -169,7 +174,7 @@ def _prefer(request: PlacementRequest, choices: Sequence[_Choice]) -> _Choice:
     return max(alike, key=lambda choice: preference(request.session, choice.home.view.worker_id))
 
 
-def _reason(best: _Choice, everybody: Sequence[Outlook], within: set[int]) -> str:
+def _reason(best: _Choice, everybody: Sequence[Outlook], roomy: Sequence[Outlook]) -> str:
     most = max(outlook.cached for outlook in everybody)
     if best.prefill is None and everybody[0].view.role == "prefill":
         return "at-home"
@@ -177,25 +182,4 @@ def _reason(best: _Choice, everybody: Sequence[Outlook], within: set[int]) -> st
         return "load"
     if best.computing.cached == most:
         return "prefix"
-    holders = [outlook for outlook in everybody if outlook.cached == most]
-    if not any(id(outlook) in within for outlook in holders):
-        return "bounded"
-    return "replicate"
-
-
-def m1(request, pool, idlest_s):
-    return _slope(sum(outlook.queue_s for outlook in pool) / len(pool) / request.slo.ttft_s)
-
-
-def m2(request, pool, idlest_s):
-    mean = sum(outlook.queue_s for outlook in pool) / len(pool)
-    return _slope(mean / request.slo.ttft_s) * (idlest_s / mean if mean else 0)
-
-
-def m3(request, pool, idlest_s):
-    mean = sum(outlook.queue_s for outlook in pool) / len(pool)
-    hm = len(pool) / sum(1 / (o.queue_s + 0.02 * request.slo.ttft_s) for o in pool)
-    return _slope(mean / request.slo.ttft_s) * min(1.0, hm / mean if mean else 0)
-
-
-MODE = m2
+    return "replicate" if any(outlook.cached == most for outlook in roomy) else "bounded"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from router.index.hit import PrefixHit
 from router.placement import PlacementRequest, Sent, Slo
-from router.placement.predict import outlooks, predict, predict_placement
 from router.placement.least_cost import EPSILON, predicted
+from router.placement.predict import outlooks, predict, predict_placement
 from router.placement.simple import least_loaded
 from transport.pace import Pace, StepCost
 from transport.registry import WorkerView
