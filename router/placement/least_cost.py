@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
 
 from router.placement.candidates import home_candidates, prefill_candidates, spares_of
 from router.placement.order import preference
@@ -120,7 +119,7 @@ def _price(request: PlacementRequest, pool: Sequence[Outlook]) -> float:
     waiting = sum(outlook.queued for outlook in pool) / len(pool)
     late = _slope(total_s / len(pool) / request.slo.ttft_s)
     all_busy = min(outlook.queue_s for outlook in pool) * len(pool) / total_s
-    return _PRICE + _CROWD * waiting * late * sqrt(all_busy)
+    return _PRICE + _CROWD * waiting * late * all_busy
 
 
 def _batch(request: PlacementRequest, home: Outlook) -> float:
