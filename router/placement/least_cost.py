@@ -70,7 +70,7 @@ def predicted(request: PlacementRequest, workers: Sequence[WorkerView]) -> Place
     ]
     best = _prefer(request, choices)
     ranked = sorted(pool, key=lambda outlook: outlook.queue_s + outlook.compute_s)
-    prefill = best.prefill and best.prefill.view
+    prefill = None if best.prefill is None else best.prefill.view
     return Placement(
         best.home.view,
         prefill,

@@ -110,7 +110,7 @@ def predict_placement(
         found = outlooks(request, alike)
         return next(seen for seen in found if seen.view.worker_id == chosen.worker_id)
 
-    prefill = placement.prefill and look(placement.prefill)
+    prefill = None if placement.prefill is None else look(placement.prefill)
     return predict(request, look(placement.decode), prefill)
 
 

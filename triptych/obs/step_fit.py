@@ -59,10 +59,11 @@ class StepFit:
 
 def _least_squares(matrix: _Array, target: _Array) -> _Array:
     """The best solution of the normal equations without a negative term: one of seven supports."""
-    best: _Array = np.linalg.solve(matrix, target)
-    if (best >= 0).all():
-        return best
-    best, least = np.zeros(3), 0.0
+    free: _Array = np.linalg.solve(matrix, target)
+    if (free >= 0).all():
+        return free
+    best: _Array = np.zeros(3)
+    least = 0.0
     for size in (2, 1):
         for support in map(list, combinations(range(3), size)):
             found = np.linalg.solve(matrix[np.ix_(support, support)], target[support])
