@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transport.pace import StepCost
 
-_Array = NDArray[np.float64]
+_Array = NDArray[np.floating[Any]]
 
 _FORGET = 0.98  # weight of all older samples at each new one: about the last fifty count
 _FEW = 8  # samples before anything is said
