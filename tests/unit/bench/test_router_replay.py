@@ -116,7 +116,7 @@ def test_predicted_beats_blind_policies_on_a_busy_trace() -> None:
 
 
 def test_refusing_what_would_come_too_late_serves_more_in_time() -> None:
-    trace = conversations(400, rate=6.0)
+    trace = conversations(400, rate=12.0)
     plain, refusing = (judge("t", trace, CLUSTER, 0.0, 1.0, "predicted", r) for r in (False, True))
     assert refusing.met > plain.met
     assert refusing.refused > 0

@@ -224,7 +224,5 @@ async def test_what_happened_is_counted(world: Any) -> None:
     assert world.metric("triptych_prompt_tokens_total") > 20
     assert world.metric("triptych_time_to_first_token_seconds_count", **route) == 2
     assert world.metric("triptych_inter_token_latency_seconds_count", **route) == 4
-    assert (
-        world.metric("triptych_placements_total", reason="least-loaded", remote_prefill="no") == 2
-    )
+    assert world.metric("triptych_placements_total", reason="load", remote_prefill="no") == 2
     assert world.metric("triptych_live_streams") == 0
