@@ -153,6 +153,7 @@ def main() -> None:
         "served_model_name=bench",
         f"dtype={options.dtype}",
         "router.port=0",
+        "router.placement=least-loaded",  # a prompt is handed over whenever it can be
         *options.set,
     ]
     rows = asyncio.run(measure(options.links, options.tokens, options.rounds, base))

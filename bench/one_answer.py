@@ -161,6 +161,7 @@ def main() -> None:
             "served_model_name=bench",
             f"dtype={options.dtype}",
             "router.port=0",
+            "router.placement=least-loaded",  # a prompt is handed over whenever it can be
             "kv.memory=3GiB",
         ]
         mismatches |= asyncio.run(run_modes(modes, asks, base))

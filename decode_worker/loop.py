@@ -26,6 +26,7 @@ from triptych.engine.sequence import Sequence
 from triptych.models.taps import StatesWanted
 from triptych.obs.metrics import WorkerMetrics
 from triptych.request import FinishReason, TokenDelta
+from triptych.worker.pace import observe_jobs
 
 
 class StepOutput(NamedTuple):
@@ -145,7 +146,7 @@ class DecodeLoop:
         rows = sum(job.num_rows for job in jobs)
         verdicts = self._draw(drawing, torch.cat(hidden)) if drawing else []
         self._speculator.observe(verdicts, rows, time.monotonic() - began)
-        self._count(began, rows)
+        self._count(began, jobs, verdicts)
         return True
 
     def _draw(self, jobs: list[RowJob], hidden: Tensor) -> list[Verdict]:
@@ -202,10 +203,14 @@ class DecodeLoop:
         self._metrics.prefix_query_tokens.inc(sequence.num_prompt)
         self._metrics.prefix_hit_tokens.inc(sequence.num_cached)
 
-    def _count(self, began: float, rows: int) -> None:
+    def _count(self, began: float, jobs: list[RowJob], verdicts: list[Verdict]) -> None:
         preemptions = self.scheduler.num_preemptions
         self._metrics.preemptions.inc(preemptions - self._preemptions)
         self._preemptions = preemptions
         self._metrics.steps.inc()
-        self._metrics.step_rows.observe(rows)
-        self._metrics.step_seconds.observe(time.monotonic() - began)
+        self._metrics.step_rows.observe(sum(job.num_rows for job in jobs))
+        seconds = time.monotonic() - began
+        self._metrics.step_seconds.observe(seconds)
+        observe_jobs(self._metrics.pace, jobs, seconds)
+        drawn = sum(len(verdict.new_tokens) for verdict in verdicts)
+        self._metrics.pace.observe_tokens(drawn, len(verdicts))

@@ -20,6 +20,7 @@ from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import Sequence
 from triptych.models.taps import LayerTap, StatesWanted
 from triptych.obs.metrics import WorkerMetrics
+from triptych.worker.pace import observe_jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,9 @@ class PrefillLoop:
         self.pace.computed(sum(job.num_rows for job in jobs), time.monotonic() - began)
         self._metrics.steps.inc()
         self._metrics.step_rows.observe(sum(job.num_rows for job in jobs))
-        self._metrics.step_seconds.observe(time.monotonic() - began)
+        seconds = time.monotonic() - began
+        self._metrics.step_seconds.observe(seconds)
+        observe_jobs(self._metrics.pace, jobs, seconds)
         return True
 
     def _announce_start(self, job: RowJob, now: float) -> None:

@@ -29,7 +29,7 @@ from router.api import create_app
 from router.balance import ExpertBalancer
 from router.index.make import IndexParts, make_index
 from router.metrics import RouterMetrics
-from router.place import POLICIES
+from router.placement import POLICIES, Slo
 from router.relay import Relay
 from router.server import HttpServer, announced, listen, url_of
 from router.services import Services
@@ -97,6 +97,7 @@ async def serve(args: RouterArgs, tokenizer: Tokenizer) -> None:
             deadline_s=config.router.request_deadline_s,
             metrics=metrics,
             prefixes=index.prefixes,
+            slo=Slo(config.router.slo.ttft_s, config.router.slo.itl_s),
         )
         services = Services(
             config=config,

@@ -11,7 +11,7 @@ from functools import partial
 from router.drafts import completion_details
 from router.merge import merged
 from router.metrics import RouterMetrics
-from router.place import Placement
+from router.placement import Placement
 from router.prompt import Prompt
 from router.relay import Call, Relay
 from router.reply import PromptDetails, Reply, Timings, Usage, timings
@@ -35,6 +35,7 @@ class Job:
     n: int
     cache_salt: str
     speculation: Speculation | None = None
+    session: str = ""  # the client's X-Session-ID
 
     @property
     def num_choices(self) -> int:
@@ -90,12 +91,15 @@ class Generation:
 
     @property
     def decision(self) -> str:
-        """Who does the work, for X-Triptych-Decision: "decode=decode-0; prefill=prefill-1"."""
+        """Who does the work and why, for X-Triptych-Decision: "decode=decode-0; prefill=prefill-1;
+        reason=prefix; cached=512; ttft_ms=120; itl_ms=9". The numbers are predictions.
+        """
         homes = dict.fromkeys(p.decode.worker_id for p in self._placements.values())
         prefills = dict.fromkeys(
             p.prefill.worker_id for p in self._placements.values() if p.prefill is not None
         )
-        return f"decode={','.join(homes)}; prefill={','.join(prefills) or 'none'}"
+        names = f"decode={','.join(homes)}; prefill={','.join(prefills) or 'none'}"
+        return "; ".join([names, *_why(list(self._placements.values()))])
 
     def running_usage(self, completion_tokens: int) -> Usage:
         """While the request goes on: as of so many tokens."""
@@ -130,6 +134,7 @@ class Generation:
             n=self.job.n,
             cache_salt=self.job.cache_salt,
             speculation=self.job.speculation,
+            session=self.job.session,
         )
 
     async def _answer(
@@ -171,6 +176,18 @@ class Generation:
         self._metrics.prompt_tokens.inc(usage.prompt_tokens)
         if usage.prompt_tokens_details is not None:
             self._metrics.cached_tokens.inc(usage.prompt_tokens_details.cached_tokens)
+
+
+def _why(placements: Sequence[Placement]) -> list[str]:
+    """Of several prompts: all reasons, the slowest prediction."""
+    reasons = dict.fromkeys(placement.reason for placement in placements)
+    seen = [placement.prediction for placement in placements if placement.prediction is not None]
+    told = [f"reason={','.join(reasons)}"] if reasons else []
+    if seen:
+        told.append(f"cached={sum(prediction.cached_tokens for prediction in seen)}")
+        told.append(f"ttft_ms={1e3 * max(prediction.ttft_s for prediction in seen):.0f}")
+        told.append(f"itl_ms={1e3 * max(prediction.itl_s for prediction in seen):.1f}")
+    return told
 
 
 class _Clock:

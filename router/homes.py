@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
 
 import grpc
 
 from router.link import HomeLink
-from router.place import Placement
+from router.placement import Placement
+from router.placement.underway import UnderWay
 from transport.channel import connect
 from transport.registry import WorkerView
 
 _Key = tuple[str, int]
-_K = TypeVar("_K", bound=Hashable)
 
 
 class Homes:
@@ -27,33 +26,25 @@ class Homes:
         self._channels: dict[_Key, grpc.aio.Channel] = {}
         self._links: dict[_Key, HomeLink] = {}
         self._open: Counter[_Key] = Counter()  # requests
-        self._choices: Counter[str] = Counter()  # by home's worker id
-        self._prefilling: Counter[str] = Counter()  # prompt tokens by prefill worker's id
-
-    @property
-    def choices(self) -> Mapping[str, int]:
-        return self._choices
-
-    @property
-    def prefilling(self) -> Mapping[str, int]:
-        return self._prefilling
+        self.under_way = UnderWay()
 
     @contextlib.contextmanager
     def visit(self, placement: Placement, choices: int) -> Iterator[HomeLink]:
         """The way to the placement's home; counts as a request there until the block ends."""
         view = placement.decode
         key = (view.worker_id, view.epoch)
-        with _counted(self._open, key, 1), _counted(self._choices, view.worker_id, choices):
+        with self._counted(key), self.under_way.visit(view.worker_id, choices):
             yield self._link(key, view.address)
 
     @contextlib.contextmanager
-    def prefill(self, placement: Placement, prompt_tokens: int) -> Iterator[None]:
-        """Counts the prompt as queued on the placement's prefill worker until the block ends."""
-        if placement.prefill is None:
+    def _counted(self, key: _Key) -> Iterator[None]:
+        self._open[key] += 1
+        try:
             yield
-            return
-        with _counted(self._prefilling, placement.prefill.worker_id, prompt_tokens):
-            yield
+        finally:
+            self._open[key] -= 1
+            if not self._open[key]:
+                del self._open[key]
 
     async def forget_all_but(self, attached: Iterable[WorkerView]) -> None:
         """Closes the channels of workers that left, unless a call is still open on them."""
@@ -79,14 +70,3 @@ class Homes:
         if link is not None:
             await link.close()
         await channel.close(None)
-
-
-@contextlib.contextmanager
-def _counted(counter: Counter[_K], key: _K, amount: int) -> Iterator[None]:
-    counter[key] += amount
-    try:
-        yield
-    finally:
-        counter[key] -= amount
-        if not counter[key]:
-            del counter[key]

@@ -63,8 +63,9 @@ class RouterMetrics:
         )
         self.placements = Counter(
             "triptych_placements_total",
-            "Homes chosen: by which policy, or in place of one that was lost; "
-            "and whether a prefill worker was named",
+            "Homes chosen, and why: the policy's name, of `predicted` prefix, replicate, bounded, "
+            "load or at-home, home-lost in place of one that was lost; and whether a prefill "
+            "worker was named",
             ["reason", "remote_prefill"],
             registry=registry,
         )

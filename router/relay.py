@@ -12,7 +12,7 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from router.errors import DeadlineError
 from router.homes import Homes
@@ -20,7 +20,7 @@ from router.inbox import Inbox
 from router.index.prefixes import HashedPrompt, Prediction, Prefixes
 from router.link import HomeLost
 from router.metrics import RouterMetrics
-from router.place import Placement, PlacementPolicy, PlacementRequest
+from router.placement import DEFAULT_SLO, Placement, PlacementPolicy, PlacementRequest, Slo
 from transport.protos import worker_pb2 as pb
 from transport.registry import WorkerView
 from triptych.errors import CapacityError, TriptychError
@@ -43,6 +43,7 @@ class Call:
     n: int = 1
     cache_salt: str = ""
     speculation: Speculation | None = None
+    session: str = ""  # whose turns should go the same way; "": nobody's
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Relay:
         deadline_s: float,
         metrics: RouterMetrics,
         prefixes: Prefixes | None = None,
+        slo: Slo = DEFAULT_SLO,
     ) -> None:
         self._workers = workers
         self._policy = policy
@@ -72,6 +74,7 @@ class Relay:
         self._deadline_s = deadline_s
         self._metrics = metrics
         self._prefixes = prefixes or Prefixes()
+        self._slo = slo
         self._homes = Homes()
         self._turns = itertools.count()
 
@@ -87,11 +90,11 @@ class Relay:
         lost: str | None = None
         prompt = await self._prefixes.hash(call.prompt_ids, call.cache_salt, self._workers())
         while True:
-            placement, prediction = await self._place(call, prompt, lost)
+            request, placement, prediction = await self._place(call, prompt, lost)
             with self._ask(call, placement, ends) as inbox:
                 try:
                     with (
-                        self._homes.prefill(placement, len(call.prompt_ids)),
+                        self._homes.under_way.prefill(placement, request),
                         self._prefixes.expecting(prediction, placement),
                     ):
                         await inbox.wait()
@@ -115,27 +118,36 @@ class Relay:
 
     async def _place(
         self, call: Call, prompt: HashedPrompt, lost: str | None
-    ) -> tuple[Placement, Prediction]:
+    ) -> tuple[PlacementRequest, Placement, Prediction]:
         workers = self._workers()
         await self._homes.forget_all_but(workers)
         prediction = self._prefixes.predict(prompt)
-        placement = self._policy(
-            PlacementRequest(
-                model=self._model,
-                turn=next(self._turns),
-                choices=self._homes.choices,
-                prefilling=self._homes.prefilling,
-                cached=prediction.hits,
-                excluded=frozenset() if lost is None else frozenset([lost]),
-            ),
-            workers,
+        under_way = self._homes.under_way
+        request = PlacementRequest(
+            model=self._model,
+            turn=next(self._turns),
+            choices=under_way.choices,
+            prefilling=under_way.prefilling,
+            excluded=frozenset() if lost is None else frozenset([lost]),
+            cached=prediction.hits,
+            prompt_tokens=len(call.prompt_ids),
+            max_tokens=call.params.max_tokens,
+            now=time.monotonic(),
+            sent=under_way.sent,
+            session=call.session and f"{call.cache_salt}\0{call.session}",
+            slo=self._slo,
         )
-        reason = placement.reason if lost is None else "home-lost"
+        placement = self._policy(request, workers)
+        if lost is not None:
+            placement = replace(placement, reason="home-lost")
+        reason = placement.reason
         self._metrics.placements.labels(reason, "yes" if placement.prefill else "no").inc()
         prefill = placement.prefill.worker_id if placement.prefill else "home"
         fields = {"id": call.request_id, "home": placement.decode.worker_id, "prefill": prefill}
         _log.info("placed", extra={"fields": {**fields, "reason": reason}})
-        return placement, prediction
+        if placement.prediction is not None:
+            _log.debug("placed", extra={"fields": {**fields, **asdict(placement.prediction)}})
+        return request, placement, prediction
 
     @contextlib.contextmanager
     def _ask(self, call: Call, placement: Placement, ends: float) -> Iterator[Inbox]:

@@ -16,7 +16,7 @@ from router.access import route_of
 from router.errors import ClientGone
 from router.generation import Generation, Job
 from router.metrics import RouterMetrics
-from router.place import homes
+from router.placement import homes
 from router.prompt import Prompt
 from router.relay import Relay
 from router.render import Extras, Shape, chunked_answer, whole_answer
@@ -106,6 +106,7 @@ class Services:
             n=body.choices,
             cache_salt=body.cache_salt or "",
             speculation=speculation_of(body.speculation),
+            session=request.headers.get("x-session-id", ""),
         )
 
     async def answer(

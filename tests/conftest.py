@@ -35,6 +35,7 @@ def start_cluster(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
                 f"model={tiny_model}",
                 "served_model_name=tiny",
                 "router.port=0",
+                "router.placement=least-loaded",  # a prompt is handed over whenever it can be
                 "kv.memory=16MiB",
                 "drain_s=10",
                 *overrides,

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import random
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn, TypeAlias
@@ -22,6 +23,7 @@ import grpc
 import grpc.aio
 
 from transport.channel import connect
+from transport.pace import Pace
 from transport.protos import worker_pb2 as pb
 from transport.protos.worker_pb2_grpc import RegistryServicer, RegistryStub
 
@@ -54,6 +56,9 @@ class WorkerView:
     queued_tokens: int = 0  # prompt tokens not computed yet
     free_blocks: int = 0  # cached blocks count as free
     draining: bool = False  # finishes what it has; place nothing on it
+    queued_pairs: float = 0.0  # of those prompt tokens, with the positions that each attends to
+    pace: Pace = Pace()  # as measured there
+    reported_at: float = field(default=0.0, compare=False)  # monotonic seconds of this process
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +269,9 @@ def _seen(hello: pb.WorkerHello, load: pb.WorkerLoad) -> WorkerView:
         queued_tokens=load.queued_tokens,
         free_blocks=load.free_blocks,
         draining=load.draining,
+        queued_pairs=load.queued_pairs,
+        pace=Pace.of(load.pace),
+        reported_at=time.monotonic(),
     )
 
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 Role = Literal["prefill", "decode", "draft", "ffn"]
 LinkName = Literal["shm", "tcp", "nixl"]
 RowsLinkName = Literal["shm", "tcp"]
+PlacementName = Literal[
+    "predicted", "least-loaded", "power-of-two", "round-robin", "cache-aware", "block-cost"
+]
 
 
 class _Frozen(BaseModel):
@@ -117,18 +120,26 @@ class ExpertsConfig(_Frozen):
     )
 
 
+class SloConfig(_Frozen):
+    """What a request should see."""
+
+    ttft_s: float = Field(5.0, gt=0, description="arrival to first token")
+    itl_s: float = Field(0.1, gt=0, description="between two tokens, the mean of a request")
+
+
 class RouterConfig(_Frozen):
     """The HTTP face."""
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0: any free port")
     api_keys: tuple[str, ...] = ()
-    placement: Literal["least-loaded", "round-robin"] = "least-loaded"
+    placement: PlacementName = Field("predicted", description="how homes are chosen")
     index: Annotated[Literal["events", "approximate", "off"], yaml_off] = Field(
         "events",
         description="how the router knows who holds which prefix: workers tell it, by its own "
         "placements alone, or not at all",
     )
+    slo: SloConfig = SloConfig()
     max_body: ByteSize = Field(ByteSize(8 << 20), description="larger requests get a 413")
     request_deadline_s: float = Field(600.0, gt=0)
 

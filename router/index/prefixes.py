@@ -16,7 +16,7 @@ from router.index.kv_index import BlockIndex, Lookup
 from router.index.metrics import IndexMetrics
 from router.index.table import Keys
 from router.off_loop import off_loop
-from router.place import Placement
+from router.placement import Placement
 from transport.protos import worker_pb2 as pb
 from transport.registry import Change, WorkerView
 from triptych.kv.hashing import extend_hashes, root_hash

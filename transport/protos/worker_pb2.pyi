@@ -502,20 +502,52 @@ class WorkerHello(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., block_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., metrics_address: _Optional[str] = ..., follows_ffn: _Optional[bool] = ..., kv_identity: _Optional[str] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("running", "waiting", "queued_tokens", "free_blocks", "draining", "experts")
+    __slots__ = ("running", "waiting", "queued_tokens", "free_blocks", "draining", "experts", "queued_pairs", "pace")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    PACE_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     queued_tokens: int
     free_blocks: int
     draining: bool
     experts: ExpertLoad
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., draining: _Optional[bool] = ..., experts: _Optional[_Union[ExpertLoad, _Mapping]] = ...) -> None: ...
+    queued_pairs: float
+    pace: Pace
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., draining: _Optional[bool] = ..., experts: _Optional[_Union[ExpertLoad, _Mapping]] = ..., queued_pairs: _Optional[float] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ...) -> None: ...
+
+class Pace(_message.Message):
+    __slots__ = ("prefill", "decode", "chunk_tokens", "tokens_per_step", "link_bytes_s", "token_bytes", "expert_wait")
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
+    LINK_BYTES_S_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_WAIT_FIELD_NUMBER: _ClassVar[int]
+    prefill: StepCost
+    decode: StepCost
+    chunk_tokens: int
+    tokens_per_step: float
+    link_bytes_s: float
+    token_bytes: int
+    expert_wait: float
+    def __init__(self, prefill: _Optional[_Union[StepCost, _Mapping]] = ..., decode: _Optional[_Union[StepCost, _Mapping]] = ..., chunk_tokens: _Optional[int] = ..., tokens_per_step: _Optional[float] = ..., link_bytes_s: _Optional[float] = ..., token_bytes: _Optional[int] = ..., expert_wait: _Optional[float] = ...) -> None: ...
+
+class StepCost(_message.Message):
+    __slots__ = ("base_s", "row_s", "pair_s")
+    BASE_S_FIELD_NUMBER: _ClassVar[int]
+    ROW_S_FIELD_NUMBER: _ClassVar[int]
+    PAIR_S_FIELD_NUMBER: _ClassVar[int]
+    base_s: float
+    row_s: float
+    pair_s: float
+    def __init__(self, base_s: _Optional[float] = ..., row_s: _Optional[float] = ..., pair_s: _Optional[float] = ...) -> None: ...
 
 class ExpertLoad(_message.Message):
     __slots__ = ("rows", "offered", "room", "domain", "per_layer", "rows_s")

@@ -36,6 +36,8 @@ class Scheduler:
         if sequence.blocks:
             self._running.append(sequence)
         else:
+            cached = self._pool.count_cached(sequence.reusable_hashes())
+            sequence.likely_cached = cached * self._block_tokens
             self._waiting.append(sequence)
 
     def next_batch(self) -> list[RowJob]:
@@ -112,10 +114,26 @@ class Scheduler:
     @property
     def queued_tokens(self) -> int:
         """Prompt tokens that nobody has computed yet."""
-        queued = (*self._running, *(seq for seq in list(self._waiting) if _ready(seq)))
-        return sum(max(0, seq.num_prompt - seq.num_computed) for seq in queued)
+        return sum(end - start for start, end in self._queued())
+
+    @property
+    def queued_pairs(self) -> float:
+        """The same tokens, each with the positions that it attends to."""
+        return sum((end - start) * (start + end) / 2 for start, end in self._queued())
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Rows of a step, at most."""
+        return self._chunk_tokens
 
     # ---- helpers -------------------------------------------------------------------------------
+
+    def _queued(self) -> list[tuple[int, int]]:
+        """[start, end) of what is left of each prompt; the cache may hold other parts by then."""
+        waiting = [seq for seq in list(self._waiting) if _ready(seq)]
+        starts = [(seq.num_computed, seq) for seq in list(self._running)]
+        starts += [(seq.likely_cached, seq) for seq in waiting]
+        return [(start, seq.num_prompt) for start, seq in starts if start < seq.num_prompt]
 
     def _grow(self, sequence: Sequence, end: int) -> bool:
         """Blocks for the rows before `end`; False if the sequence itself had to give way."""

@@ -53,6 +53,7 @@ class Sequence:
     num_computed: int = 0
     num_committed: int = 0  # blocks offered to the prefix cache
     num_cached: int = 0  # prompt tokens found in the prefix cache
+    likely_cached: int = 0  # those that were there when it was queued
     blocks: list[int] = field(default_factory=list)
     finished: bool = False
     finish_reason: FinishReason | None = None

@@ -23,6 +23,11 @@ class ExpertTally:
     late: int = 0  # since it was slow
     rows_at_home: int = 0  # rows of units that no FFN worker hosted
 
+    @property
+    def wait_share(self) -> float:
+        """Of those steps' time, in which this side waited."""
+        return self.stall_s / max(self.attention_s + self.stall_s, 1e-9)
+
     def count_step(self, lanes: int, attention_s: float, step_s: float) -> None:
         self.steps += 1
         self.micro_batches += lanes

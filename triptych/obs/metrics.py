@@ -16,6 +16,8 @@ from prometheus_client import (
     start_http_server,
 )
 
+from triptych.obs.pace import PaceMeter
+
 _STEP_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _TRANSFER_SECONDS = (
@@ -65,6 +67,7 @@ class WorkerMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry  # for the families of one role
+        self.pace = PaceMeter()  # for the routers
         self.kv_blocks = Gauge(
             "triptych_kv_blocks",
             "KV blocks: pool/free, prefix/cached, and holds by request/held, transfer/held and "

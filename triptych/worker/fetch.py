@@ -86,6 +86,7 @@ class Fetcher:
         num_bytes = len(targets) * self._span(ready)[1]
         self.metrics.kv_transfer_bytes.labels(name).inc(num_bytes)
         self.metrics.kv_transfer_seconds.labels(name).observe(ended - began)
+        self.metrics.pace.observe_fetch(num_bytes, ended - began)
         return Fetched(session.path, num_bytes, began, ended)
 
     async def _copy(

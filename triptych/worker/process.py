@@ -32,6 +32,7 @@ from triptych.obs.trace import setup_tracing
 from triptych.wire import to_status
 from triptych.worker.args import WorkerArgs, parse_worker_args
 from triptych.worker.boot import EngineParts, build_engine
+from triptych.worker.pace import report_pace
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,9 @@ def _build_with_engine(build_role: BuildRole, args: WorkerArgs) -> Build:
 
         def load() -> pb.WorkerLoad:
             report_pool(metrics, parts)
-            return role.load()
+            report = role.load()
+            report_pace(report, metrics.pace, parts)
+            return report
 
         tend = partial(_tend_engine, parts, role)
         whole = replace(role, size=size, load=load, tend=tend, cache=parts.pool)

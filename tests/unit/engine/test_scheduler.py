@@ -142,3 +142,14 @@ def test_removing_twice_or_a_stranger_gives_nothing_back_twice() -> None:
     scheduler.remove(sequence)
     scheduler.remove(sequence)
     assert pool.available == 8
+
+
+def test_the_queue_is_reported_without_what_the_cache_holds() -> None:
+    scheduler = scheduler_of(BlockPool(32))
+    first = sequence_of(9, 0)
+    scheduler.add(first)
+    spans(scheduler)
+    scheduler.remove(first)  # two full blocks of it stay in the cache
+    scheduler.add(sequence_of(12, 0))
+    assert scheduler.queued_tokens == 12 - 8
+    assert scheduler.queued_pairs == 4 * (8 + 12) / 2

@@ -14,6 +14,7 @@ import grpc.aio
 import pytest
 
 from transport.channel import connect
+from transport.pace import Pace, StepCost
 from transport.protos import worker_pb2 as pb
 from transport.protos.worker_pb2_grpc import RegistryStub, add_RegistryServicer_to_server
 from transport.registry import SERVICE_NAME, Change, Directory, WorkerView, stay_attached
@@ -97,7 +98,10 @@ async def test_a_worker_appears_as_it_introduced_itself(serve, address):
         num_blocks=100,
         metrics_address="127.0.0.1:9100",
     )
+    pace = Pace(prefill=StepCost(0.01, 1e-4, 1e-8), chunk_tokens=512, tokens_per_step=1.5)
     load = pb.WorkerLoad(running=1, waiting=2, queued_tokens=3, free_blocks=4, draining=True)
+    load.queued_pairs = 4.5
+    load.pace.CopyFrom(pace.message())
     async with attached(target, greeting, lambda: load):
         [worker] = await directory.wait_for(lambda workers: len(workers) == 1, PATIENCE_S)
     assert worker == WorkerView(
@@ -115,6 +119,8 @@ async def test_a_worker_appears_as_it_introduced_itself(serve, address):
         queued_tokens=3,
         free_blocks=4,
         draining=True,
+        queued_pairs=4.5,
+        pace=pace,
     )
 
 

@@ -21,7 +21,7 @@ from router.__main__ import directory
 from router.api import create_app
 from router.index.make import make_index
 from router.metrics import RouterMetrics
-from router.place import POLICIES
+from router.placement import POLICIES
 from router.relay import Relay
 from router.server import HttpServer, listen, url_of
 from router.services import Services

@@ -54,7 +54,7 @@ async def test_an_answer_holds_text_reason_and_usage(start_world: Any) -> None:
         "total_tokens": len(prompt) + 6,
         "prompt_tokens_details": {"cached_tokens": 16},
     }
-    assert response.headers["x-triptych-decision"] == "decode=decode-0; prefill=none"
+    assert response.headers["x-triptych-decision"].startswith("decode=decode-0; prefill=none")
     assert list((await worker.next_call()).request.prompt_ids) == prompt
 
 
@@ -210,10 +210,8 @@ async def test_a_prefill_worker_is_named_with_its_spares(world: Any) -> None:
 async def test_requests_share_the_homes(world: Any) -> None:
     await world.add_worker("decode-1")
     decisions = [(await ask(world)).headers["x-triptych-decision"] for _ in range(4)]
-    assert (
-        sorted(decisions)
-        == ["decode=decode-0; prefill=none"] * 2 + ["decode=decode-1; prefill=none"] * 2
-    )
+    homes = [decision.partition(";")[0] for decision in decisions]
+    assert sorted(homes) == ["decode=decode-0"] * 2 + ["decode=decode-1"] * 2
 
 
 async def test_what_happened_is_counted(world: Any) -> None:
@@ -226,7 +224,5 @@ async def test_what_happened_is_counted(world: Any) -> None:
     assert world.metric("triptych_prompt_tokens_total") > 20
     assert world.metric("triptych_time_to_first_token_seconds_count", **route) == 2
     assert world.metric("triptych_inter_token_latency_seconds_count", **route) == 4
-    assert (
-        world.metric("triptych_placements_total", reason="least-loaded", remote_prefill="no") == 2
-    )
+    assert world.metric("triptych_placements_total", reason="load", remote_prefill="no") == 2
     assert world.metric("triptych_live_streams") == 0

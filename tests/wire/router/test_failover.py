@@ -34,7 +34,7 @@ async def test_a_dead_home_is_replaced_before_the_first_token(start_world: Any) 
         response = await world.client.post(CHAT, json=QUESTION)
         assert response.status_code == 200
         assert response.json()["choices"][0]["message"]["content"] == "ok"
-        assert response.headers["x-triptych-decision"] == "decode=decode-1; prefill=none"
+        assert response.headers["x-triptych-decision"].startswith("decode=decode-1; prefill=none")
     assert len(alive.calls) == 4
     assert {call.request.sampling.seed for call in alive.calls} == {5}
     lost = world.metric("triptych_placements_total", reason="home-lost", remote_prefill="no")
@@ -64,7 +64,7 @@ async def test_a_home_that_stops_while_it_thinks_is_replaced(start_world: Any) -
     await stopping.next_call()
     await world.add_worker("decode-1")
     await stopping.go_deaf()
-    assert (await asked).headers["x-triptych-decision"] == "decode=decode-1; prefill=none"
+    assert (await asked).headers["x-triptych-decision"].startswith("decode=decode-1; prefill=none")
 
 
 async def test_a_home_that_stops_in_the_middle_breaks_the_stream(start_world: Any) -> None:

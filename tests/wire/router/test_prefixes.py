@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from router.index.hit import PrefixHit
-from router.place import POLICIES, PlacementRequest, least_loaded
+from router.placement import POLICIES, PlacementRequest, least_loaded
 from transport.kv_feed import publish_cache
 from triptych.errors import CapacityError
 from triptych.kv.hashing import extend_hashes, root_hash

@@ -1,4 +1,4 @@
-"""Placement: which home, which prefill worker, and why."""
+"""Policies that look at load alone: which home, which prefill worker, and why."""
 
 from __future__ import annotations
 
@@ -7,31 +7,17 @@ from typing import Any
 
 import pytest
 
-from router.place import PlacementRequest, homes, least_loaded, round_robin
-from transport.registry import WorkerView
+from router.placement import POLICIES, PlacementRequest, homes
+from router.placement.simple import least_loaded, power_of_two, round_robin
 from triptych.errors import CapacityError
-
-
-def worker(worker_id: str, role: str = "decode", **fields: Any) -> WorkerView:
-    given = {
-        "epoch": 1,
-        "address": f"unix:/run/{worker_id}.sock",
-        "model": "tiny",
-        "max_model_len": 256,
-        "block_tokens": 16,
-        "num_blocks": 64,
-        "metrics_address": "127.0.0.1:1",
-        "free_blocks": 64,
-        **fields,
-    }
-    return WorkerView(worker_id=worker_id, role=role, **given)
+from triptych.testing.views import worker_view as worker
 
 
 def asked(turn: int = 0, **fields: Any) -> PlacementRequest:
     return PlacementRequest(model="tiny", turn=turn, **fields)
 
 
-BOTH = pytest.mark.parametrize("policy", [least_loaded, round_robin])
+ALL = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 
 
 def test_the_home_with_the_fewest_sequences_is_chosen() -> None:
@@ -55,7 +41,7 @@ def test_free_blocks_decide_between_equally_busy_homes() -> None:
     assert least_loaded(asked(), workers).decode.worker_id == "d1"
 
 
-@BOTH
+@pytest.mark.parametrize("policy", [least_loaded, round_robin])
 def test_equal_homes_share_the_work(policy: Any) -> None:
     workers = [worker("d0"), worker("d1"), worker("d2")]
     chosen = Counter(policy(asked(turn), workers).decode.worker_id for turn in range(9))
@@ -67,7 +53,7 @@ def test_round_robin_ignores_the_load() -> None:
     assert round_robin(asked(turn=2), workers).decode.worker_id == "d0"
 
 
-@BOTH
+@ALL
 def test_draining_workers_and_other_models_get_nothing(policy: Any) -> None:
     workers = [
         worker("d0", draining=True),
@@ -80,13 +66,13 @@ def test_draining_workers_and_other_models_get_nothing(policy: Any) -> None:
         assert (placement.decode.worker_id, placement.prefill) == ("d2", None)
 
 
-@BOTH
+@ALL
 def test_without_a_home_there_is_no_placement(policy: Any) -> None:
     with pytest.raises(CapacityError, match="no decode worker for tiny"):
         policy(asked(), [worker("p0", "prefill"), worker("d0", draining=True)])
 
 
-@BOTH
+@ALL
 def test_a_lost_home_is_not_chosen_again(policy: Any) -> None:
     workers = [worker("d0"), worker("d1", running=9)]
     for turn in range(3):
@@ -117,6 +103,23 @@ def test_the_next_best_prefill_workers_are_spares() -> None:
     workers += [worker(f"p{n}", "prefill", queued_tokens=10 * n) for n in range(5)]
     placement = least_loaded(asked(turn=3), workers)
     assert [view.worker_id for view in placement.spares] == ["p1", "p2"]
+
+
+def test_of_two_that_are_drawn_the_less_loaded_is_chosen() -> None:
+    workers = [worker(f"d{n}", running=n) for n in range(8)]
+    chosen = Counter(power_of_two(asked(turn), workers).decode.worker_id for turn in range(400))
+    assert chosen["d7"] == 0  # there is always a less loaded one beside it
+    assert chosen["d0"] > chosen["d3"] > chosen["d6"] > 0
+
+
+def test_power_of_two_does_not_send_a_burst_to_the_one_idlest_worker() -> None:
+    workers = [worker("d0"), *(worker(f"d{n}", running=1) for n in range(1, 8))]
+    chosen = Counter(power_of_two(asked(turn), workers).decode.worker_id for turn in range(400))
+    assert chosen["d0"] < 200
+
+
+def test_power_of_two_serves_with_one_worker() -> None:
+    assert power_of_two(asked(3), [worker("d0")]).decode.worker_id == "d0"
 
 
 def test_homes_are_what_can_take_a_request() -> None:

@@ -1,0 +1,130 @@
+"""A simulated prefill worker: prompts one after the other, in chunks, and an LRU prefix cache."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from bench.replay_cache import BlockCache
+from bench.replay_clock import Clock
+from bench.replay_timing import Machine
+from bench.replay_trace import Recorded, hit_tokens
+from transport.pace import pairs_between
+from transport.registry import WorkerView
+from triptych.obs.pace import PaceMeter
+
+_RAMP = 4  # sizes of steps that a worker warms up with, and so has measured
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request on its way."""
+
+    recorded: Recorded
+    arrived: float
+    number: int
+    prompt_done: Callable[[float, Job], None] = lambda now, job: None
+    likely_cached: int = 0  # tokens, when it was queued
+    cached: int = 0  # tokens, where the prompt was computed
+    computed: int = 0  # tokens of the prompt, of those at home
+    computed_by: str = ""
+    first_at: float = -1.0
+    finished_at: float = -1.0
+    end_step: int = -1  # the home's
+
+    @property
+    def prompt(self) -> int:
+        return self.recorded.prompt
+
+
+@dataclass(slots=True)
+class PrefillWorker:
+    view: WorkerView
+    clock: Clock
+    machine: Machine
+    cache: BlockCache
+    busy_s: float = 0.0  # computing
+    _queue: deque[Job] = field(default_factory=deque)
+    _current: Job | None = None
+    _began: float = 0.0
+    _ends: float = 0.0
+    _meter: PaceMeter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._meter = warm_meter(self.machine, self.machine.chunk_tokens)
+
+    def submit(self, now: float, job: Job) -> None:
+        job.likely_cached = self._cached(job)
+        self._queue.append(job)
+        if self._current is None:
+            self._start(now)
+
+    def give(self, job: Job) -> None:
+        """The home has fetched everything: the lease ends."""
+        self.cache.give(job.recorded.blocks)
+
+    def left_s(self, now: float) -> float:
+        """Of work that is queued or under way."""
+        queued = sum(self.machine.prompt_s(job.prompt, job.likely_cached) for job in self._queue)
+        return queued + (max(0.0, self._ends - now) if self._current is not None else 0.0)
+
+    def report(self, now: float) -> WorkerView:
+        tokens = sum(job.prompt - job.likely_cached for job in self._queue)
+        pairs = sum(pairs_between(job.likely_cached, job.prompt) for job in self._queue)
+        if (job := self._current) is not None:
+            part = (now - self._began) / (self._ends - self._began)
+            at = job.cached + int(part * (job.prompt - job.cached))
+            tokens += job.prompt - at
+            pairs += pairs_between(at, job.prompt)
+        self.view = replace(
+            self.view,
+            running=int(self._current is not None),
+            waiting=len(self._queue),
+            queued_tokens=tokens,
+            queued_pairs=pairs,
+            free_blocks=self.cache.capacity - self.cache.used,
+            pace=self._meter.pace(
+                chunk_tokens=self.machine.chunk_tokens, token_bytes=self.machine.token_bytes
+            ),
+            reported_at=now,
+        )
+        return self.view
+
+    def _start(self, now: float) -> None:
+        if not self._queue:
+            return
+        job = self._queue.popleft()
+        job.cached = self._cached(job)
+        room = self.cache.take(job.recorded.blocks)
+        assert room, f"{self.view.worker_id}: leases of earlier prompts outlive them for so long?"
+        seconds = self.machine.prompt_s(job.prompt, job.cached)
+        self.busy_s += seconds
+        self._current, self._began, self._ends = job, now, now + seconds
+        self.clock.at(self._ends, self._finish)
+
+    def _finish(self, now: float) -> None:
+        job, self._current = self._current, None
+        assert job is not None
+        self.cache.commit(job.recorded.blocks)
+        job.computed_by = self.view.worker_id
+        job.prompt_done(now, job)
+        self._start(now)
+
+    def _cached(self, job: Job) -> int:
+        return hit_tokens(job.recorded, self.cache.count_cached(job.recorded.blocks))
+
+
+def warm_meter(machine: Machine, chunk_tokens: int) -> PaceMeter:
+    """As if steps of several sizes had been measured."""
+    meter = PaceMeter()
+    meter.observe_fetch(machine.link_bytes_s, 1.0)
+    for part in range(1, _RAMP + 1):
+        for start in (0, 4, 16):
+            rows = chunk_tokens * part // _RAMP
+            pairs = pairs_between(start * rows, (start + 1) * rows)
+            meter.observe_step(machine.step_s(rows, pairs), prompt_rows=rows, prompt_pairs=pairs)
+            batch, context = 4 * part, 4 * part * 512 * (1 + start)
+            seconds = machine.step_s(batch, context=context)
+            meter.observe_step(seconds, decode_rows=batch, decode_pairs=context)
+    return meter

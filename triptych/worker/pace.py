@@ -1,0 +1,38 @@
+"""What the routers are told of this worker's speed and of its queue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+from transport.pace import pairs_between
+from transport.protos import worker_pb2 as pb
+from triptych.engine.rows import RowJob
+from triptych.obs.pace import PaceMeter
+from triptych.worker.boot import EngineParts
+
+
+def observe_jobs(meter: PaceMeter, jobs: Seq[RowJob], seconds: float) -> None:
+    """A step. What is computed again after a preemption counts as prompt: so it is computed."""
+    rows, pairs = [0, 0], [0.0, 0.0]  # of sequences that decode; of prompts
+    for job in jobs:
+        prompt = job.start < job.sequence.num_prompt or job.end - job.start > 1
+        rows[prompt] += job.num_rows
+        pairs[prompt] += pairs_between(job.start, job.start + job.num_rows)
+    meter.observe_step(
+        seconds,
+        decode_rows=rows[False],
+        decode_pairs=pairs[False],
+        prompt_rows=rows[True],
+        prompt_pairs=pairs[True],
+    )
+
+
+def report_pace(load: pb.WorkerLoad, meter: PaceMeter, parts: EngineParts) -> None:
+    experts = parts.experts
+    pace = meter.pace(
+        chunk_tokens=parts.scheduler.chunk_tokens,
+        token_bytes=parts.layout.block_bytes // parts.layout.block_tokens,
+        expert_wait=0.0 if experts is None else experts.experts.tally.wait_share,
+    )
+    load.pace.CopyFrom(pace.message())
+    load.queued_pairs = parts.scheduler.queued_pairs
