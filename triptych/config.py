@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
+from triptych.admission_config import AdmissionConfig, SloConfig, TenantConfig, check_tenants
 from triptych.errors import ConfigError
 from triptych.speculation_config import (
     HostedDrafterConfig,
@@ -126,6 +127,14 @@ class RouterConfig(_Frozen):
     placement: Literal["least-loaded", "round-robin"] = "least-loaded"
     max_body: ByteSize = Field(ByteSize(8 << 20), description="larger requests get a 413")
     request_deadline_s: float = Field(600.0, gt=0)
+    tenants: tuple[TenantConfig, ...] = ()
+    slo: SloConfig = SloConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+
+    @model_validator(mode="after")
+    def _check_tenants(self) -> RouterConfig:
+        check_tenants(self.tenants, self.api_keys)
+        return self
 
 
 class LogConfig(_Frozen):
