@@ -25,6 +25,7 @@ from typing import Any
 import grpc
 import uvloop
 
+from router.admission.admission import Admission
 from router.api import create_app
 from router.balance import ExpertBalancer
 from router.metrics import RouterMetrics
@@ -97,6 +98,7 @@ async def serve(args: RouterArgs, tokenizer: Tokenizer) -> None:
             workers=workers.workers,
             relay=relay,
             metrics=metrics,
+            admission=Admission(config, workers.workers, metrics),
             started=int(time.time()),
         )
         server = HttpServer(create_app(services), drain_s=config.drain_s)

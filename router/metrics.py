@@ -108,6 +108,12 @@ class TokenMetrics:
     def of(self, route: str) -> RouteTokens:
         return self._routes.setdefault(route, RouteTokens())
 
+    @property
+    def spent(self) -> tuple[int, float]:
+        """Tokens so far, and the time between them in all."""
+        found = self._routes.values()
+        return sum(each.num_tokens for each in found), sum(each.total_s for each in found)
+
     def collect(self) -> Iterable[Metric]:
         """For the registry."""
         tokens = CounterMetricFamily("triptych_completion_tokens", "Tokens relayed from homes")

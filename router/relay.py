@@ -41,6 +41,7 @@ class Call:
     n: int = 1
     cache_salt: str = ""
     speculation: Speculation | None = None
+    ends: float | None = None  # time.monotonic(); None: `deadline_s` from now on
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Relay:
         Leaving the block early cancels the request. This and what is taken from the inbox raise
         CapacityError, DeadlineError, WorkerError, or what the home raised.
         """
-        ends = time.monotonic() + self._deadline_s
+        ends = time.monotonic() + self._deadline_s if call.ends is None else call.ends
         lost: str | None = None
         while True:
             placement = await self._place(call, lost)

@@ -37,6 +37,7 @@ class Ticket:
     went_at: float = 0.0  # to the workers
     went_behind: float = 0.0  # prompt tokens under way then, its own included
     per_prompt_token: float = 1.0  # of `prefill`
+    answered: bool = False  # it has a first token
 
     @property
     def lost_at(self) -> float:
@@ -141,7 +142,8 @@ class Gate:
         """One of its prompts, of so many tokens, has its first token."""
         if ticket.state != "running":
             return
-        if ticket.prefill == ticket.per_prompt_token * ticket.ask.prompt_tokens:  # the first one
+        if not ticket.answered:
+            ticket.answered = True
             self._predictor.answered(ticket.went_behind, now - ticket.went_at)
         done = min(ticket.prefill, prompt_tokens * ticket.per_prompt_token)
         ticket.prefill -= done
@@ -157,6 +159,7 @@ class Gate:
         if ticket.state == "queued":
             self._queue.remove(ticket)
             self._queued_prompts -= ticket.ask.prompt_tokens
+            self._note_drain(now)
         else:
             self._prefill = max(0.0, self._prefill - ticket.prefill)
             self._sequences -= ticket.ask.sequences

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transport.registry import WorkerView
 from triptych.config import ClusterConfig
@@ -29,6 +29,9 @@ class Room:
     prefill: float
     sequences: float
     kv_tokens: float  # free; prompts under way may not have got theirs yet
+
+    def limited(self, sequences: float) -> Room:
+        return self if sequences >= self.sequences else replace(self, sequences=sequences)
 
     def takes_more(self, load: Load) -> bool:
         """A router with nothing under way may always try: a wrong report cannot stop it."""

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from triptych.admission_config import DEFAULT_TENANT, TenantConfig
 from triptych.config import RouterConfig
-from triptych.errors import ConfigError, RequestError
-
-_SALT = "tenant:"
+from triptych.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,35 +49,6 @@ class Tenants:
     def anybody(self) -> TenantConfig:
         """Who comes without a key where none is asked for."""
         return self.by_name[DEFAULT_TENANT]
-
-
-def salt_of(tenant: TenantConfig, asked: str) -> str:
-    """The cache salt of a request: an isolated tenant's differs from everybody else's.
-
-    Raises RequestError where a caller's own salt would pass for an isolated tenant's.
-    """
-    if tenant.isolate:
-        return f"{_SALT}{tenant.name}:{asked}"
-    if asked.startswith(_SALT):
-        raise RequestError(
-            f"cache_salt: salts that begin with {_SALT!r} are the router's; choose another one",
-            param="cache_salt",
-        )
-    return asked
-
-
-def priority_of(tenant: TenantConfig, asked: int | None) -> int:
-    """Raises RequestError outside of the tenant's bounds. Left out: 0, or the bound next to it."""
-    low, high = tenant.min_priority, tenant.max_priority
-    if asked is None:
-        return max(low or 0, 0) if high is None else min(max(low or 0, 0), high)
-    if (low is not None and asked < low) or (high is not None and asked > high):
-        bounds = f"{'-inf' if low is None else low} to {'inf' if high is None else high}"
-        raise RequestError(
-            f"priority: this API key may use {bounds}, where lower is sooner; not {asked}",
-            param="priority",
-        )
-    return asked
 
 
 def _keys_in(file: Path | None, where: str) -> list[str]:

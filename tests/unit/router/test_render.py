@@ -41,7 +41,7 @@ class Texts:
 
 def job() -> Job:
     params = [SamplingParams(seed=1, max_tokens=9)]
-    return Job("/v1/x", "x-1", 7, time.monotonic(), [Prompt([1])], params, 2, "")
+    return Job("/v1/x", "x-1", 7, time.monotonic(), [Prompt([1])], params, 2, "", ASK)
 
 
 def shape(kind: str, tokenizer: Tokenizer, model: str) -> Shape:

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
 from router.__main__ import directory
+from router.admission.admission import Admission
 from router.api import create_app
 from router.metrics import RouterMetrics
 from router.place import POLICIES
@@ -129,7 +130,15 @@ async def _world(
             metrics=metrics,
         )
         stack.push_async_callback(relay.close)
-        services = Services(config, tokenizer, members.workers, relay, metrics, int(time.time()))
+        services = Services(
+            config=config,
+            tokenizer=tokenizer,
+            workers=members.workers,
+            relay=relay,
+            metrics=metrics,
+            admission=Admission(config, members.workers, metrics),
+            started=int(time.time()),
+        )
         app = create_app(services)
         client = await stack.enter_async_context(
             httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://router")
