@@ -8,8 +8,8 @@ differs by at most
 
     largest cost of one / its weight + largest cost of the other / its weight
 
-whatever their requests look like. A tenant that was away gains no credit and owes nothing for what
-it got while nobody else wanted it.
+whatever their requests look like. A tenant that was away gains no credit, and of what it got while
+nobody else wanted it, it owes for the last request at most.
 
 The cost of an answer is known at its end only. `settle` corrects the tenant's tag then, as the
 counters of VTC do (Sheng et al., OSDI 2024); the bound then holds for what was charged by that

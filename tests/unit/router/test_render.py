@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.admission.ask import Ask
 from router.chat import ChatShape
 from router.completions import CompletionShape
 from router.generation import Job
@@ -37,6 +38,9 @@ class Texts:
 
     def add_token(self, choice: int, token_id: int) -> str:
         return "" if token_id == 0 else str(token_id)
+
+
+ASK = Ask("default", 1, 9, 2, arrived=0.0)
 
 
 def job() -> Job:
