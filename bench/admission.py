@@ -3,10 +3,11 @@
     python -m bench.admission [--seconds 60] [--save NAME]
 
 In made-up time: the router's real gate before simulated workers (bench/admission_cluster.py). First
-the best goodput that the same cluster sustains without admission is searched for; then one, two and
-three times that rate are asked for, with and without admission. Goodput: requests per second whose
-first token came within the SLO and whose tokens kept their pace. Four tenants of unequal weights ask
-for the same; in a second run one of them floods and the others stay within their shares.
+the best goodput that the same cluster sustains without admission is searched for; then one, two
+and three times that rate are asked for, with and without admission. Goodput: requests per second
+whose first token came within the SLO and whose tokens kept their pace. Four tenants of unequal
+weights ask for the same; in a second run one of them floods and the others keep within their
+shares.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from router.admission.room import Load, Room, WorkerLimits, room_of
 from router.admission.tempo import TempoLimit
 from transport.registry import WorkerView
 from triptych.admission_config import AdmissionConfig, TenantConfig
+from triptych.config import ClusterConfig, EngineConfig
 
 FIXED_S, ROW_S = 0.012, 0.00006  # of a step
 CHUNK_TOKENS, MAX_RUNNING = 512, 64
@@ -145,7 +146,9 @@ class Cluster:
         self._tokens, self._token_s = 0, 0.0
         self._told_at: dict[Request, float] = {}
         self.peak_queued = self.peak_waiting = 0
-        limits = WorkerLimits(4 * CHUNK_TOKENS, MAX_RUNNING)
+        limits = WorkerLimits.of(
+            ClusterConfig(engine=EngineConfig(chunk_tokens=CHUNK_TOKENS, max_running=MAX_RUNNING))
+        )
 
         def room(ours: Load) -> Room | None:
             self._tempo.look(self._tokens, self._token_s, ours.sequences, self.clock.now)
@@ -153,7 +156,16 @@ class Cluster:
             return found and found.limited(self._tempo.sequences)
 
         self.gate = (
-            Gate(tenants, AdmissionConfig(), MeasuredTtft(), room, ttft_s=slo[0]) if slo else None
+            Gate(
+                tenants,
+                AdmissionConfig(),
+                MeasuredTtft(),
+                room,
+                largest_prefill=limits.prefill_tokens,
+                ttft_s=slo[0],
+            )
+            if slo
+            else None
         )
 
     def run(self, requests: Sequence[Request], until: float) -> None:

@@ -118,7 +118,7 @@ class Services:
                 tenant,
                 prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
                 max_tokens=max(each.max_tokens for each in params),
-                sequences=len(prompts) * body.choices,
+                prompts=len(prompts),
                 arrived=arrived,
                 longest_s=self.config.router.request_deadline_s,
             ),

@@ -61,7 +61,7 @@ class AdmissionConfig(_Frozen):
     max_queued: int = Field(1024, ge=1, description="requests; more get a 429")
     max_queued_tokens: int = Field(8 << 20, ge=1, description="prompt tokens; more get a 429")
     prefill_tokens: int = Field(
-        0, ge=0, description="prompt tokens under way per prefilling worker; 0: four steps' worth"
+        0, ge=0, description="prompt tokens under way per prefilling worker; 0: eight steps' worth"
     )
     aging_s: float = Field(
         30.0, gt=0, description="one step of priority is worth so long a wait; nobody starves"

@@ -63,6 +63,7 @@ class Admission:
             config.router.admission,
             predictor or MeasuredTtft(),
             self._room,
+            largest_prefill=self._limits.prefill_tokens,
             ttft_s=None if slo.ttft_ms is None else slo.ttft_ms / 1000,
         )
         self._metrics = AdmissionMetrics(metrics.registry)

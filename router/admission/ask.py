@@ -30,6 +30,7 @@ class Ask:
     max_tokens: int  # of one choice
     sequences: int  # prompts times n
     arrived: float
+    prompts: int = 1
     priority: int = 0  # lower is sooner
     deadline: float = math.inf  # the whole answer is worth nothing later
 

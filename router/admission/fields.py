@@ -21,7 +21,7 @@ def ask_of(
     *,
     prompt_tokens: int,
     max_tokens: int,
-    sequences: int,
+    prompts: int,
     arrived: float,
     longest_s: float,
 ) -> Ask:
@@ -31,7 +31,8 @@ def ask_of(
         tenant=tenant.name,
         prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
-        sequences=sequences,
+        sequences=prompts * body.choices,
+        prompts=prompts,
         arrived=arrived,
         priority=priority_of(tenant, body.priority),
         deadline=arrived + min(limit for limit in limits_ms if limit is not None) / 1000,

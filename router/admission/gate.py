@@ -53,11 +53,13 @@ class Gate:
         predictor: TtftPredictor,
         room: RoomNow,
         *,
+        largest_prefill: float = math.inf,  # that one worker may have under way
         ttft_s: float | None = None,
     ) -> None:
         self._config = config
         self._predictor = predictor
         self._room = room
+        self._largest_prefill = largest_prefill
         self._ttft_s = math.inf if ttft_s is None else ttft_s
         self._limits = {tenant.name: TenantLimits(tenant) for tenant in tenants}
         weights = {tenant.name: tenant.weight for tenant in tenants}
@@ -65,6 +67,7 @@ class Gate:
         self._answers = Answers()
         self._recent = RecentLoad()
         self._prefill = 0.0  # prompt tokens under way
+        self._pressing = 0.0
         self._sequences = 0
         self._queued_prompts = 0  # tokens
         self._next_loss = math.inf  # no queued ticket is lost earlier
@@ -73,7 +76,7 @@ class Gate:
 
     @property
     def load(self) -> Load:
-        return Load(self._prefill, self._sequences)
+        return Load(self._prefill, self._sequences, self._pressing)
 
     @property
     def num_queued(self) -> int:
@@ -145,9 +148,7 @@ class Gate:
         if not ticket.answered:
             ticket.answered = True
             self._predictor.answered(ticket.went_behind, now - ticket.went_at)
-        done = min(ticket.prefill, prompt_tokens * ticket.per_prompt_token)
-        ticket.prefill -= done
-        self._prefill -= done
+        self._computed(ticket, min(ticket.prefill, prompt_tokens * ticket.per_prompt_token))
 
     def leave(self, ticket: Ticket, now: float, spent: tuple[int, int] | None = None) -> None:
         """It ended, or is not wanted any more. Idempotent. `spent`: prompt tokens computed and
@@ -161,7 +162,7 @@ class Gate:
             self._queued_prompts -= ticket.ask.prompt_tokens
             self._note_drain(now)
         else:
-            self._prefill = max(0.0, self._prefill - ticket.prefill)
+            self._computed(ticket, ticket.prefill)
             self._sequences -= ticket.ask.sequences
             used = ticket.cost
             if spent is not None:
@@ -186,9 +187,19 @@ class Gate:
 
     def _start(self, ticket: Ticket, now: float) -> None:
         self._prefill += ticket.prefill
+        self._pressing += self._press_of(ticket)
         self._sequences += ticket.ask.sequences
         self._went += ticket.cost
         ticket.state, ticket.went_at, ticket.went_behind = "running", now, self._prefill
+
+    def _computed(self, ticket: Ticket, tokens: float) -> None:
+        self._pressing -= self._press_of(ticket)
+        ticket.prefill -= tokens
+        self._prefill = max(0.0, self._prefill - tokens)
+        self._pressing = max(0.0, self._pressing + self._press_of(ticket))
+
+    def _press_of(self, ticket: Ticket) -> float:
+        return min(ticket.prefill, self._largest_prefill * ticket.ask.prompts)
 
     def _wait(self, ticket: Ticket, now: float) -> None:
         ask = ticket.ask

@@ -8,22 +8,26 @@ from dataclasses import dataclass, replace
 from transport.registry import WorkerView
 from triptych.config import ClusterConfig
 
-_STEPS = 4  # of prompt rows: a worker always has a next step, and little that fairness cannot reach
+# Steps of prompt rows: what is at a worker is out of fairness's reach, but with fewer one worker runs
+# dry while prompts of uneven length fill another (bench.admission: 0.94 of the goodput with 4).
+_STEPS = 8
 _REPORT_S = 0.5  # a report is no older than this
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What this router has under way: prompt tokens without a first token, and sequences."""
+    """What this router has under way."""
 
-    prefill: float = 0.0
+    prefill: float = 0.0  # prompt tokens without a first token
     sequences: int = 0
+    pressing: float = 0.0  # as `prefill`, of each prompt what one worker may have at most
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
     """What this router may have under way. One request may go beyond it: that keeps workers busy,
-    and a large request cannot be overtaken for ever.
+    and a large request cannot be overtaken for ever. But a large prompt fills one worker only, so
+    it leaves the others' room to others.
     """
 
     prefill: float
@@ -36,7 +40,9 @@ class Room:
     def takes_more(self, load: Load) -> bool:
         """A router with nothing under way may always try: a wrong report cannot stop it."""
         return load.sequences == 0 or (
-            load.sequences < self.sequences and load.prefill < min(self.prefill, self.kv_tokens)
+            load.sequences < self.sequences
+            and load.pressing < self.prefill
+            and load.prefill < self.kv_tokens
         )
 
 
@@ -97,4 +103,8 @@ class RecentLoad:
 
 
 def _larger(one: Load, other: Load) -> Load:
-    return Load(max(one.prefill, other.prefill), max(one.sequences, other.sequences))
+    return Load(
+        max(one.prefill, other.prefill),
+        max(one.sequences, other.sequences),
+        max(one.pressing, other.pressing),
+    )

@@ -30,7 +30,7 @@ PREFILL = replace(HOME, worker_id="prefill-0", role="prefill")
 
 def test_limits_come_from_the_engines_of_the_pools() -> None:
     config = ClusterConfig.model_validate({"engine": {"chunk_tokens": 256, "max_running": 8}})
-    assert WorkerLimits.of(config) == WorkerLimits(prefill_tokens=1024, sequences=8)
+    assert WorkerLimits.of(config) == WorkerLimits(prefill_tokens=2048, sequences=8)
 
 
 def test_prefill_workers_bound_prompts_and_homes_bound_sequences() -> None:
@@ -53,9 +53,9 @@ def test_what_other_routers_have_under_way_takes_room_and_our_own_does_not() -> 
 
 def test_a_report_older_than_our_last_answers_is_not_taken_for_others_work() -> None:
     recent = RecentLoad()
-    recent.peak(Load(500, 64), now=10.0)
-    assert recent.peak(Load(0, 0), now=10.2) == Load(500, 64)
-    assert recent.peak(Load(0, 0), now=10.6) == Load(500, 64)
+    recent.peak(Load(500, 64, 400), now=10.0)
+    assert recent.peak(Load(0, 0), now=10.2) == Load(500, 64, 400)
+    assert recent.peak(Load(0, 0), now=10.6) == Load(500, 64, 400)
     assert recent.peak(Load(0, 0), now=11.2) == Load(0, 0)
 
 
