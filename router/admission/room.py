@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from transport.registry import WorkerView
 from triptych.config import ClusterConfig
 
-# Steps of prompt rows: what is at a worker is out of fairness's reach, but with fewer one worker runs
-# dry while prompts of uneven length fill another (bench.admission: 0.94 of the goodput with 4).
+# Steps of prompt rows: what is at a worker is out of fairness's reach, but with fewer one worker
+# runs dry while prompts of uneven length fill another (bench.admission: 0.94 of the goodput at 4).
 _STEPS = 8
 _REPORT_S = 0.5  # a report is no older than this
 

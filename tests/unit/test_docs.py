@@ -11,7 +11,9 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
 from ffn_worker.metrics import FfnMetrics
+from router.admission.metrics import AdmissionMetrics
 from router.metrics import RouterMetrics
+from triptych.admission_config import TenantConfig
 from triptych.config import ClusterConfig, PoolConfig, load_config
 from triptych.obs.experts import ExpertCollector, ExpertTally
 from triptych.obs.metrics import WorkerMetrics
@@ -48,12 +50,19 @@ def test_every_setting_is_documented(key: str) -> None:
     assert f"`{key}`" in OPERATIONS
 
 
+@pytest.mark.parametrize("key", TenantConfig.model_fields)
+def test_every_setting_of_a_tenant_is_documented(key: str) -> None:
+    assert f"`{key}`" in OPERATIONS
+
+
 @pytest.mark.parametrize("key", PoolConfig.model_fields)
 def test_every_setting_of_a_pool_is_documented(key: str) -> None:
     assert f"`pools[].{key}`" in OPERATIONS or f"`.{key}`" in OPERATIONS
 
 
-@pytest.mark.parametrize("metrics", [RouterMetrics, WorkerMetrics, SpeculationMetrics])
+@pytest.mark.parametrize(
+    "metrics", [RouterMetrics, AdmissionMetrics, WorkerMetrics, SpeculationMetrics]
+)
 def test_every_metric_is_documented(metrics: Callable[[CollectorRegistry], object]) -> None:
     registry = CollectorRegistry(auto_describe=True)
     metrics(registry)
@@ -65,6 +74,7 @@ def test_every_metric_is_documented(metrics: Callable[[CollectorRegistry], objec
 def test_no_metric_is_documented_that_does_not_exist() -> None:
     registry = CollectorRegistry(auto_describe=True)
     RouterMetrics(registry)
+    AdmissionMetrics(registry)
     WorkerMetrics(registry)
     SpeculationMetrics(registry)
     ExpertCollector(ExpertTally(), registry)
