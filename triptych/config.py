@@ -136,6 +136,12 @@ class RouterConfig(_Frozen):
         check_tenants(self.tenants, self.api_keys)
         return self
 
+    @property
+    def any_key(self) -> str | None:
+        """One that opens the API, for the launcher's own questions; key files are not read."""
+        keys = (*self.api_keys, *(key for tenant in self.tenants for key in tenant.keys))
+        return next(iter(keys), None)
+
 
 class LogConfig(_Frozen):
     level: Literal["debug", "info", "warning", "error"] = "info"

@@ -21,6 +21,7 @@ from triptych.config import ClusterConfig
 from triptych.errors import CapacityError
 
 _LOOK_S = 0.05  # while somebody waits: workers report that others' requests ended
+_ROOM_S = 0.01  # for which the room is not looked up again: a burst of requests costs less
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ class Admission:
         self._metrics = AdmissionMetrics(metrics.registry)
         self._waiting: dict[Ticket, asyncio.Future[Turned | None]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._room_found: Room | None = None
+        self._room_at = 0.0
         for name in self.tenants.by_name:
             self._metrics.watch_queue(name, self._gate.queued)
 
@@ -134,10 +137,13 @@ class Admission:
             self._timer = loop.call_later(min(_LOOK_S, max(0.0, until)), self._look)
 
     def _room(self, ours: Load) -> Room | None:
-        spent = self._tokens.spent
-        self._tempo.look(*spent, running=ours.sequences, now=time.monotonic())
-        room = room_of(self._model, self._workers(), self._limits, ours)
-        return room and room.limited(self._tempo.sequences)
+        now = time.monotonic()
+        if self._room_found is None or now - self._room_at > _ROOM_S:
+            self._tempo.look(*self._tokens.spent, running=ours.sequences, now=now)
+            room = room_of(self._model, self._workers(), self._limits, ours)
+            self._room_found = room and room.limited(self._tempo.sequences)
+            self._room_at = now
+        return self._room_found
 
     def _turned_away(self, ask: Ask, turned: Turned) -> CapacityError:
         self._metrics.rejected.labels(ask.tenant, turned.reason).inc()

@@ -103,6 +103,8 @@ class RecentLoad:
 
 
 def _larger(one: Load, other: Load) -> Load:
+    if one == other:
+        return one
     return Load(
         max(one.prefill, other.prefill),
         max(one.sequences, other.sequences),
