@@ -30,6 +30,7 @@ SLO = (2.0, 0.1)  # seconds to the first token, between tokens
 WEIGHTS = {"gold": 4.0, "silver": 2.0, "bronze": 1.0, "flood": 1.0}
 EVEN = dict.fromkeys(WEIGHTS, 1.0)
 FLOOD = {"gold": 0.1, "silver": 0.1, "bronze": 0.05}  # of the capacity; the flood asks for the rest
+RATES = range(4, 41, 2)  # requests per second to try
 WINDOW_S = 10.0  # in which nobody may get nothing
 WARM_S = 5.0  # of which nothing is judged: the predictor begins with nothing
 
@@ -51,6 +52,11 @@ class Run:
     @property
     def goodput(self) -> float:
         return len(self.good) / (self.seconds - WARM_S)
+
+    @property
+    def good_tokens(self) -> float:
+        """Tokens per second of the good requests, prompt and answer."""
+        return sum(request.tokens for request in self.good) / (self.seconds - WARM_S)
 
     def share_kept(self, tenant: str) -> float:
         """Of a tenant's requests, those that were good."""
@@ -98,14 +104,10 @@ def simulate(rates: Mapping[str, float], seconds: float, *, admission: bool, see
     return Run(requests, cluster, seconds)
 
 
-def best_sustained(seconds: float) -> tuple[float, float]:
-    """The rate with the most goodput without admission, and that goodput."""
-    found = []
-    for rate in range(4, 41, 2):
-        run = simulate(spread(EVEN, rate), seconds, admission=False)
-        found.append((run.goodput, float(rate)))
-    goodput, rate = max(found)
-    return rate, goodput
+def best_sustained(seconds: float) -> tuple[int, Run]:
+    """The rate with the most goodput without admission, and its run."""
+    runs = {rate: simulate(spread(EVEN, rate), seconds, admission=False) for rate in RATES}
+    return max(runs.items(), key=lambda item: item[1].goodput)
 
 
 def spread(shares: Mapping[str, float], rate: float) -> dict[str, float]:
@@ -133,8 +135,9 @@ def main() -> None:
                     "load": times,
                     "admission": admission,
                     "goodput": run.goodput,
-                    "of_best": run.goodput / best,
-                    "unfairness": unfairness(run),
+                    "of_best": run.goodput / best.goodput,
+                    "tokens_of_best": run.good_tokens / best.good_tokens,
+                    "unfairness": unfairness(run) if times > 1 else "",  # nobody had to share
                     "starved": run.starved() if admission else [],
                     "peak_queued": run.cluster.peak_queued or run.cluster.peak_waiting,
                     "turned_away": sum(r.turned is not None for r in run.judged),
@@ -148,7 +151,13 @@ def main() -> None:
         ["tenant", "with admission", "without"],
         [[name, *kept] for name, kept in flood.items()],
     )
-    result = {"slo_s": SLO, "best_rate": rate, "best_goodput": best, "rows": rows, "flood": flood}
+    result = {
+        "slo_s": SLO,
+        "best_rate": rate,
+        "best_goodput": best.goodput,
+        "rows": rows,
+        "flood": flood,
+    }
     finish(result, RESULTS / f"{options.save}.json" if options.save else None)
 
 
