@@ -101,7 +101,8 @@ class Admission:
 
     async def _wait(self, ticket: Ticket) -> None:
         turn = self._waiting[ticket] = asyncio.get_running_loop().create_future()
-        self._set_timer()
+        if self._timer is None:  # newcomers must not put it off
+            self._set_timer()
         try:
             turned = await turn
         finally:
@@ -110,6 +111,10 @@ class Admission:
             raise self._turned_away(ticket.ask, turned)
         wait_s = ticket.went_at - ticket.ask.arrived
         self._metrics.queue_wait.labels(ticket.ask.tenant).observe(wait_s)
+
+    def _look_again(self) -> None:
+        self._timer = None
+        self._look()
 
     def _look(self) -> None:
         """Lets those go who may, or who wait in vain."""
@@ -134,7 +139,7 @@ class Admission:
         if self._waiting:
             until = self._gate.next_loss - time.monotonic()
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(min(_LOOK_S, max(0.0, until)), self._look)
+            self._timer = loop.call_later(min(_LOOK_S, max(0.0, until)), self._look_again)
 
     def _room(self, ours: Load) -> Room | None:
         now = time.monotonic()

@@ -7,6 +7,7 @@ simulator drive the same one. Times are seconds of one monotonic clock.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -63,13 +64,14 @@ class Gate:
         self._ttft_s = math.inf if ttft_s is None else ttft_s
         self._limits = {tenant.name: TenantLimits(tenant) for tenant in tenants}
         weights = {tenant.name: tenant.weight for tenant in tenants}
+        self._shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
         self._queue: FairQueue[Ticket] = FairQueue(weights, config.aging_s)
         self._answers = Answers()
         self._recent = RecentLoad()
         self._prefill = 0.0  # prompt tokens under way
         self._pressing = 0.0
         self._sequences = 0
-        self._queued_prompts = 0  # tokens
+        self._queued_prompts: Counter[str] = Counter()  # tokens by tenant
         self._next_loss = math.inf  # no queued ticket is lost earlier
         self._drained_at: float | None = None  # since then somebody has waited without a break
         self._went = 0.0  # cost, since then
@@ -135,7 +137,7 @@ class Gate:
                 lost.append((ticket, self._missed(ticket)))
                 continue
             self._queue.pop()
-            self._queued_prompts -= ticket.ask.prompt_tokens
+            self._queued_prompts[ticket.ask.tenant] -= ticket.ask.prompt_tokens
             self._start(ticket, now)
             going.append(ticket)
         self._note_drain(now)
@@ -159,7 +161,7 @@ class Gate:
         used = 0.0
         if ticket.state == "queued":
             self._queue.remove(ticket)
-            self._queued_prompts -= ticket.ask.prompt_tokens
+            self._queued_prompts[ticket.ask.tenant] -= ticket.ask.prompt_tokens
             self._note_drain(now)
         else:
             self._computed(ticket, ticket.prefill)
@@ -205,7 +207,7 @@ class Gate:
         ask = ticket.ask
         due = self._queue.due(ask.arrived, ask.priority, ask.deadline)
         self._queue.push(ticket, ask.tenant, ticket.cost, due)
-        self._queued_prompts += ask.prompt_tokens
+        self._queued_prompts[ask.tenant] += ask.prompt_tokens
         self._next_loss = min(self._next_loss, ticket.lost_at)
         if self._drained_at is None:
             self._drained_at, self._went = now, 0.0
@@ -238,14 +240,24 @@ class Gate:
         return self._late(ticket, f"would come after {predicted:.2f} s", predicted - left)
 
     def _too_many(self, ticket: Ticket) -> Turned | None:
-        waiting = len(self._queue)
-        tokens = self._queued_prompts + ticket.ask.prompt_tokens
-        too_long = waiting > 0 and tokens > self._config.max_queued_tokens
-        if waiting < self._config.max_queued and not too_long:
+        """A full queue still takes tenants that have less than their share of it: one who floods
+        it keeps nobody else out. So it holds twice the limits at most.
+        """
+        tenant = ticket.ask.tenant
+        requests, tokens = len(self._queue), self._queued_prompts.total()
+        if not requests or self._fill(requests, tokens + ticket.ask.prompt_tokens) <= 1:
+            return None
+        mine, _ = self._queue.queued(tenant)
+        if self._fill(mine, self._queued_prompts[tenant]) < self._shares[tenant] < 1:
             return None
         wait_s = self._predictor.seconds(ticket.cost, 0.0) or _FULL_S
-        message = f"the router's queue is full ({waiting} requests); try again later"
+        message = f"the router's queue is full ({requests} requests); try again later"
         return Turned("queue_full", message, wait_s)
+
+    def _fill(self, requests: int, prompt_tokens: int) -> float:
+        """How much of the queue one more request beside so many others would take."""
+        config = self._config
+        return max((requests + 1) / config.max_queued, prompt_tokens / config.max_queued_tokens)
 
     def _lost(self, now: float) -> list[tuple[Ticket, Turned]]:
         if now < self._next_loss:

@@ -210,3 +210,19 @@ async def test_when_the_last_home_leaves_those_who_wait_are_told(start_world: An
         await until_queued(world, 1)
         await worker.leave()
     assert error_of(waiting.result(), 503)["code"] == "no_capacity"
+
+
+async def test_who_waits_goes_when_workers_report_that_others_have_ended(start_world: Any) -> None:
+    world = await start_world()
+    free = asyncio.Event()
+    worker = await world.add_worker("decode-0", when(free))
+    worker.load = pb.WorkerLoad(free_blocks=16, waiting=500)  # of another router
+    await world.directory.wait_for(lambda views: views[0].waiting == 500, 5)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(ask(world))
+        await worker.next_call()
+        tasks.create_task(ask(world))
+        await until_queued(world, 1)
+        worker.load = pb.WorkerLoad(free_blocks=16)
+        await asyncio.wait_for(worker.next_call(), 5)
+        free.set()

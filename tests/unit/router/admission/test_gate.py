@@ -111,6 +111,15 @@ def test_the_queue_is_bounded_in_tokens_too_but_takes_one_request_of_any_size() 
     assert world.turned(prompt_tokens=1).reason == "queue_full"
 
 
+def test_a_tenant_that_fills_the_queue_keeps_nobody_else_out() -> None:
+    world = World(*FLOOD_AND_CALM, max_queued=10)
+    offers = [world.offer(tenant="flood") for _ in range(50)]
+    assert sum(isinstance(offer, Ticket) for offer in offers) == 12  # two run
+    calm = [world.offer(tenant="calm") for _ in range(50)]
+    assert 4 <= sum(isinstance(offer, Ticket) for offer in calm) <= 5
+    assert world.gate.num_queued <= 20
+
+
 def test_without_workers_nobody_waits() -> None:
     world = World()
     world.ticket(), world.ticket()
