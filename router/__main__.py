@@ -33,6 +33,7 @@ from router.place import POLICIES
 from router.relay import Relay
 from router.server import HttpServer, announced, listen, url_of
 from router.services import Services
+from router.vllm_aliases import VllmAliases
 from transport.channel import start_server
 from transport.protos import worker_pb2_grpc
 from transport.registry import Change, Directory
@@ -85,6 +86,9 @@ async def serve(args: RouterArgs, tokenizer: Tokenizer) -> None:
     metrics = RouterMetrics(new_registry())
     async with directory(args.registry_listen, config.experts) as (workers, registry):
         metrics.watch_workers(lambda role: sum(view.role == role for view in workers.workers()))
+        admission = Admission(config, workers.workers, metrics)
+        if config.metrics.vllm_aliases:
+            VllmAliases(metrics, config.served_name, workers.workers, admission.num_queued)
         relay = Relay(
             workers.workers,
             POLICIES[config.router.placement],
@@ -98,7 +102,7 @@ async def serve(args: RouterArgs, tokenizer: Tokenizer) -> None:
             workers=workers.workers,
             relay=relay,
             metrics=metrics,
-            admission=Admission(config, workers.workers, metrics),
+            admission=admission,
             started=int(time.time()),
         )
         server = HttpServer(create_app(services), drain_s=config.drain_s)

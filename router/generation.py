@@ -184,6 +184,8 @@ class Generation:
         self._metrics.prompt_tokens.inc(usage.prompt_tokens)
         if usage.prompt_tokens_details is not None:
             self._metrics.cached_tokens.inc(usage.prompt_tokens_details.cached_tokens)
+        lived_s = time.monotonic() - self.job.arrived
+        self._metrics.request_seconds.labels(self.job.route).observe(lived_s)
 
 
 class _Clock:

@@ -148,6 +148,10 @@ class LogConfig(_Frozen):
     format: Literal["json", "text"] = "text"
 
 
+class MetricsConfig(_Frozen):
+    vllm_aliases: bool = Field(False, description="the router's metrics under vLLM's names too")
+
+
 class ClusterConfig(_Frozen):
     """A whole cluster: one model, one router, any number of pools."""
 
@@ -172,6 +176,7 @@ class ClusterConfig(_Frozen):
     experts: ExpertsConfig = ExpertsConfig()
     speculation: SpeculationConfig = SpeculationConfig()
     log: LogConfig = LogConfig()
+    metrics: MetricsConfig = MetricsConfig()
     pools: tuple[PoolConfig, ...] = (
         PoolConfig(name="prefill", role="prefill"),
         PoolConfig(name="decode", role="decode"),

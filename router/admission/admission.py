@@ -95,6 +95,10 @@ class Admission:
             self._gate.leave(ticket, time.monotonic(), seat.spent)
             self._look()
 
+    def num_queued(self) -> int:
+        """Requests that wait here."""
+        return self._gate.num_queued
+
     def headers(self, tenant: str) -> dict[str, str]:
         """What an answer tells of the tenant's limits."""
         return self._gate.headers(tenant, time.monotonic())
