@@ -25,14 +25,16 @@ from typing import Any
 import grpc
 import uvloop
 
+from router.admission.admission import Admission
 from router.api import create_app
 from router.balance import ExpertBalancer
 from router.index.make import IndexParts, make_index
 from router.metrics import RouterMetrics
-from router.placement import POLICIES, Slo
+from router.placement import POLICIES, objectives
 from router.relay import Relay
 from router.server import HttpServer, announced, listen, url_of
 from router.services import Services
+from router.vllm_aliases import VllmAliases
 from transport import kv_feed
 from transport.channel import start_server
 from transport.protos import worker_pb2_grpc
@@ -90,6 +92,9 @@ async def serve(args: RouterArgs, tokenizer: Tokenizer) -> None:
     index = make_index(config.router.index, metrics.registry)
     async with directory(args.registry_listen, config.experts, index) as (workers, registry):
         metrics.watch_workers(lambda role: sum(view.role == role for view in workers.workers()))
+        admission = Admission(config, workers.workers, metrics)
+        if config.metrics.vllm_aliases:
+            VllmAliases(metrics, config.served_name, workers.workers, admission.num_queued)
         relay = Relay(
             workers.workers,
             POLICIES[config.router.placement],
@@ -97,7 +102,7 @@ async def serve(args: RouterArgs, tokenizer: Tokenizer) -> None:
             deadline_s=config.router.request_deadline_s,
             metrics=metrics,
             prefixes=index.prefixes,
-            slo=Slo(config.router.slo.ttft_s, config.router.slo.itl_s),
+            slo=objectives(config.router.slo),
         )
         services = Services(
             config=config,
@@ -105,6 +110,7 @@ async def serve(args: RouterArgs, tokenizer: Tokenizer) -> None:
             workers=workers.workers,
             relay=relay,
             metrics=metrics,
+            admission=admission,
             started=int(time.time()),
         )
         server = HttpServer(create_app(services), drain_s=config.drain_s)

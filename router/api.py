@@ -36,8 +36,8 @@ def create_app(services: Services) -> ASGIApp:
     )
     app.openapi = partial(openapi.complete, app)  # type: ignore[method-assign]
     errors.install(app)
-    keys = services.config.router.api_keys
-    guard = [Depends(ApiKeys(keys))] if keys else []
+    tenants = services.admission.tenants
+    guard = [Depends(ApiKeys(tenants))] if tenants.keys_are_asked_for else []
     for family in (chat_routes, completion_routes, model_routes, token_routes):
         app.include_router(family(services), dependencies=guard)
     app.include_router(health_routes(services))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from types import MappingProxyType
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
@@ -42,6 +44,28 @@ class DeadlineError(WorkerError):
     """The request was not finished within `router.request_deadline_s`."""
 
 
+class Refusal(CapacityError):
+    """Turned away before anything was computed: come back later, and not sooner than told."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        type: str,
+        code: str,
+        retry_after_s: float,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(message)
+        self.problem = Problem(
+            429,
+            message,
+            type,
+            code=code,
+            headers={**headers, "Retry-After": str(max(1, math.ceil(retry_after_s)))},
+        )
+
+
 class ClientGone(Exception):
     """The client closed the connection before it got an answer."""
 
@@ -71,7 +95,7 @@ class Problem:
 def problem_of(error: BaseException) -> Problem:
     """What a client is told. An error outside of our tree is a bug: it says so and nothing else."""
     match error:
-        case HttpError():
+        case HttpError() | Refusal():
             return error.problem
         case RequestError():
             status = 404 if error.code == "model_not_found" else 400

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from router.admission.ask import Ask
 from router.drafts import completion_details
 from router.merge import merged
 from router.metrics import RouterMetrics
@@ -34,6 +35,7 @@ class Job:
     params: Sequence[SamplingParams]  # one per prompt
     n: int
     cache_salt: str
+    ask: Ask  # for its admission
     speculation: Speculation | None = None
     session: str = ""  # the client's X-Session-ID
 
@@ -52,6 +54,8 @@ class Generation:
         self, job: Job, relay: Relay, tokenizer: Tokenizer, metrics: RouterMetrics
     ) -> None:
         self.job = job
+        # Told the tokens of a prompt that has its first token.
+        self.first_word: Callable[[int], None] = lambda prompt_tokens: None
         self._relay = relay
         self._metrics = metrics
         self._placements: dict[int, Placement] = {}  # by prompt
@@ -121,6 +125,13 @@ class Generation:
         return running.model_copy(update=known)
 
     @property
+    def spent(self) -> tuple[int, int]:
+        """Prompt tokens that had to be computed, and tokens generated."""
+        prompts = sum(len(prompt.ids) for prompt in self.job.prompts)
+        cached = sum(stats.cached_tokens for stats in self._stats.values())
+        return max(0, prompts - cached), self._completion_tokens
+
+    @property
     def timings(self) -> Timings:
         homes = [p.decode.worker_id for p in self._placements.values()]
         return timings(list(self._stats.values()), homes)
@@ -135,6 +146,7 @@ class Generation:
             cache_salt=self.job.cache_salt,
             speculation=self.job.speculation,
             session=self.job.session,
+            ends=self.job.ask.deadline,
         )
 
     async def _answer(
@@ -143,6 +155,7 @@ class Generation:
         first = prompt * self.job.n
         async with self._relay.open(self._call(prompt)) as answer:
             self._placements[prompt] = answer.placement
+            self.first_word(len(self.job.prompts[prompt].ids))
             answer.inbox.shortcut = shortcut and partial(shortcut, first)
             while prompt not in self._stats:
                 pieces = []
@@ -176,6 +189,8 @@ class Generation:
         self._metrics.prompt_tokens.inc(usage.prompt_tokens)
         if usage.prompt_tokens_details is not None:
             self._metrics.cached_tokens.inc(usage.prompt_tokens_details.cached_tokens)
+        lived_s = time.monotonic() - self.job.arrived
+        self._metrics.request_seconds.labels(self.job.route).observe(lived_s)
 
 
 def _why(placements: Sequence[Placement]) -> list[str]:

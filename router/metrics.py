@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from triptych.config import Role
 
 _TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_REQUEST_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _ITL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
@@ -48,6 +49,13 @@ class RouterMetrics:
             buckets=_TTFT_S,
             registry=registry,
         )
+        self.request_seconds = Histogram(
+            "triptych_request_seconds",
+            "Body read to the last token, of requests that came to their end",
+            ["route"],
+            buckets=_REQUEST_S,
+            registry=registry,
+        )
         self.tokens = TokenMetrics()
         registry.register(self.tokens)
         self.prompt_tokens = Counter(
@@ -75,6 +83,19 @@ class RouterMetrics:
             ["role"],
             registry=registry,
         )
+
+    def families(self) -> Iterable[Metric]:
+        """What requests were counted in, as a scrape finds it."""
+        counted = (
+            self.prompt_tokens,
+            self.cached_tokens,
+            self.choices,
+            self.time_to_first_token,
+            self.request_seconds,
+        )
+        for source in counted:
+            yield from source.collect()
+        yield from self.tokens.collect()
 
     def watch_workers(self, count: Callable[[str], int]) -> None:
         """Reports `count(role)` at every scrape."""
@@ -108,6 +129,12 @@ class TokenMetrics:
 
     def of(self, route: str) -> RouteTokens:
         return self._routes.setdefault(route, RouteTokens())
+
+    @property
+    def spent(self) -> tuple[int, float]:
+        """Tokens so far, and the time between them in all."""
+        found = self._routes.values()
+        return sum(each.num_tokens for each in found), sum(each.total_s for each in found)
 
     def collect(self) -> Iterable[Metric]:
         """For the registry."""

@@ -30,6 +30,7 @@ _TEXTS = {
     408: "The body did not arrive in time",
     413: "The body is too large",
     415: "The body is not application/json",
+    429: "Over a limit, or too much is before it; come back after Retry-After seconds",
     502: "A worker failed",
     503: "No worker can take the request now; try again after Retry-After seconds",
     504: "The request did not finish before its deadline",
@@ -49,7 +50,7 @@ def reads_body(model: type[Reply]) -> _Responses:
 
 def generated(model: type[Reply]) -> _Responses:
     """As `reads_body`, for an endpoint that asks workers and may stream."""
-    responses = answers(model, *_READING, 502, 503, 504)
+    responses = answers(model, *_READING, 429, 502, 503, 504)
     # No type: some readers of the document check the stream's text, others each event of it.
     events = {"schema": {"description": "chunks as server-sent events"}}
     responses[200] |= {"content": {"text/event-stream": events}}

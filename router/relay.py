@@ -44,6 +44,7 @@ class Call:
     cache_salt: str = ""
     speculation: Speculation | None = None
     session: str = ""  # whose turns should go the same way; "": nobody's
+    ends: float | None = None  # time.monotonic(); None: `deadline_s` from now on
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class Relay:
         Leaving the block early cancels the request. This and what is taken from the inbox raise
         CapacityError, DeadlineError, WorkerError, or what the home raised.
         """
-        ends = time.monotonic() + self._deadline_s
+        ends = time.monotonic() + self._deadline_s if call.ends is None else call.ends
         lost: str | None = None
         prompt = await self._prefixes.hash(call.prompt_ids, call.cache_salt, self._workers())
         while True:

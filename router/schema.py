@@ -29,6 +29,7 @@ MAX_CHOICES = 128
 MAX_TOTAL_CHOICES = 1024
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
+MAX_DEADLINE_MS = 86_400_000
 _MAX_COUNT = (1 << 31) - 1
 
 Name = Annotated[str, Field(min_length=1, max_length=64)]
@@ -153,7 +154,8 @@ class GenerationBody(Body):
     metadata: Annotated[dict[str, str], Field(max_length=64), at_most(64)] | None = None
     store: Annotated[Any, harmless(False)] = None
     service_tier: Annotated[Any, harmless("auto", "default")] = None
-    priority: Annotated[Any, harmless(0)] = None
+    priority: Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)] | None = None  # lower is sooner
+    deadline_ms: Annotated[float, Field(gt=0, le=MAX_DEADLINE_MS)] | None = None  # whole answer
     prompt_logprobs: Annotated[Any, harmless()] = None
 
     @model_validator(mode="after")

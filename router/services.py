@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,13 +14,17 @@ from fastapi import Request
 from starlette.responses import Response
 
 from router.access import route_of
+from router.admission.admission import Admission
+from router.admission.fields import ask_of, salt_of
 from router.errors import ClientGone
 from router.generation import Generation, Job
 from router.metrics import RouterMetrics
 from router.placement import homes
 from router.prompt import Prompt
+from router.protocol import DirectBody
 from router.relay import Relay
 from router.render import Extras, Shape, chunked_answer, whole_answer
+from router.reply import Reply
 from router.sampling import (
     draw_seed,
     new_tokens,
@@ -47,6 +52,7 @@ class Services:
     workers: Callable[[], list[WorkerView]]
     relay: Relay
     metrics: RouterMetrics
+    admission: Admission
     started: int  # Unix seconds
 
     @property
@@ -83,6 +89,7 @@ class Services:
     ) -> Job:
         """Raises RequestError for what does not fit the model."""
         context = self.require_context()
+        tenant = getattr(request.state, "tenant", self.admission.tenants.anybody)
         field = "messages" if isinstance(body, ChatRequest) else "prompt"
         if not all(prompt.ids for prompt in prompts):
             raise RequestError(f"{field}: must hold at least one token", param=field)
@@ -104,7 +111,17 @@ class Services:
             prompts=prompts,
             params=params,
             n=body.choices,
-            cache_salt=body.cache_salt or "",
+            cache_salt=salt_of(tenant, body.cache_salt or ""),
+            ask=ask_of(
+                request.headers,
+                body,
+                tenant,
+                prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
+                max_tokens=max(each.max_tokens for each in params),
+                prompts=len(prompts),
+                arrived=arrived,
+                longest_s=self.config.router.request_deadline_s,
+            ),
             speculation=speculation_of(body.speculation),
             session=request.headers.get("x-session-id", ""),
         )
@@ -117,20 +134,21 @@ class Services:
         extras = Extras.wanted(body, timings=request.headers.get("x-triptych-timings") == "1")
 
         def headers() -> dict[str, str]:
-            return {"X-Triptych-Decision": generation.decision}
+            limits = self.admission.headers(job.ask.tenant)
+            return {"X-Triptych-Decision": generation.decision, **limits}
 
         def interrupted(reason: str) -> None:
             self.metrics.interrupted.labels(job.route, reason).inc()
 
         if body.stream:
             return EventStream(
-                partial(chunked_answer, shape, generation, extras),
+                partial(self._chunked, shape, generation, extras),
                 headers=headers,
                 deadline_s=self.config.router.request_deadline_s + _STALL_S,
                 interrupted=interrupted,
             )
         try:
-            reply = await while_connected(request.receive, whole_answer(shape, generation, extras))
+            reply = await while_connected(request.receive, self._whole(shape, generation, extras))
         except ClientGone:
             interrupted("client")
             raise
@@ -138,6 +156,28 @@ class Services:
             interrupted("stopping")
             raise
         return Response(reply.json_bytes(), 200, headers(), "application/json")
+
+    async def _whole(self, shape: Shape, generation: Generation, extras: Extras) -> Reply:
+        async with self._admitted(generation):
+            return await whole_answer(shape, generation, extras)
+
+    async def _chunked(
+        self, shape: Shape, generation: Generation, extras: Extras, body: DirectBody | None
+    ) -> AsyncGenerator[bytes, None]:
+        async with (
+            self._admitted(generation),
+            contextlib.aclosing(chunked_answer(shape, generation, extras, body)) as events,
+        ):
+            async for some in events:
+                yield some
+
+    @contextlib.asynccontextmanager
+    async def _admitted(self, generation: Generation) -> AsyncIterator[None]:
+        """Waits for the generation's turn, and tells admission what became of it."""
+        async with self.admission.admit(generation.job.ask) as seat:
+            generation.first_word = seat.first_word
+            yield
+            seat.spent = generation.spent
 
     def require_context(self) -> int:
         context = self.context

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
+from triptych.admission_config import AdmissionConfig, SloConfig, TenantConfig, check_tenants
 from triptych.errors import ConfigError
 from triptych.speculation_config import (
     HostedDrafterConfig,
@@ -120,13 +121,6 @@ class ExpertsConfig(_Frozen):
     )
 
 
-class SloConfig(_Frozen):
-    """What a request should see."""
-
-    ttft_s: float = Field(5.0, gt=0, description="arrival to first token")
-    itl_s: float = Field(0.1, gt=0, description="between two tokens, the mean of a request")
-
-
 class RouterConfig(_Frozen):
     """The HTTP face."""
 
@@ -139,9 +133,22 @@ class RouterConfig(_Frozen):
         description="how the router knows who holds which prefix: workers tell it, by its own "
         "placements alone, or not at all",
     )
-    slo: SloConfig = SloConfig()
     max_body: ByteSize = Field(ByteSize(8 << 20), description="larger requests get a 413")
     request_deadline_s: float = Field(600.0, gt=0)
+    tenants: tuple[TenantConfig, ...] = ()
+    slo: SloConfig = SloConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+
+    @model_validator(mode="after")
+    def _check_tenants(self) -> RouterConfig:
+        check_tenants(self.tenants, self.api_keys)
+        return self
+
+    @property
+    def any_key(self) -> str | None:
+        """One that opens the API, for the launcher's own questions; key files are not read."""
+        keys = (*self.api_keys, *(key for tenant in self.tenants for key in tenant.keys))
+        return next(iter(keys), None)
 
 
 class LogConfig(_Frozen):
@@ -158,6 +165,10 @@ class TracingConfig(_Frozen):
         description="OTLP over HTTP, e.g. http://localhost:4318/v1/traces; none: no spans",
     )
     sample: float = Field(1.0, ge=0, le=1, description="share of requests that come untraced")
+
+
+class MetricsConfig(_Frozen):
+    vllm_aliases: bool = Field(False, description="the router's metrics under vLLM's names too")
 
 
 class ClusterConfig(_Frozen):
@@ -185,6 +196,7 @@ class ClusterConfig(_Frozen):
     speculation: SpeculationConfig = SpeculationConfig()
     log: LogConfig = LogConfig()
     tracing: TracingConfig = TracingConfig()
+    metrics: MetricsConfig = MetricsConfig()
     pools: tuple[PoolConfig, ...] = (
         PoolConfig(name="prefill", role="prefill"),
         PoolConfig(name="decode", role="decode"),

@@ -20,6 +20,7 @@ from router.placement.request import (
     Prediction,
     Sent,
     Slo,
+    objectives,
 )
 from router.placement.simple import least_loaded, power_of_two, round_robin
 from triptych.config import PlacementName
@@ -43,4 +44,5 @@ __all__ = [
     "Sent",
     "Slo",
     "homes",
+    "objectives",
 ]

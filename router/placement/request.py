@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from router.index.hit import PrefixHit
 from transport.registry import WorkerView
+from triptych.admission_config import SloConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,15 @@ class Slo:
 
 
 DEFAULT_SLO = Slo()
+
+
+def objectives(config: SloConfig) -> Slo:
+    """As configured; where nothing is, what most people would not call slow."""
+    ttft_ms, itl_ms = config.ttft_ms, config.itl_ms
+    return Slo(
+        DEFAULT_SLO.ttft_s if ttft_ms is None else ttft_ms / 1000,
+        DEFAULT_SLO.itl_s if itl_ms is None else itl_ms / 1000,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Metric
 from pydantic import BaseModel
 
 from ffn_worker.metrics import FfnMetrics
+from router.admission.metrics import AdmissionMetrics
 from router.index.metrics import IndexMetrics
 from router.metrics import RouterMetrics
+from triptych.admission_config import TenantConfig
 from triptych.config import ClusterConfig, PoolConfig, load_config
 from triptych.obs.experts import ExpertCollector, ExpertTally
 from triptych.obs.metrics import WorkerMetrics
@@ -49,12 +52,19 @@ def test_every_setting_is_documented(key: str) -> None:
     assert f"`{key}`" in OPERATIONS
 
 
+@pytest.mark.parametrize("key", TenantConfig.model_fields)
+def test_every_setting_of_a_tenant_is_documented(key: str) -> None:
+    assert f"`{key}`" in OPERATIONS
+
+
 @pytest.mark.parametrize("key", PoolConfig.model_fields)
 def test_every_setting_of_a_pool_is_documented(key: str) -> None:
     assert f"`pools[].{key}`" in OPERATIONS or f"`.{key}`" in OPERATIONS
 
 
-@pytest.mark.parametrize("metrics", [RouterMetrics, WorkerMetrics, SpeculationMetrics])
+@pytest.mark.parametrize(
+    "metrics", [RouterMetrics, AdmissionMetrics, WorkerMetrics, SpeculationMetrics]
+)
 def test_every_metric_is_documented(metrics: Callable[[CollectorRegistry], object]) -> None:
     registry = CollectorRegistry(auto_describe=True)
     metrics(registry)
@@ -63,17 +73,42 @@ def test_every_metric_is_documented(metrics: Callable[[CollectorRegistry], objec
         assert family.name + suffixes.get(family.type, "") in OPERATIONS
 
 
+def test_every_query_of_the_dashboard_names_metrics_that_exist() -> None:
+    known = {sample for family in families() for sample in samples_of(family)}
+    dashboard = json.loads((ROOT / "docs/grafana/triptych.json").read_text())
+    queries = [
+        target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())
+    ]
+    assert len(queries) > 20
+    for query in queries:
+        named = re.findall(r"\b(?:triptych_|vllm:)\w+", query)
+        assert named, query
+        assert set(named) <= known, query
+
+
+def samples_of(family: Metric) -> list[str]:
+    """The names of its time series."""
+    endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+    return [family.name + ending for ending in endings.get(family.type, ("",))]
+
+
 def test_no_metric_is_documented_that_does_not_exist() -> None:
+    known = {family.name for family in families()}
+    for name in re.findall(r"`(triptych_\w+)", OPERATIONS):
+        assert name.removesuffix("_total") in known
+
+
+def families() -> list[Metric]:
+    """Of all processes."""
     registry = CollectorRegistry(auto_describe=True)
     RouterMetrics(registry)
     IndexMetrics(registry).watch(list)
+    AdmissionMetrics(registry)
     WorkerMetrics(registry)
     SpeculationMetrics(registry)
     ExpertCollector(ExpertTally(), registry)
     FfnMetrics(registry)
-    known = {family.name for family in registry.collect()}
-    for name in re.findall(r"`(triptych_\w+)", OPERATIONS):
-        assert name.removesuffix("_total") in known
+    return list(registry.collect())
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

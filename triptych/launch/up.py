@@ -83,7 +83,7 @@ async def _serve(
     await launcher.start()
     with Board(console, [spec.name for spec in launcher.specs]) as board:
         url = await _shown_while_starting(launcher, board)
-    key = next(iter(config.router.api_keys), None)
+    key = config.router.any_key
     say(console, f"\nready in {time.monotonic() - began:.1f} s: {config.served_name} at {url}")
     say(console, f"logs: {launcher.run_dir.path / 'logs'}\n")
     say(console, examples(url, config.served_name, with_key=key is not None))

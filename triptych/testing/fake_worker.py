@@ -140,9 +140,9 @@ class FakeWorker(worker_pb2_grpc.DecodeWorkerServicer):
                         raise _ScriptedStatus(step)
                     case TokenDelta():
                         _tell(lane, step)
+                        await lane.taken()
                     case pb.RequestStats():
                         told = step
-                await lane.taken()
                 call.sent += 1
             if told is None:
                 raise WorkerError("the script says nothing more, and it gave no stats")

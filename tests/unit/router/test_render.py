@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.admission.ask import Ask
 from router.chat import ChatShape
 from router.completions import CompletionShape
 from router.generation import Job
@@ -39,9 +40,12 @@ class Texts:
         return "" if token_id == 0 else str(token_id)
 
 
+ASK = Ask("default", 1, 9, 2, arrived=0.0)
+
+
 def job() -> Job:
     params = [SamplingParams(seed=1, max_tokens=9)]
-    return Job("/v1/x", "x-1", 7, time.monotonic(), [Prompt([1])], params, 2, "")
+    return Job("/v1/x", "x-1", 7, time.monotonic(), [Prompt([1])], params, 2, "", ASK)
 
 
 def shape(kind: str, tokenizer: Tokenizer, model: str) -> Shape:

@@ -60,7 +60,6 @@ def test_what_clients_send_without_meaning_anything_is_accepted(fields: dict[str
         ("service_tier", "flex"),
         ("modalities", ["text", "audio"]),
         ("reasoning_effort", "high"),
-        ("priority", 1),
         ("prompt_logprobs", 2),
         ("audio", {}),
     ],

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
 from router.__main__ import directory
+from router.admission.admission import Admission
 from router.api import create_app
 from router.index.make import make_index
 from router.metrics import RouterMetrics
@@ -132,7 +133,15 @@ async def _world(
             prefixes=index.prefixes,
         )
         stack.push_async_callback(relay.close)
-        services = Services(config, tokenizer, members.workers, relay, metrics, int(time.time()))
+        services = Services(
+            config=config,
+            tokenizer=tokenizer,
+            workers=members.workers,
+            relay=relay,
+            metrics=metrics,
+            admission=Admission(config, members.workers, metrics),
+            started=int(time.time()),
+        )
         app = create_app(services)
         client = await stack.enter_async_context(
             httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://router")

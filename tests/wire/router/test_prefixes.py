@@ -34,7 +34,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         told.append(dict(request.cached))
         return least_loaded(request, workers)
 
-    monkeypatch.setitem(POLICIES, "least-loaded", spy)  # type: ignore[arg-type]
+    monkeypatch.setitem(POLICIES, "predicted", spy)  # type: ignore[arg-type]
     return told
 
 

@@ -1,0 +1,112 @@
+"""How much the workers may have under way, by what they last reported. Values in, values out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from transport.registry import WorkerView
+from triptych.config import ClusterConfig
+
+# Steps of prompt rows: what is at a worker is out of fairness's reach, but with fewer one worker
+# runs dry while prompts of uneven length fill another (bench.admission: 0.94 of the goodput at 4).
+_STEPS = 8
+_REPORT_S = 0.5  # a report is no older than this
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What this router has under way."""
+
+    prefill: float = 0.0  # prompt tokens without a first token
+    sequences: int = 0
+    pressing: float = 0.0  # as `prefill`, of each prompt what one worker may have at most
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What this router may have under way. One request may go beyond it: that keeps workers busy,
+    and a large request cannot be overtaken for ever. But a large prompt fills one worker only, so
+    it leaves the others' room to others.
+    """
+
+    prefill: float
+    sequences: float
+    kv_tokens: float  # free; prompts under way may not have got theirs yet
+
+    def limited(self, sequences: float) -> Room:
+        return self if sequences >= self.sequences else replace(self, sequences=sequences)
+
+    def takes_more(self, load: Load) -> bool:
+        """A router with nothing under way may always try: a wrong report cannot stop it."""
+        return load.sequences == 0 or (
+            load.sequences < self.sequences
+            and load.pressing < self.prefill
+            and load.prefill < self.kv_tokens
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    """What one worker may have under way."""
+
+    prefill_tokens: int
+    sequences: int
+
+    @classmethod
+    def of(cls, config: ClusterConfig) -> WorkerLimits:
+        decode = [config.engine_of(pool) for pool in config.pools if pool.role == "decode"]
+        prefill = [config.engine_of(pool) for pool in config.pools if pool.role == "prefill"]
+        chunk = max(engine.chunk_tokens for engine in prefill or decode)
+        return cls(
+            prefill_tokens=config.router.admission.prefill_tokens or _STEPS * chunk,
+            sequences=max(engine.max_running for engine in decode),
+        )
+
+
+def room_of(
+    model: str, workers: Sequence[WorkerView], limits: WorkerLimits, ours: Load
+) -> Room | None:
+    """None: no home takes requests.
+
+    What workers report beyond `ours`, the most that this router had under way since, is other
+    routers' and counts against the room.
+    """
+    usable = [view for view in workers if view.model == model and not view.draining]
+    homes = [view for view in usable if view.role == "decode"]
+    if not homes:
+        return None
+    prefilling = [view for view in usable if view.role == "prefill"] or homes
+    sequences = sum(view.running + view.waiting for view in homes)
+    tokens = sum(view.queued_tokens for view in prefilling)
+    return Room(
+        prefill=len(prefilling) * limits.prefill_tokens - max(0.0, tokens - ours.prefill),
+        sequences=len(homes) * limits.sequences - max(0, sequences - ours.sequences),
+        kv_tokens=sum(view.free_blocks * view.block_tokens for view in homes),
+    )
+
+
+class RecentLoad:
+    """The most that was under way while the reports at hand were made."""
+
+    def __init__(self) -> None:
+        self._since = 0.0
+        self._current = Load()
+        self._before = Load()
+
+    def peak(self, load: Load, now: float) -> Load:
+        """Including `load`, which is under way now."""
+        if now - self._since > _REPORT_S:
+            self._since, self._before, self._current = now, self._current, load
+        self._current = _larger(self._current, load)
+        return _larger(self._current, self._before)
+
+
+def _larger(one: Load, other: Load) -> Load:
+    if one == other:
+        return one
+    return Load(
+        max(one.prefill, other.prefill),
+        max(one.sequences, other.sequences),
+        max(one.pressing, other.pressing),
+    )

@@ -1,0 +1,95 @@
+"""How much the workers may have under way, as far as they tell."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from router.admission.predictor import MeasuredTtft
+from router.admission.room import Load, RecentLoad, WorkerLimits, room_of
+from router.admission.tempo import TempoLimit
+from transport.registry import WorkerView
+from triptych.config import ClusterConfig
+
+LIMITS = WorkerLimits(prefill_tokens=2000, sequences=64)
+HOME = WorkerView(
+    worker_id="decode-0",
+    epoch=1,
+    role="decode",
+    address="",
+    model="m",
+    max_model_len=4096,
+    block_tokens=16,
+    num_blocks=100,
+    metrics_address="",
+    free_blocks=100,
+)
+PREFILL = replace(HOME, worker_id="prefill-0", role="prefill")
+
+
+def test_limits_come_from_the_engines_of_the_pools() -> None:
+    config = ClusterConfig.model_validate({"engine": {"chunk_tokens": 256, "max_running": 8}})
+    assert WorkerLimits.of(config) == WorkerLimits(prefill_tokens=2048, sequences=8)
+
+
+def test_prefill_workers_bound_prompts_and_homes_bound_sequences() -> None:
+    room = room_of("m", [HOME, PREFILL, replace(PREFILL, worker_id="p2")], LIMITS, Load())
+    assert room is not None
+    assert (room.prefill, room.sequences, room.kv_tokens) == (4000, 64, 1600)
+
+
+@pytest.mark.parametrize("change", [{"draining": True}, {"model": "other"}, {"role": "prefill"}])
+def test_without_a_home_there_is_none(change: dict[str, object]) -> None:
+    assert room_of("m", [replace(HOME, **change)], LIMITS, Load()) is None  # type: ignore[arg-type]
+
+
+def test_what_other_routers_have_under_way_takes_room_and_our_own_does_not() -> None:
+    view = replace(HOME, running=10, waiting=2, queued_tokens=500)
+    room = room_of("m", [view], LIMITS, Load(prefill=100, sequences=8))
+    assert room is not None
+    assert (room.prefill, room.sequences) == (1600, 60)
+
+
+def test_a_report_older_than_our_last_answers_is_not_taken_for_others_work() -> None:
+    recent = RecentLoad()
+    recent.peak(Load(500, 64, 400), now=10.0)
+    assert recent.peak(Load(0, 0), now=10.2) == Load(500, 64, 400)
+    assert recent.peak(Load(0, 0), now=10.6) == Load(500, 64, 400)
+    assert recent.peak(Load(0, 0), now=11.2) == Load(0, 0)
+
+
+def test_a_full_kv_pool_takes_no_more_unless_nothing_of_ours_is_there() -> None:
+    room = room_of("m", [replace(HOME, free_blocks=0)], LIMITS, Load())
+    assert room is not None
+    assert not room.takes_more(Load(0, 1))
+    assert room.takes_more(Load(0, 0))
+
+
+def test_a_line_through_measured_times_predicts_longer_queues() -> None:
+    predictor = MeasuredTtft()
+    for tokens in (100, 200, 400, 800) * 10:
+        predictor.answered(tokens, 0.05 + tokens / 1000)
+    assert predictor.seconds(0.0, 4000) == pytest.approx(4.05, rel=0.02)
+    predictor.drained(3000.0, 2.0)
+    assert predictor.seconds(1500.0, 100) == pytest.approx(1.15, rel=0.02)
+
+
+def test_nothing_is_predicted_from_nothing() -> None:
+    assert MeasuredTtft().seconds(1e6, 1e6) is None
+
+
+def test_slow_tokens_lower_the_number_of_sequences_and_fast_ones_raise_it_again() -> None:
+    tempo = TempoLimit(itl_s=0.05)
+    tempo.look(100, 10.0, running=20, now=1.0)  # 100 ms each
+    assert tempo.sequences == pytest.approx(18)
+    tempo.look(300, 14.0, running=18, now=2.0)  # 20 ms each
+    assert tempo.sequences == pytest.approx(19)
+    tempo.look(500, 18.0, running=3, now=3.0)  # not in use: nothing is learned
+    assert tempo.sequences == pytest.approx(19)
+
+
+def test_without_a_target_sequences_are_not_limited() -> None:
+    tempo = TempoLimit(None)
+    tempo.look(100, 100.0, running=20, now=1.0)
+    assert tempo.sequences == float("inf")
