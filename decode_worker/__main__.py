@@ -17,6 +17,8 @@ from transport.kv.links import make_links
 from transport.protos.worker_pb2_grpc import add_DecodeWorkerServicer_to_server
 from triptych.engine.sampler import Sampler
 from triptych.engine.thread import StepThread
+from triptych.grammar.cache import GrammarCache
+from triptych.grammar.vocabulary import grammar_vocabulary
 from triptych.obs.metrics import WorkerMetrics
 from triptych.obs.speculation import SpeculationMetrics
 from triptych.tokenizer import Tokenizer
@@ -40,7 +42,9 @@ def build_role(
     speculator = make_speculator(
         args.config.speculation, parts, sampler, speculation, drafting.drafter
     )
-    service = DecodeService(parts, tokenizer, metrics, speculator.names)
+    vocab_size = parts.model.config.vocab_size
+    grammars = GrammarCache(partial(grammar_vocabulary, tokenizer, vocab_size, eos_token_ids))
+    service = DecodeService(parts, tokenizer, metrics, speculator.names, grammars)
     loop = DecodeLoop(
         parts.scheduler,
         parts.runner,

@@ -1,0 +1,66 @@
+"""From a grammar to the text that llguidance compiles, and what is wrong with it. No torch here."""
+
+from __future__ import annotations
+
+import json
+
+from llguidance import LLMatcher, LLParserLimits, grammar_from
+
+from triptych.errors import RequestError
+from triptych.request import Grammar, GrammarKind
+
+# Between JSON's tokens: nothing, one blank, or a line break with its indentation. Where any run of
+# blanks is allowed, small models never stop writing them.
+_JSON_BLANKS = r"(\n[ \t]{0,32}| )?"
+
+# A grammar is the caller's, the step loop everybody's. At these limits a mask takes a few
+# milliseconds at most, and a compiled grammar some tens of megabytes.
+LIMITS = LLParserLimits(
+    step_lexer_fuel=100_000,
+    step_max_items=20_000,
+    max_lexer_states=50_000,
+    max_grammar_size=200_000,
+    verbose_errors=False,
+)
+
+
+def any_json_object() -> Grammar:
+    return Grammar(GrammarKind.JSON_SCHEMA, '{"type":"object"}')
+
+
+def json_schema(schema: object) -> Grammar:
+    """`schema`: JSON values."""
+    return Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema, ensure_ascii=False))
+
+
+def with_blanks(schema: dict[str, object]) -> dict[str, object]:
+    """A schema inside another grammar, written with the blanks of `json_schema`."""
+    return {"x-guidance": {"whitespace_pattern": _JSON_BLANKS}, **schema}
+
+
+def compiler_input(grammar: Grammar) -> str:
+    """Raises RequestError where the text is not even of its language."""
+    try:
+        match grammar.kind:
+            case GrammarKind.JSON_SCHEMA:
+                blanks = {"whitespace_pattern": _JSON_BLANKS}
+                return LLMatcher.grammar_from_json_schema(grammar.text, defaults=blanks)
+            case GrammarKind.REGEX:
+                return LLMatcher.grammar_from_regex(grammar.text)
+            case GrammarKind.CHOICE:
+                texts = (json.dumps(each, ensure_ascii=False) for each in json.loads(grammar.text))
+                return LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}")
+            case GrammarKind.LARK:
+                return grammar_from("grammar", grammar.text)
+    except ValueError as error:
+        raise RequestError(f"{grammar.kind}: {error}") from None
+
+
+def check_grammar(grammar: Grammar, field: str) -> None:
+    """Raises RequestError(param=field) for what no home could compile."""
+    try:
+        problem = LLMatcher.validate_grammar(compiler_input(grammar), limits=LIMITS)
+    except RequestError as error:
+        problem = str(error)
+    if problem:
+        raise RequestError(f"{field}: {' '.join(problem.split())[:1000]}", param=field)
