@@ -20,7 +20,7 @@ class CompiledGrammar:
 
     def constraint(self, start: int) -> GrammarConstraint:
         """For a sequence whose tokens from index `start` on are the answer."""
-        return GrammarConstraint(self._matcher.deep_copy(), start)
+        return GrammarConstraint(self._matcher, start)
 
 
 class GrammarConstraint:
@@ -30,26 +30,31 @@ class GrammarConstraint:
     walk down a draft costs a token each, the next branch goes back to where the two part.
     """
 
-    def __init__(self, matcher: LLMatcher, start: int) -> None:
-        self._matcher = matcher
-        self._settled = start  # tokens of the sequence that were taken in, never to be taken back
-        self._ahead: list[int] = []  # taken in behind them
+    def __init__(self, origin: LLMatcher, start: int) -> None:
+        """`origin` stands at the grammar's beginning and stays there."""
+        self._origin = origin
+        self._start = start
+        self._begin()
         self.failure = ""
 
     def restrict(self, logits: Tensor, tokens: list[int], path: tuple[int, ...]) -> None:
-        if not self._move_to(tokens, path):
-            return
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        if self._matcher.is_error():
-            self.failure = f"the grammar became too complex: {self._matcher.get_error()}"
+        if self._move_to(tokens, path):
+            bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+            penalties = _penalties_of_bytes().take(bits, axis=0).reshape(-1)
+            logits += torch.from_numpy(penalties)[: len(logits)]
+        if self._matcher.is_error():  # a limit: some tokens are allowed, but nobody knows which
             logits.fill_(-torch.inf)
-            return
-        penalties = _penalties_of_bytes().take(bits, axis=0).reshape(-1)
-        logits += torch.from_numpy(penalties)[: len(logits)]
+            self.failure = f"the grammar became too complex: {self._matcher.get_error()}"
+            self._begin()  # it may have been the wrong branch of a draft
 
     def is_complete(self, tokens: list[int]) -> bool:
         there = self._move_to(tokens, ())
         return there and self._matcher.is_stopped() and not self._matcher.is_error()
+
+    def _begin(self) -> None:
+        self._matcher = self._origin.deep_copy()
+        self._settled = self._start  # tokens that were taken in, never to be taken back
+        self._ahead: list[int] = []  # taken in behind them
 
     def _move_to(self, tokens: list[int], path: tuple[int, ...]) -> bool:
         """False: the grammar does not allow them."""

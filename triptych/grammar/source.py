@@ -13,15 +13,9 @@ from triptych.request import Grammar, GrammarKind
 # blanks is allowed, small models never stop writing them.
 _JSON_BLANKS = r"(\n[ \t]{0,32}| )?"
 
-# A grammar is the caller's, the step loop everybody's. At these limits a mask takes a few
-# milliseconds at most, and a compiled grammar some tens of megabytes.
-LIMITS = LLParserLimits(
-    step_lexer_fuel=100_000,
-    step_max_items=20_000,
-    max_lexer_states=50_000,
-    max_grammar_size=200_000,
-    verbose_errors=False,
-)
+# A grammar is the caller's, the step loop everybody's: the library's own limits end a mask after 20
+# milliseconds at most. Each lexer state takes about 2 KB for as long as the grammar is kept.
+LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 
 
 def any_json_object() -> Grammar:

@@ -30,27 +30,6 @@ def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def twin(model: Model, mode: str) -> Callable[..., Any]:
-    """The target again, as a draft model with KV of its own."""
-
-    def make(width: int = 1, **options: Any) -> Callable[[BlockPool, Runner], dict[str, Any]]:
-        def drafters(pool: BlockPool, runner: Runner) -> dict[str, Any]:
-            layout = kv_layout(model.config, BLOCK_TOKENS, MODES[mode][1])
-            drafter = DraftModelDrafter(
-                make_runner(model, plain_storage(layout, pool.num_blocks)),
-                Guesser(Sampler(model.config.eos_token_ids), model.config.vocab_size),
-                DraftModelOptions(Growth(width, width, min_prob=1e-9), **options),
-                pool.generations,
-                BLOCK_TOKENS,
-            )
-            return {drafter.name: drafter}
-
-        return drafters
-
-    return make
-
-
 def params_of(index: int) -> SamplingParams:
     return SamplingParams(
         seed=index,
