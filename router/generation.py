@@ -35,6 +35,7 @@ class Job:
     n: int
     cache_salt: str
     speculation: Speculation | None = None
+    shown_tokens: frozenset[int] = frozenset()  # special tokens that the answer's text shows
 
     @property
     def num_choices(self) -> int:
@@ -58,7 +59,7 @@ class Generation:
         self._completion_tokens = 0
         self._clocks = [_Clock(job, metrics) for _ in range(job.num_choices)]
         self._choices = [
-            ChoiceText(tokenizer, job.params[job.prompt_of(choice)], choice)
+            ChoiceText(tokenizer, job.params[job.prompt_of(choice)], choice, job.shown_tokens)
             for choice in range(job.num_choices)
         ]
 

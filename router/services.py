@@ -32,6 +32,7 @@ from router.stream import EventStream, while_connected
 from transport.registry import WorkerView
 from triptych.config import ClusterConfig
 from triptych.errors import CapacityError, RequestError
+from triptych.request import Grammar
 from triptych.tokenizer import Tokenizer
 
 # An answer ends by the deadline of its calls; this is for a client that takes nothing any more.
@@ -80,6 +81,8 @@ class Services:
         *,
         prefix: str,  # of the answer's id
         arrived: float,  # time.monotonic()
+        grammar: Grammar | None = None,  # checked
+        shown_tokens: frozenset[int] = frozenset(),
     ) -> Job:
         """Raises RequestError for what does not fit the model."""
         context = self.require_context()
@@ -93,6 +96,7 @@ class Services:
                 seed=prompt_seed(seed, index, body.choices),
                 max_tokens=new_tokens(body, len(prompt.ids), context),
                 vocab_size=self.tokenizer.vocab_size,
+                grammar=grammar,
             )
             for index, prompt in enumerate(prompts)
         ]
@@ -106,6 +110,7 @@ class Services:
             n=body.choices,
             cache_salt=body.cache_salt or "",
             speculation=speculation_of(body.speculation),
+            shown_tokens=shown_tokens,
         )
 
     async def answer(

@@ -124,6 +124,11 @@ class RouterConfig(_Frozen):
     port: int = Field(8000, ge=0, le=65535, description="0: any free port")
     api_keys: tuple[str, ...] = ()
     placement: Literal["least-loaded", "round-robin"] = "least-loaded"
+    tool_parser: Literal["auto", "hermes", "llama3_json", "pythonic", "mistral", "deepseek"] = (
+        Field(
+            "auto", description="how the model writes tool calls; auto: as its chat template tells"
+        )
+    )
     max_body: ByteSize = Field(ByteSize(8 << 20), description="larger requests get a 413")
     request_deadline_s: float = Field(600.0, gt=0)
 

@@ -28,9 +28,7 @@ class _Pieces:
 
     bos_token_id = None
 
-    def __init__(
-        self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         known = range(min(vocab_size, tokenizer.vocab_size))
         self.tokens = [tokenizer.token_bytes(token_id) for token_id in known]

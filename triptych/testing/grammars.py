@@ -52,7 +52,9 @@ GRAMMARS = {
     ),
     "lark": Checked(
         Grammar(GrammarKind.LARK, 'start: "(" start ")" | DIGIT\nDIGIT: /[0-9]/'),
-        lambda text: re.fullmatch(r"(\(*)[0-9](\)*)", text) is not None
-        and text.count("(") == text.count(")"),
+        lambda text: (
+            re.fullmatch(r"(\(*)[0-9](\)*)", text) is not None
+            and text.count("(") == text.count(")")
+        ),
     ),
 }

@@ -10,17 +10,7 @@ import pytest
 
 from decode_worker.speculate.dice import Dice
 from decode_worker.speculate.fixed import Fixed
-from triptych.drafters.draft_model import DraftModelDrafter, DraftModelOptions
-from triptych.drafters.guess import Guesser
-from triptych.drafters.tree_growth import Growth
-from triptych.engine.runner import Runner, make_runner
-from triptych.engine.sampler import Sampler
-from triptych.engine.storage import plain_storage
-from triptych.kv.pool import BlockPool
-from triptych.models.model import Model
 from triptych.request import SamplingParams
-from triptych.testing.compute_modes import MODES
-from triptych.worker.boot import kv_layout
 
 BLOCK_TOKENS = 16
 

@@ -115,8 +115,11 @@ def test_every_answer_obeys_its_grammar_and_ends_with_it(
             assert GRAMMARS[name].accepts(text), (name, text)
             texts.setdefault(name, set()).add(text)
     assert texts.keys() == GRAMMARS.keys() and len(texts["json_schema"]) > 3
-    unfinished = [name for (name, *_), (_, reason, *_) in zip(requests(), plain, strict=True)
-                  if name and reason is not FinishReason.STOP]
+    unfinished = [
+        name
+        for (name, *_), (_, reason, *_) in zip(requests(), plain, strict=True)
+        if name and reason is not FinishReason.STOP
+    ]
     assert set(unfinished) <= {"lark"}, "only parentheses may nest for ever"
 
 
@@ -164,4 +167,3 @@ def test_rules_that_are_lossless_in_law_obey_grammars_too(
             assert GRAMMARS[name].accepts(text), (name, text)
             ended += 1
     assert ended > 20
-

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -81,9 +80,9 @@ def test_a_grammar_is_complete_when_nothing_but_the_end_may_follow(
 ) -> None:
     answer = tokenizer.encode(TEXT, add_special_tokens=False)
     constraint = person.constraint(0)
-    assert [constraint.is_complete(answer[:n]) for n in range(len(answer) + 1)] == [
-        False
-    ] * len(answer) + [True]
+    assert [constraint.is_complete(answer[:n]) for n in range(len(answer) + 1)] == [False] * len(
+        answer
+    ) + [True]
 
 
 def test_the_end_is_allowed_where_the_grammar_may_end_and_nowhere_else(
