@@ -175,11 +175,12 @@ _CODES = {UNKNOWN_FIELD: "unknown_parameter", UNSUPPORTED: "unsupported_paramete
 
 def _field_path(problem: ErrorDetails, data: Any) -> tuple[int | str, ...]:
     path: list[int | str] = []
+    missing = problem["loc"][-1:] if problem["type"] == "missing" else ()
     for part in problem["loc"]:
         if isinstance(data, list) and isinstance(part, int):
             path.append(part)
             data = data[part] if part < len(data) else None
-        elif isinstance(data, Mapping) and isinstance(part, str):
+        elif isinstance(data, Mapping) and (part in data or part in missing):
             path.append(part)
             data = data.get(part)
     if problem["type"] in (UNKNOWN_FIELD, FIELD):

@@ -165,22 +165,15 @@ class JsonSchemaFormat(Body):
     strict: bool | None = None  # answers always obey the schema
 
 
-class TextFormat(Body):
-    type: Literal["text"]
+class ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
 
-
-class JsonObjectFormat(Body):
-    type: Literal["json_object"]
-
-
-class JsonSchemaWanted(Body):
-    type: Literal["json_schema"]
-    json_schema: JsonSchemaFormat
-
-
-ResponseFormat = Annotated[
-    TextFormat | JsonObjectFormat | JsonSchemaWanted, Field(discriminator="type")
-]
+    @model_validator(mode="after")
+    def _agree(self) -> ResponseFormat:
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            raise field_error("json_schema", 'goes with type "json_schema", and only with that')
+        return self
 
 
 class StructuredOutputs(Body):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from router.schema import GenerationBody, JsonObjectFormat, JsonSchemaWanted
+from router.schema import GenerationBody
 from triptych.errors import RequestError
 from triptych.grammar.source import any_json_object, check_grammar, json_schema
 from triptych.request import Grammar, GrammarKind
@@ -51,13 +51,13 @@ def refuse_without_end(body: GenerationBody, field: str) -> None:
 
 
 def _asked(body: GenerationBody) -> Iterator[Asked]:
-    match body.response_format:
-        case JsonObjectFormat():
-            yield Asked("response_format", any_json_object())
-        case JsonSchemaWanted(json_schema=wanted):
-            field = "response_format.json_schema.schema"
-            schema = wanted.json_schema
-            yield Asked(field, any_json_object() if schema is None else json_schema(schema))
+    openai = body.response_format
+    if openai is not None and openai.json_schema is not None:
+        schema = openai.json_schema.json_schema
+        grammar = any_json_object() if schema is None else json_schema(schema)
+        yield Asked("response_format.json_schema.schema", grammar)
+    elif openai is not None and openai.type == "json_object":
+        yield Asked("response_format", any_json_object())
     vllm = body.structured_outputs
     if vllm is not None:
         found = [

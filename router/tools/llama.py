@@ -11,8 +11,8 @@ from router.tools.source import Reading, Source, peek, read_prose, skip, skip_bl
 
 
 class Llama:
-    markers = ("<|python_tag|>",)
-    marks = ("<|python_tag|>", "Environment: ipython")
+    markers: tuple[str, ...] = ("<|python_tag|>",)
+    marks: tuple[str, ...] = ("<|python_tag|>", "Environment: ipython")
     new_id = staticmethod(long_id)
 
     def read(self, source: Source, names: Collection[str]) -> Reading[None]:

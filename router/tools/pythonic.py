@@ -26,8 +26,8 @@ _CONSTANTS = {"true": True, "false": False, "null": None}
 class Pythonic(Llama):
     """Llama's JSON is read too, and it is what grammars ask for: they know JSON schemas."""
 
-    markers = ("<|python_start|>", "<|python_end|>", "<|python_tag|>")
-    marks = ("<|python_start|>",)
+    markers: tuple[str, ...] = ("<|python_start|>", "<|python_end|>", "<|python_tag|>")
+    marks: tuple[str, ...] = ("<|python_start|>",)
 
     def read(self, source: Source, names: Collection[str]) -> Reading[None]:
         """A call is told when its list is whole: before, nobody knows what its arguments mean."""

@@ -37,8 +37,9 @@ def compiler_input(grammar: Grammar) -> str:
     try:
         match grammar.kind:
             case GrammarKind.JSON_SCHEMA:
-                blanks = {"whitespace_pattern": _JSON_BLANKS}
-                return LLMatcher.grammar_from_json_schema(grammar.text, defaults=blanks)
+                return LLMatcher.grammar_from_json_schema(
+                    grammar.text, defaults={"whitespace_pattern": _JSON_BLANKS}
+                )
             case GrammarKind.REGEX:
                 return LLMatcher.grammar_from_regex(grammar.text)
             case GrammarKind.CHOICE:

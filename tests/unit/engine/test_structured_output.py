@@ -45,7 +45,7 @@ def prompts() -> list[list[int]]:
 
 def params_of(seed: int) -> SamplingParams:
     """Greedy, sampled, filtered and penalised in turn."""
-    plain: dict[str, Any] = {"seed": seed, "max_tokens": 80, "logprobs": 2 if seed % 5 else None}
+    plain: dict[str, Any] = {"seed": seed, "max_tokens": 120, "logprobs": 2 if seed % 5 else None}
     kinds: list[dict[str, Any]] = [
         {"temperature": 0.0},
         {"temperature": 1.0},

@@ -20,6 +20,10 @@ class Watched:
         self._tokenizer = tokenizer
         self.threads: set[int] = set()
 
+    @property
+    def knows_tools(self) -> bool:
+        return self._tokenizer.knows_tools
+
     def __getattr__(self, name: str) -> Any:
         self.threads.add(threading.get_ident())
         return getattr(self._tokenizer, name)
