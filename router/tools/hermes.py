@@ -28,6 +28,5 @@ class Hermes:
         begin, end = map(spell, self.markers)
         line = literal("\n")
         return (
-            f"start: {repeated('tagged', line, most)}\n"
-            f"tagged: {begin} {line} call {line} {end}\n"
+            f"start: {repeated('tagged', line, most)}\ntagged: {begin} {line} call {line} {end}\n"
         ) + object_rules(functions, "arguments")

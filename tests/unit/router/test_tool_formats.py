@@ -16,7 +16,7 @@ from triptych.grammar.source import check_grammar
 from triptych.request import Grammar, GrammarKind
 
 NAMES = {"get_weather", "now"}
-PARIS = {"city": "Paris \"Cité\" {, ]}", "days": 3}
+PARIS = {"city": 'Paris "Cité" {, ]}', "days": 3}
 PARIS_TEXT = json.dumps(PARIS, ensure_ascii=False)
 Call = tuple[str, Any]
 
@@ -50,7 +50,7 @@ ANSWERS: list[tuple[str, str, str, list[Call]]] = [
     ("llama3_json", "Plain {text}.", "Plain {text}.", []),
     (
         "pythonic",
-        '[get_weather(city=\'Paris "Cité" {, ]}\', days=3), now()]',
+        "[get_weather(city='Paris \"Cité\" {, ]}', days=3), now()]",
         "",
         [("get_weather", PARIS), ("now", {})],
     ),
@@ -155,7 +155,10 @@ def test_an_answer_that_is_cut_off_tells_a_beginning_of_what_the_whole_would_tel
         ("hermes", ['<tool_call>{"name": "now", "arguments": {"a', '": 1', "2}}</tool_call>"]),
         ("llama3_json", ['{"name": "now", "parameters": {"a', '": 1', "2}}"]),
         ("mistral", ['[TOOL_CALLS][{"name": "now", "arguments": {"a', '": 1', "2}}]"]),
-        ("deepseek", ['<｜tool▁call▁begin｜>now<｜tool▁sep｜>{"a', '": 1', "2}<｜tool▁call▁end｜>"]),
+        (
+            "deepseek",
+            ['<｜tool▁call▁begin｜>now<｜tool▁sep｜>{"a', '": 1', "2}<｜tool▁call▁end｜>"],
+        ),
     ],
 )
 def test_arguments_are_told_as_they_come(name: str, pieces: list[str]) -> None:
