@@ -2,8 +2,8 @@
 
     python -m bench.structured [--model NAME] [--sequences 8] [--rounds 3] [--answers 100]
 
-Both kinds of steps are taken in turns in one process; the ratio is what counts. Then so many answers
-are drawn under a schema, with drafts, and each is parsed.
+Both kinds of steps are taken in turns in one process; the ratio is what counts. Then so many
+answers are drawn under a schema, with drafts, and each is parsed.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from router.schema import GenerationBody
 from triptych.errors import RequestError
+from triptych.grammar.deep_stack import on_deep_stack
 from triptych.grammar.source import any_json_object, check_grammar, json_schema
 from triptych.request import Grammar, GrammarKind
 
@@ -38,7 +39,7 @@ async def asked_grammar(body: GenerationBody) -> Grammar | None:
 
 async def checked(grammar: Grammar, field: str) -> None:
     """Raises RequestError(param=field) for a grammar that does not compile."""
-    await asyncio.to_thread(check_grammar, grammar, field)
+    await on_deep_stack(partial(check_grammar, grammar, field))
 
 
 def refuse_without_end(body: GenerationBody, field: str) -> None:
@@ -99,5 +100,5 @@ def _schema(given: dict[str, Any] | str, field: str) -> Grammar:
         return json_schema(given)
     try:
         return json_schema(json.loads(given))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{field}: not valid JSON: {error}", param=field) from None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from router.schema import ChatRequest, NamedTool, Tool
@@ -13,6 +13,7 @@ from router.tools.format import MOST_CALLS, Function, ToolFormat, literal
 from router.tools.registry import tool_format
 from router.tools.source import ToolParser
 from triptych.errors import RequestError
+from triptych.grammar.deep_stack import on_deep_stack
 from triptych.grammar.source import check_grammar, json_schema
 from triptych.request import Grammar, GrammarKind
 from triptych.tokenizer import Tokenizer
@@ -86,7 +87,7 @@ async def answer_grammar(body: ChatRequest, tools: ToolUse | None) -> Grammar | 
             )
         return None
     refuse_without_end(body, "tool_choice")
-    await asyncio.to_thread(_check, body, tools.grammar)
+    await on_deep_stack(partial(_check, body, tools.grammar))
     return tools.grammar
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 from llguidance import LLMatcher, LLTokenizer
 
 from triptych.errors import RequestError
 from triptych.grammar.constraint import CompiledGrammar
-from triptych.grammar.source import LIMITS, compiler_input
+from triptych.grammar.deep_stack import on_deep_stack
+from triptych.grammar.source import LIMITS, check_size, compiler_input
 from triptych.request import Grammar
 
 
@@ -42,11 +44,12 @@ class GrammarCache:
         if self._vocabulary is None:
             self._vocabulary = asyncio.create_task(asyncio.to_thread(self._make_vocabulary))
         vocabulary = await asyncio.shield(self._vocabulary)
-        return await asyncio.to_thread(compile_grammar, vocabulary, grammar)
+        return await on_deep_stack(partial(compile_grammar, vocabulary, grammar))
 
 
 def compile_grammar(vocabulary: LLTokenizer, grammar: Grammar) -> CompiledGrammar:
-    """Raises RequestError."""
+    """Raises RequestError. Needs a deep stack for deep grammars."""
+    check_size(grammar)
     matcher = LLMatcher(vocabulary, compiler_input(grammar), log_level=0, limits=LIMITS)
     if matcher.is_error():
         raise RequestError(f"{grammar.kind}: {matcher.get_error()}", param="grammar")

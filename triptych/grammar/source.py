@@ -16,6 +16,8 @@ _JSON_BLANKS = r"(\n[ \t]{0,32}| )?"
 # A grammar is the caller's, the step loop everybody's: the library's own limits end a mask after 20
 # milliseconds at most. Each lexer state takes about 2 KB for as long as the grammar is kept.
 LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+_MOST_CHARS = 1 << 17
+_MOST_RULES = 1000  # a rule a line; and as many references of a JSON schema
 
 
 def any_json_object() -> Grammar:
@@ -47,13 +49,26 @@ def compiler_input(grammar: Grammar) -> str:
                 return LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}")
             case GrammarKind.LARK:
                 return grammar_from("grammar", grammar.text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{grammar.kind}: {error}") from None
 
 
+def check_size(grammar: Grammar) -> None:
+    """Raises RequestError for more than the compiler can be trusted with."""
+    text = grammar.text
+    rules = text.count('"$ref"') + text.count("\n") * (grammar.kind is GrammarKind.LARK)
+    for count, most, what in (
+        (len(text), _MOST_CHARS, "characters"),
+        (rules, _MOST_RULES, "rules and references"),
+    ):
+        if count > most:
+            raise RequestError(f"has {count} {what}; at most {most} are compiled")
+
+
 def check_grammar(grammar: Grammar, field: str) -> None:
-    """Raises RequestError(param=field) for what no home could compile."""
+    """Raises RequestError(param=field) for what no home could compile. Needs a deep stack."""
     try:
+        check_size(grammar)
         problem = LLMatcher.validate_grammar(compiler_input(grammar), limits=LIMITS)
     except RequestError as error:
         problem = str(error)

@@ -13,6 +13,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from triptych.errors import RequestError
 from triptych.grammar.cache import GrammarCache, compile_grammar
 from triptych.grammar.constraint import CompiledGrammar, GrammarConstraint
+from triptych.grammar.deep_stack import on_deep_stack
 from triptych.grammar.source import check_grammar, json_schema
 from triptych.grammar.vocabulary import grammar_vocabulary
 from triptych.request import Grammar, GrammarKind
@@ -144,6 +145,43 @@ def test_the_others_are_refused_by_field(kind: GrammarKind, text: str) -> None:
     with pytest.raises(RequestError, match="^field: .") as refused:
         check_grammar(Grammar(kind, text), "field")
     assert refused.value.param == "field"
+
+
+def chain(count: int) -> Grammar:
+    """Every object holds the next."""
+    links = {
+        f"a{index}": {"properties": {"x": {"$ref": f"#/$defs/a{index + 1}"}}, "required": ["x"]}
+        for index in range(count)
+    }
+    schema = {"$ref": "#/$defs/a0", "$defs": {**links, f"a{count}": {"type": "integer"}}}
+    return json_schema(schema)
+
+
+async def test_a_long_chain_of_rules_compiles_on_a_deep_stack(
+    vocabulary: LLTokenizer, tokenizer: Tokenizer
+) -> None:
+    grammar = chain(990)
+    await on_deep_stack(lambda: check_grammar(grammar, "field"))
+    compiled = await GrammarCache(lambda: vocabulary).get(grammar)
+    assert allowed(compiled.constraint(0), tokenizer.vocab_size, [])
+
+
+@pytest.mark.parametrize(
+    ("grammar", "what"),
+    [
+        (chain(1100), "rules and references"),
+        (Grammar(GrammarKind.LARK, "\n".join(f"a{n}: a{n + 1}" for n in range(3000))), "rules"),
+        (Grammar(GrammarKind.REGEX, "a" * 200_000), "characters"),
+    ],
+    ids=["references", "rules", "characters"],
+)
+async def test_what_is_too_large_to_be_compiled_is_refused(
+    vocabulary: LLTokenizer, grammar: Grammar, what: str
+) -> None:
+    with pytest.raises(RequestError, match=f"^field: has [0-9]+ {what}"):
+        check_grammar(grammar, "field")
+    with pytest.raises(RequestError, match=what):
+        await GrammarCache(lambda: vocabulary).get(grammar)
 
 
 async def test_a_grammar_is_compiled_once_however_many_ask(vocabulary: LLTokenizer) -> None:

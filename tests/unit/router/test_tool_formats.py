@@ -40,7 +40,8 @@ ANSWERS: list[tuple[str, str, str, list[Call]]] = [
     ("hermes", "<tool_call>\n<function=now></tool_call>", "<function=now></tool_call>", []),
     (
         "llama3_json",
-        f'{{"name": "get_weather", "parameters": {PARIS_TEXT}}}; {{"name": "now", "parameters": {{}}}}',
+        f'{{"name": "get_weather", "parameters": {PARIS_TEXT}}}; '
+        '{"name": "now", "parameters": {}}',
         "",
         [("get_weather", PARIS), ("now", {})],
     ),
@@ -164,7 +165,7 @@ def test_an_answer_that_is_cut_off_tells_a_beginning_of_what_the_whole_would_tel
 def test_arguments_are_told_as_they_come(name: str, pieces: list[str]) -> None:
     reads = FORMATS[name]
     parser = ToolParser(lambda source: reads.read(source, NAMES))
-    found = [[each for each in parser.push(piece)] for piece in pieces]
+    found = [parser.push(piece) for piece in pieces]
     assert found == [
         [CallStart("now"), Arguments('{"a')],
         [Arguments('": 1')],
