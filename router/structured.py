@@ -32,14 +32,9 @@ async def asked_grammar(body: GenerationBody) -> Grammar | None:
             param=asked[1].field,
         )
     [(field, grammar)] = asked
-    await checked(grammar, field)
+    await on_deep_stack(partial(check_grammar, grammar, field))
     refuse_without_end(body, field)
     return grammar
-
-
-async def checked(grammar: Grammar, field: str) -> None:
-    """Raises RequestError(param=field) for a grammar that does not compile."""
-    await on_deep_stack(partial(check_grammar, grammar, field))
 
 
 def refuse_without_end(body: GenerationBody, field: str) -> None:

@@ -26,7 +26,6 @@ class ToolUse:
     format: ToolFormat
     described: Sequence[Mapping[str, Any]]  # as templates show them
     functions: Sequence[Function]  # that may be called
-    required: bool
     parallel: bool
     shown_tokens: frozenset[int]  # the format's markers, where they are special tokens
     grammar: Grammar | None  # of an answer that must call
@@ -46,24 +45,22 @@ def tool_use(body: ChatRequest, parser: str, tokenizer: Tokenizer) -> ToolUse | 
     wanted, tools = body.tool_choice, body.tools
     if isinstance(wanted, NamedTool):
         tools = [tool for tool in tools if tool.function.name == wanted.function.name]
-    required = isinstance(wanted, NamedTool) or wanted == "required"
     most = 1 if body.parallel_tool_calls is False or isinstance(wanted, NamedTool) else MOST_CALLS
     chosen = tool_format(parser, tokenizer.template_text)
     functions = [Function(tool.function.name, tool.function.parameters or {}) for tool in tools]
     special = {marker: tokenizer.special_id(marker) for marker in chosen.markers}
+
+    def spell(marker: str) -> str:
+        token_id = special[marker]
+        return literal(marker) if token_id is None else f"<[{token_id}]>"
+
     grammar = None
-    if required:
-
-        def spell(marker: str) -> str:
-            token_id = special[marker]
-            return literal(marker) if token_id is None else f"<[{token_id}]>"
-
+    if isinstance(wanted, NamedTool) or wanted == "required":
         grammar = Grammar(GrammarKind.LARK, chosen.rules(functions, most, spell))
     return ToolUse(
         format=chosen,
         described=[_described(tool) for tool in body.tools],
         functions=functions,
-        required=required,
         parallel=most > 1,
         shown_tokens=frozenset(each for each in special.values() if each is not None),
         grammar=grammar,
