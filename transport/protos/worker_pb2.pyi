@@ -254,7 +254,7 @@ class PrefillCall(_message.Message):
     def __init__(self, open: _Optional[_Union[PrefillRequest, _Mapping]] = ...) -> None: ...
 
 class PrefillRequest(_message.Message):
-    __slots__ = ("request_id", "attempt", "prompt_ids", "first_block", "cache_salt", "state_layers", "state_rows")
+    __slots__ = ("request_id", "attempt", "prompt_ids", "first_block", "cache_salt", "state_layers", "state_rows", "history")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -262,6 +262,7 @@ class PrefillRequest(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     STATE_LAYERS_FIELD_NUMBER: _ClassVar[int]
     STATE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     attempt: int
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -269,7 +270,24 @@ class PrefillRequest(_message.Message):
     cache_salt: str
     state_layers: _containers.RepeatedScalarFieldContainer[int]
     state_rows: int
-    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., first_block: _Optional[int] = ..., cache_salt: _Optional[str] = ..., state_layers: _Optional[_Iterable[int]] = ..., state_rows: _Optional[int] = ...) -> None: ...
+    history: KvHistory
+    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., first_block: _Optional[int] = ..., cache_salt: _Optional[str] = ..., state_layers: _Optional[_Iterable[int]] = ..., state_rows: _Optional[int] = ..., history: _Optional[_Union[KvHistory, _Mapping]] = ...) -> None: ...
+
+class KvHistory(_message.Message):
+    __slots__ = ("worker_id", "epoch", "address", "blocks", "generations", "digests")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    GENERATIONS_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    epoch: int
+    address: str
+    blocks: _containers.RepeatedScalarFieldContainer[int]
+    generations: _containers.RepeatedScalarFieldContainer[int]
+    digests: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ..., blocks: _Optional[_Iterable[int]] = ..., generations: _Optional[_Iterable[int]] = ..., digests: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PrefillEvent(_message.Message):
     __slots__ = ("started", "blocks", "done", "states")

@@ -49,6 +49,7 @@ class RoleParts:
     load: Callable[[], pb.WorkerLoad]  # without `draining`
     tend: Callable[[], Awaitable[None]]  # called every second
     close: Callable[[], Awaitable[None]]  # after the last call ended
+    serving: Callable[[str], None] = lambda address: None  # called once, with its server's address
     leave: Callable[[], None] = lambda: None  # called when no new request may come any more
     size: pb.WorkerHello = field(default_factory=pb.WorkerHello)  # what an engine has to tell
     on_note: Callable[[pb.RouterNote], None] = lambda note: None  # hears what the router tells
@@ -151,6 +152,8 @@ async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
     server = await start_server(
         args.listen, [role_parts.register], [role_parts.service_name], to_status
     )
+
+    role_parts.serving(server.address)
 
     def load() -> pb.WorkerLoad:
         report = role_parts.load()
