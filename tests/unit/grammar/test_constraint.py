@@ -205,3 +205,17 @@ async def test_what_does_not_compile_is_refused_every_time(vocabulary: LLTokeniz
     for _ in range(2):
         with pytest.raises(RequestError, match="regex"):
             await cache.get(Grammar(GrammarKind.REGEX, "a("))
+
+
+def test_a_grammar_may_ask_for_a_special_token_by_its_id(
+    vocabulary: LLTokenizer, tokenizer: Tokenizer
+) -> None:
+    """As those of tool calls do, where a family's markers are special tokens."""
+    marker, size = tokenizer.special_id("<|im_start|>"), tokenizer.vocab_size
+    assert marker is not None
+    by_id = compile_grammar(vocabulary, Grammar(GrammarKind.LARK, f'start: <[{marker}]> "th"'))
+    assert allowed(by_id.constraint(0), size, []) == [marker]
+    following = allowed(by_id.constraint(0), size, [marker])
+    assert [tokenizer.token_text(token) for token in following] == ["th"], "as it is tokenised"
+    by_text = compile_grammar(vocabulary, Grammar(GrammarKind.LARK, 'start: "<|im_start|>"'))
+    assert marker not in allowed(by_text.constraint(0), size, [])
