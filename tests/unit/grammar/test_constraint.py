@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +22,8 @@ from triptych.grammar.vocabulary import grammar_vocabulary
 from triptych.request import Grammar, GrammarKind
 from triptych.testing.grammars import GRAMMARS, PERSON
 from triptych.testing.tiny_chat import save_tiny_chat
-from triptych.tokenizer import Tokenizer
+from triptych.testing.tiny_tokenizers import byte_level, save_folder, sentencepiece
+from triptych.tokenizer import Detokenizer, Tokenizer
 
 TEXT = '{"name": "thé", "age": 12, "tags": ["red"]}'
 
@@ -219,3 +223,32 @@ def test_a_grammar_may_ask_for_a_special_token_by_its_id(
     assert [tokenizer.token_text(token) for token in following] == ["th"], "as it is tokenised"
     by_text = compile_grammar(vocabulary, Grammar(GrammarKind.LARK, 'start: "<|im_start|>"'))
     assert marker not in allowed(by_text.constraint(0), size, [])
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+@pytest.mark.parametrize("name", GRAMMARS)
+def test_random_tokens_that_a_grammar_allows_are_a_sentence_of_it(
+    name: str, make: Callable[[], Any], tmp_path: Path
+) -> None:
+    """Also where the tokenizer puts a space before whatever it is given."""
+    files = {"config.json": {}, "tokenizer_config.json": {"eos_token": "</s>"}}
+    tokenizer = Tokenizer.load(save_folder(tmp_path, make(), files))
+    vocabulary = grammar_vocabulary(tokenizer, tokenizer.vocab_size, tokenizer.eos_token_ids)
+    compiled, draw, texts = (
+        compile_grammar(vocabulary, GRAMMARS[name].grammar),
+        random.Random(3),
+        [],
+    )
+    for _ in range(20):
+        constraint, tokens = compiled.constraint(0), list[int]()
+        while len(tokens) < 150 and not constraint.is_complete(tokens):
+            tokens.append(draw.choice(allowed(constraint, tokenizer.vocab_size, tokens)))
+            if tokens[-1] in tokenizer.eos_token_ids:
+                break
+        else:
+            if len(tokens) == 150:
+                continue
+        detokenizer = Detokenizer(tokenizer, continues=True)
+        texts.append("".join([*map(detokenizer.push, tokens), detokenizer.flush()]))
+    assert len(texts) > 5
+    assert all(map(GRAMMARS[name].accepts, texts))
