@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 import grpc
 
@@ -20,6 +21,8 @@ from transport.protos.worker_pb2_grpc import (
 )
 from triptych.engine.sampler import Sampler
 from triptych.engine.thread import StepThread
+from triptych.grammar.cache import GrammarCache
+from triptych.grammar.vocabulary import grammar_vocabulary
 from triptych.obs.metrics import WorkerMetrics
 from triptych.obs.speculation import SpeculationMetrics
 from triptych.tokenizer import Tokenizer
@@ -46,7 +49,9 @@ def build_role(
     speculator = make_speculator(
         args.config.speculation, parts, sampler, speculation, drafting.drafter
     )
-    service = DecodeService(parts, tokenizer, metrics, speculator.names)
+    vocab_size = parts.model.config.vocab_size
+    grammars = GrammarCache(partial(grammar_vocabulary, tokenizer, vocab_size, eos_token_ids))
+    service = DecodeService(parts, tokenizer, metrics, speculator.names, grammars)
     loop = DecodeLoop(
         parts.scheduler,
         parts.runner,

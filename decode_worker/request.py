@@ -13,6 +13,7 @@ from transport.lanes import Lane
 from transport.protos import worker_pb2 as pb
 from triptych.engine.sequence import Sequence
 from triptych.errors import WorkerError
+from triptych.grammar.constraint import CompiledGrammar
 from triptych.request import choice_seed
 from triptych.tokenizer import Tokenizer
 from triptych.wire import delta_message, sampling_params, speculation_of
@@ -87,7 +88,7 @@ class HomeRequest:
             self.num_tokens += 1
             self.lane.token(output.drawn.token_id)
         elif output.drawn.broken:
-            self.failure = WorkerError("the model's output has no number in it")
+            self.failure = WorkerError(output.drawn.broken)
             self.ended.set()
         else:
             self.num_tokens += 1
@@ -160,8 +161,9 @@ def open_request(
     root: bytes,
     block_tokens: int,
     tokenizer: Tokenizer,
+    grammar: CompiledGrammar | None = None,
 ) -> HomeRequest:
-    """A request's sequences, one per choice."""
+    """A request's sequences, one per choice; `grammar`: the one it asked for, compiled."""
     params = sampling_params(request.sampling)
     speculation = speculation_of(request)
     prompt = list(request.prompt_ids)
@@ -178,6 +180,7 @@ def open_request(
                 choice=choice,
                 leader=sequences[0] if sequences else None,
                 stop_watch=stop,
+                constraint=None if grammar is None else grammar.constraint(len(prompt)),
                 speculation=speculation,
             )
         )

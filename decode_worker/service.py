@@ -21,10 +21,11 @@ from transport.protos import worker_pb2 as pb
 from transport.protos.worker_pb2_grpc import DecodeWorkerServicer
 from triptych.engine.sequence import Sequence
 from triptych.errors import WorkerError
+from triptych.grammar.cache import GrammarCache
 from triptych.obs.log import bind_request
 from triptych.obs.metrics import WorkerMetrics
 from triptych.tokenizer import Tokenizer
-from triptych.wire import to_status
+from triptych.wire import grammar_of, to_status
 from triptych.worker.boot import EngineParts
 from triptych.worker.check import check_prompt, check_sampling, check_speculation
 
@@ -40,10 +41,12 @@ class DecodeService(DecodeWorkerServicer):
         tokenizer: Tokenizer,
         metrics: WorkerMetrics,
         drafters: tuple[str, ...],
+        grammars: GrammarCache,
     ) -> None:
         self._parts = parts
         self._drafters = drafters
         self._tokenizer = tokenizer
+        self._grammars = grammars
         self._metrics = metrics
         self._event_loop = asyncio.get_running_loop()
         self._lanes = LaneServer(self._answer, to_status)
@@ -92,7 +95,7 @@ class DecodeService(DecodeWorkerServicer):
             request_span(request, self._parts.experts) as tell,
         ):
             try:
-                home = self._open(request, lane)
+                home = await self._open(request, lane)
                 outcome = "cancelled"
                 await self._run(home)
                 outcome = "finished"
@@ -105,19 +108,22 @@ class DecodeService(DecodeWorkerServicer):
             finally:
                 self._metrics.requests.labels(outcome).inc()
 
-    def _open(self, request: pb.GenerateRequest, lane: Lane) -> HomeRequest:
+    async def _open(self, request: pb.GenerateRequest, lane: Lane) -> HomeRequest:
         """Raises RequestError for what this worker can never serve."""
         parts = self._parts
         vocab_size = parts.model.config.vocab_size
         check_prompt(request.prompt_ids, vocab_size, parts.max_model_len)
         check_sampling(request.sampling, vocab_size)
         check_speculation(request.speculation, self._drafters)
+        asked = grammar_of(request.sampling)
+        grammar = None if asked is None else await self._grammars.get(asked)
         return open_request(
             request,
             lane,
             root=parts.root(request.cache_salt),
             block_tokens=parts.layout.block_tokens,
             tokenizer=self._tokenizer,
+            grammar=grammar,
         )
 
     async def _run(self, home: HomeRequest) -> None:

@@ -18,6 +18,7 @@ from router.chat import chat_routes
 from router.completions import completion_routes
 from router.health import health_routes
 from router.models import model_routes
+from router.refused import refused_routes
 from router.services import Services
 from router.tokens import token_routes
 
@@ -38,7 +39,7 @@ def create_app(services: Services) -> ASGIApp:
     errors.install(app)
     tenants = services.admission.tenants
     guard = [Depends(ApiKeys(tenants))] if tenants.keys_are_asked_for else []
-    for family in (chat_routes, completion_routes, model_routes, token_routes):
+    for family in (chat_routes, completion_routes, model_routes, token_routes, refused_routes):
         app.include_router(family(services), dependencies=guard)
     app.include_router(health_routes(services))
     return Access(app, services.metrics)

@@ -17,6 +17,7 @@ from router.prompt import text_prompts
 from router.reply import Completion, CompletionChoice, CompletionLogprobs
 from router.schema import CompletionRequest
 from router.services import Services
+from router.structured import asked_grammar
 from router.text import Piece
 from triptych.tokenizer import Tokenizer
 
@@ -36,7 +37,8 @@ def completion_routes(services: Services) -> APIRouter:
         arrived = time.monotonic()
         services.check(body.model)
         prompts = await text_prompts(services.tokenizer, body.prompts)
-        job = services.job(request, body, prompts, prefix="cmpl", arrived=arrived)
+        grammar = await asked_grammar(body)
+        job = services.job(request, body, prompts, prefix="cmpl", arrived=arrived, grammar=grammar)
         shape = CompletionShape(services.model, services.tokenizer, job, body)
         return await services.answer(request, body, job, shape)
 
@@ -45,6 +47,8 @@ def completion_routes(services: Services) -> APIRouter:
 
 class CompletionShape:
     """OpenAI's text completion; its chunks have the same shape."""
+
+    shows_text = True
 
     def __init__(self, model: str, tokenizer: Tokenizer, job: Job, body: CompletionRequest) -> None:
         self._tokenizer = tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,12 +44,17 @@ class Body(BaseModel):
     @classmethod
     def _refuse_unknown(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            unknown = next((key for key in data if key not in cls.model_fields), None)
+            unknown = next((key for key in data if key not in _keys_of(cls)), None)
             if unknown is not None:
                 raise PydanticCustomError(
                     UNKNOWN_FIELD, "this server knows no such field", {"field": unknown[:100]}
                 )
         return data
+
+
+@functools.cache
+def _keys_of(body: type[Body]) -> frozenset[str]:
+    return frozenset(field.alias or name for name, field in body.model_fields.items())
 
 
 # eq=False: typing caches by equality, and (None, 0) equals (None, False).
@@ -169,11 +175,12 @@ _CODES = {UNKNOWN_FIELD: "unknown_parameter", UNSUPPORTED: "unsupported_paramete
 
 def _field_path(problem: ErrorDetails, data: Any) -> tuple[int | str, ...]:
     path: list[int | str] = []
+    missing = problem["loc"][-1:] if problem["type"] == "missing" else ()
     for part in problem["loc"]:
         if isinstance(data, list) and isinstance(part, int):
             path.append(part)
             data = data[part] if part < len(data) else None
-        elif isinstance(data, Mapping) and isinstance(part, str):
+        elif isinstance(data, Mapping) and (part in data or part in missing):
             path.append(part)
             data = data.get(part)
     if problem["type"] in (UNKNOWN_FIELD, FIELD):

@@ -38,6 +38,7 @@ class Job:
     ask: Ask  # for its admission
     speculation: Speculation | None = None
     session: str = ""  # the client's X-Session-ID
+    shown_tokens: frozenset[int] = frozenset()  # special tokens that the answer's text shows
 
     @property
     def num_choices(self) -> int:
@@ -63,7 +64,7 @@ class Generation:
         self._completion_tokens = 0
         self._clocks = [_Clock(job, metrics) for _ in range(job.num_choices)]
         self._choices = [
-            ChoiceText(tokenizer, job.params[job.prompt_of(choice)], choice)
+            ChoiceText(tokenizer, job.params[job.prompt_of(choice)], choice, job.shown_tokens)
             for choice in range(job.num_choices)
         ]
 

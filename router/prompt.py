@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from router.off_loop import off_loop
 from router.sampling import check_token_ids
 from router.schema import Message
+from router.tools.told import with_tools_told
 from triptych.tokenizer import Tokenizer
 
 
@@ -18,16 +20,28 @@ class Prompt:
 
 
 async def chat_prompt(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    add_generation_prompt: bool = True,
 ) -> Prompt:
     """Raises RequestError when the model's template refuses the messages."""
-    turns = [message.model_dump(exclude_none=True) for message in messages]
+    turns: Sequence[Mapping[str, Any]] = [_turn(message) for message in messages]
+    if not tokenizer.knows_tools:
+        turns, tools = with_tools_told(turns, tools), ()
     size = sum(message.num_chars for message in messages)
 
     def encode() -> list[int]:
-        return tokenizer.encode_chat(turns, add_generation_prompt=add_generation_prompt)
+        return tokenizer.encode_chat(
+            turns, tools=tools, add_generation_prompt=add_generation_prompt
+        )
 
     return Prompt(await off_loop(encode, size))
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    return {"content": None, **message.model_dump(exclude_none=True)}
 
 
 async def text_prompts(

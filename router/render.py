@@ -20,6 +20,10 @@ from router.text import Piece
 class Shape(Protocol):
     """How an API spells an answer. `extra`: `usage` and `triptych`, where they are sent."""
 
+    @property
+    def shows_text(self) -> bool:
+        """A piece's text is what its chunk shows, whatever came before."""
+
     def chunk_choices(self, piece: Piece) -> Sequence[Any]:
         """The `choices[0]` of each chunk that this piece becomes, in order; may be none."""
 
@@ -111,7 +115,7 @@ class ChunkWriter:
         self._extras = extras
         self._body = body
         self._templates: dict[int, tuple[str, str]] = {}  # what stands around the text's JSON
-        self._has_templates = not (extras.running_usage or extras.token_ids)
+        self._has_templates = shape.shows_text and not (extras.running_usage or extras.token_ids)
         self._num_tokens = 0
         self._unsent: defaultdict[int, list[int]] = defaultdict(list)  # token ids by choice
 

@@ -96,16 +96,31 @@ class CompletionLogprobs(Reply):
     top_logprobs: list[dict[str, float]] | None  # null for logprobs: 0
 
 
+Ending = Literal["stop", "length", "tool_calls"]
+
+
+class CalledFunction(Reply):
+    name: str
+    arguments: str  # JSON
+
+
+class ToolCall(Reply):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class ChatMessage(Reply):
     role: Literal["assistant"]
-    content: str
+    content: str | None  # null: calls and nothing else
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(Reply):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Ending
     stop_reason: int | str | None
     token_ids: list[int] | None = None  # with return_token_ids
 
@@ -120,16 +135,29 @@ class ChatCompletion(Reply):
     triptych: Timings | None = None
 
 
+class FunctionDelta(Reply):
+    name: str | None = None  # with the first piece
+    arguments: str
+
+
+class ToolCallDelta(Reply):
+    index: int
+    id: str | None = None  # with the first piece
+    type: Literal["function"] | None = None  # with the first piece
+    function: FunctionDelta
+
+
 class Delta(Reply):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(Reply):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Ending | None
     stop_reason: int | str | None = None  # with the finish reason
     token_ids: list[int] | None = None  # with return_token_ids
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from router.schema import ChatRequest, CompletionRequest, SpeculationBody
 from triptych.errors import ContextLengthError, RequestError
-from triptych.request import SamplingParams, Speculation, choice_seed
+from triptych.request import Grammar, SamplingParams, Speculation, choice_seed
 
 _MASK64 = (1 << 64) - 1
 
@@ -69,7 +69,12 @@ def new_tokens(body: ChatRequest | CompletionRequest, prompt_tokens: int, contex
 
 
 def sampling_params(
-    body: ChatRequest | CompletionRequest, *, seed: int, max_tokens: int, vocab_size: int
+    body: ChatRequest | CompletionRequest,
+    *,
+    seed: int,
+    max_tokens: int,
+    vocab_size: int,
+    grammar: Grammar | None = None,
 ) -> SamplingParams:
     """Raises RequestError naming the field when a token id is outside of the vocabulary."""
     bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
@@ -98,6 +103,7 @@ def sampling_params(
         stop_token_ids=stop_ids,
         min_tokens=min_tokens,
         ignore_eos=bool(body.ignore_eos),
+        grammar=grammar,
     )
 
 

@@ -26,6 +26,7 @@ from router.fields import (
 
 MAX_MESSAGES = 4096
 MAX_CHOICES = 128
+MAX_TOOLS = 128
 MAX_TOTAL_CHOICES = 1024
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
@@ -42,6 +43,11 @@ LogitBias = Annotated[
     Field(max_length=1024),
     at_most(1024),
 ]
+
+JsonSchema = dict[str, Any]  # what it means is checked where it is compiled
+GrammarText = Annotated[str, Field(min_length=1, max_length=1 << 16)]
+Choices = Annotated[list[StopString], Field(min_length=1, max_length=1024, fail_fast=True)]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 _TOKEN_IDS = {
     "type": "array",
@@ -81,26 +87,55 @@ class TextPart(Body):
     text: str
 
 
+class CalledFunction(Body):
+    name: str
+    arguments: str  # JSON
+
+
+class ToolCall(Body):
+    """As the model made it, sent back."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+    index: int | None = None  # of clients that send back what they gathered from chunks
+
+
 class Message(Body):
     """One turn. The refusable fields are what OpenAI's client adds when an answer is sent back."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[
-        str | Annotated[list[TextPart], Field(fail_fast=True)], BeforeValidator(_only_text_parts)
-    ]
+    content: (
+        Annotated[
+            str | Annotated[list[TextPart], Field(fail_fast=True)],
+            BeforeValidator(_only_text_parts),
+        ]
+        | None
+    ) = None
     name: str | None = None
     tool_call_id: str | None = None
-    tool_calls: Annotated[Any, harmless([])] = None
+    tool_calls: (
+        Annotated[list[ToolCall], Field(max_length=MAX_TOOLS), at_most(MAX_TOOLS)] | None
+    ) = None
     function_call: Annotated[Any, harmless()] = None
     refusal: Annotated[Any, harmless()] = None
     audio: Annotated[Any, harmless()] = None
     annotations: Annotated[Any, harmless([])] = None
 
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        if self.tool_calls and self.role != "assistant":
+            raise field_error("tool_calls", "only an assistant makes tool calls")
+        if self.content is None and not self.tool_calls:
+            raise field_error("content", "field required")
+        return self
+
     @property
     def num_chars(self) -> int:
-        if isinstance(self.content, str):
-            return len(self.content)
-        return sum(len(part.text) for part in self.content)
+        called = sum(len(call.function.arguments) for call in self.tool_calls or ())
+        if self.content is None or isinstance(self.content, str):
+            return called + len(self.content or "")
+        return called + sum(len(part.text) for part in self.content)
 
 
 Messages = Annotated[
@@ -122,6 +157,34 @@ class SpeculationBody(Body):
     drafters: Annotated[list[Name], Field(min_length=1, max_length=16), at_most(16)] | None = None
     max_nodes: Annotated[int, Field(ge=1, le=1024)] | None = None  # of one draft
     problem_id: Name | None = None  # samples of one problem learn from each other
+
+
+class JsonSchemaFormat(Body):
+    name: Name
+    description: str | None = None
+    json_schema: JsonSchema | None = Field(None, alias="schema")
+    strict: bool | None = None  # answers always obey the schema
+
+
+class ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> ResponseFormat:
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            raise field_error("json_schema", 'goes with type "json_schema", and only with that')
+        return self
+
+
+class StructuredOutputs(Body):
+    """vLLM's way to ask; exactly one of these."""
+
+    json_schema: JsonSchema | str | None = Field(None, alias="json")  # text: the schema's JSON
+    json_object: Literal[True] | None = None
+    regex: GrammarText | None = None
+    choice: Choices | None = None
+    grammar: GrammarText | None = None  # Lark, GBNF or EBNF
 
 
 class GenerationBody(Body):
@@ -157,6 +220,12 @@ class GenerationBody(Body):
     priority: Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)] | None = None  # lower is sooner
     deadline_ms: Annotated[float, Field(gt=0, le=MAX_DEADLINE_MS)] | None = None  # whole answer
     prompt_logprobs: Annotated[Any, harmless()] = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: JsonSchema | str | None = None
+    guided_regex: GrammarText | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: GrammarText | None = None
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> GenerationBody:
@@ -169,15 +238,35 @@ class GenerationBody(Body):
         return 1 if self.n is None else self.n
 
 
+class FunctionTool(Body):
+    name: FunctionName
+    description: str | None = None
+    parameters: JsonSchema | None = None  # none: the function takes no arguments
+    strict: bool | None = None  # as with `tool_choice` "required", where the model calls at all
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: FunctionTool
+
+
+class NamedFunction(Body):
+    name: FunctionName
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class ChatRequest(GenerationBody):
     messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1, le=_MAX_COUNT)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    response_format: Annotated[Any, harmless({"type": "text"})] = None
-    tools: Annotated[Any, harmless([])] = None
-    tool_choice: Annotated[Any, harmless("none", "auto")] = None
-    parallel_tool_calls: bool | None = None  # without tools it asks for nothing
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), at_most(MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None  # default true; without tools it asks for nothing
     functions: Annotated[Any, harmless([])] = None
     function_call: Annotated[Any, harmless("none", "auto")] = None
     modalities: Annotated[Any, harmless(["text"])] = None
@@ -194,6 +283,14 @@ class ChatRequest(GenerationBody):
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise field_error("max_tokens", "differs from max_completion_tokens; send one")
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise field_error("tools", "two functions share a name")
+        wanted = self.tool_choice
+        if wanted == "required" and not names:
+            raise field_error("tool_choice", '"required" needs tools')
+        if isinstance(wanted, NamedTool) and wanted.function.name not in names:
+            raise field_error("tool_choice", "names a function that is not among tools")
         return self
 
 

@@ -37,6 +37,7 @@ from router.stream import EventStream, while_connected
 from transport.registry import WorkerView
 from triptych.config import ClusterConfig
 from triptych.errors import CapacityError, RequestError
+from triptych.request import Grammar
 from triptych.tokenizer import Tokenizer
 
 # An answer ends by the deadline of its calls; this is for a client that takes nothing any more.
@@ -86,6 +87,8 @@ class Services:
         *,
         prefix: str,  # of the answer's id
         arrived: float,  # time.monotonic()
+        grammar: Grammar | None = None,  # checked
+        shown_tokens: frozenset[int] = frozenset(),
     ) -> Job:
         """Raises RequestError for what does not fit the model."""
         context = self.require_context()
@@ -100,6 +103,7 @@ class Services:
                 seed=prompt_seed(seed, index, body.choices),
                 max_tokens=new_tokens(body, len(prompt.ids), context),
                 vocab_size=self.tokenizer.vocab_size,
+                grammar=grammar,
             )
             for index, prompt in enumerate(prompts)
         ]
@@ -124,6 +128,7 @@ class Services:
             ),
             speculation=speculation_of(body.speculation),
             session=request.headers.get("x-session-id", ""),
+            shown_tokens=shown_tokens,
         )
 
     async def answer(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from triptych.errors import WorkerError
@@ -31,10 +31,17 @@ class Piece(NamedTuple):
 class ChoiceText:
     """Text of one choice, without the stop string, stop token or end of sequence that ended it."""
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, index: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        index: int,
+        shown: Collection[int] = (),
+    ) -> None:
+        """`shown`: special tokens that are text."""
         self.index = index
         self.finished = False
-        self._detokenizer = Detokenizer(tokenizer, continues=True)
+        self._detokenizer = Detokenizer(tokenizer, shown=shown, continues=True)
         self._trimmer = StopTrimmer(params.stop)
         self._terminators = {*params.stop_token_ids, *tokenizer.eos_token_ids}
         self._num_chars = 0

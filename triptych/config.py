@@ -133,6 +133,11 @@ class RouterConfig(_Frozen):
         description="how the router knows who holds which prefix: workers tell it, by its own "
         "placements alone, or not at all",
     )
+    tool_parser: Literal["auto", "hermes", "llama3_json", "pythonic", "mistral", "deepseek"] = (
+        Field(
+            "auto", description="how the model writes tool calls; auto: as its chat template tells"
+        )
+    )
     max_body: ByteSize = Field(ByteSize(8 << 20), description="larger requests get a 413")
     request_deadline_s: float = Field(600.0, gt=0)
     tenants: tuple[TenantConfig, ...] = ()

@@ -17,6 +17,23 @@ class FinishReason(enum.StrEnum):
     LENGTH = "length"
 
 
+class GrammarKind(enum.StrEnum):
+    """In which language a grammar is written."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    CHOICE = "choice"  # a JSON list of texts
+    LARK = "lark"  # Lark, GBNF or EBNF
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """Which answers are allowed, in full: from an answer's first character to its last."""
+
+    kind: GrammarKind
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are drawn. Validated at the router's edge; the engine takes it as given."""
@@ -36,6 +53,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0  # before that many, no end-of-sequence and no stop token is drawn
     ignore_eos: bool = False
+    grammar: Grammar | None = None  # its end is the answer's end
 
     @property
     def penalised(self) -> bool:

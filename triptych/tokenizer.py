@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from encodings.utf_8 import IncrementalDecoder
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Tokenizer:
         self._templates = {
             name: ChatTemplate(source) for name, source in vocab.chat_templates.items()
         }
+        self.template_text = "\n".join(vocab.chat_templates.values())  # of all of them
         self._known_bytes: dict[int, bytes] = {}
         self._known_text: dict[int, str | None] = {}
         self.vocab_size = vocab.size
@@ -60,6 +61,11 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         return bool(self._templates)
+
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the chat templates do."""
+        return "tools" in self.template_text
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Special tokens spelled out in `text` become those tokens, as in transformers.
@@ -150,6 +156,11 @@ class Tokenizer:
         """Whether `skip_special_tokens` leaves it out."""
         return token_id in self._special_ids
 
+    def special_id(self, text: str) -> int | None:
+        """Of the special token that is spelled so."""
+        token_id = self._backend.token_to_id(text)
+        return token_id if token_id in self._special_ids else None
+
     @property
     def leading_spaces(self) -> int:
         """How many leading spaces a decoded text drops, if it has them: SentencePiece's own."""
@@ -173,14 +184,21 @@ class Detokenizer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, continues: bool = False
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        shown: Collection[int] = (),
+        continues: bool = False,
     ) -> None:
-        """`continues`: the text goes on from a prompt, so a leading space belongs to it.
+        """`shown`: special tokens that are not skipped. `continues`: the text goes on from a
+        prompt, so a leading space belongs to it.
 
         It matters for SentencePiece only, where a text by itself loses its first token's space.
         """
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
+        self._shown = shown
         # `buffer` holds the bytes of a character that is not complete yet.
         self._utf8 = IncrementalDecoder(errors="replace")
         self._spaces_to_drop = 0 if continues else tokenizer.leading_spaces
@@ -191,7 +209,8 @@ class Detokenizer:
         if text is not None and not self._utf8.buffer:
             return self._drop_spaces(text) if self._spaces_to_drop else text
         piece = self._tokenizer.token_bytes(token_id)
-        if self._skip_special_tokens and self._tokenizer.is_special(token_id):
+        special = self._tokenizer.is_special(token_id) and token_id not in self._shown
+        if self._skip_special_tokens and special:
             return ""
         return self._drop_spaces(self._utf8.decode(piece))
 

@@ -28,6 +28,8 @@ from triptych.errors import (
 )
 from triptych.request import (
     FinishReason,
+    Grammar,
+    GrammarKind,
     SamplingParams,
     Speculation,
     TokenDelta,
@@ -118,6 +120,7 @@ def sampling_message(params: SamplingParams) -> pb.Sampling:
         min_tokens=params.min_tokens,
         max_tokens=params.max_tokens,
         ignore_eos=params.ignore_eos,
+        grammar=None if params.grammar is None else _grammar_message(params.grammar),
     )
 
 
@@ -138,7 +141,14 @@ def sampling_params(message: pb.Sampling) -> SamplingParams:
         stop_token_ids=tuple(message.stop_token_ids),
         min_tokens=message.min_tokens,
         ignore_eos=message.ignore_eos,
+        grammar=grammar_of(message),
     )
+
+
+def grammar_of(message: pb.Sampling) -> Grammar | None:
+    if not message.HasField("grammar"):
+        return None
+    return Grammar(GrammarKind(message.grammar.kind), message.grammar.text)
 
 
 def delta_message(delta: TokenDelta) -> pb.TokenDelta:
@@ -166,6 +176,10 @@ def token_delta(request_id: str, message: pb.TokenDelta) -> TokenDelta:
         finish_reason=FinishReason(message.finish_reason) if message.finish_reason else None,
         stop_reason=getattr(message, kind) if kind else None,
     )
+
+
+def _grammar_message(grammar: Grammar) -> pb.Grammar:
+    return pb.Grammar(kind=grammar.kind, text=grammar.text)
 
 
 def _logprobs_message(logprobs: TokenLogprobs) -> pb.TokenLogprobs:

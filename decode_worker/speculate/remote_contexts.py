@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transport.protos import worker_pb2 as pb
 from triptych.drafters.context_hash import ContextHash
@@ -60,5 +60,6 @@ class RemoteContext:
             num_prompt=self.sequence.num_prompt,
             tenant=self.hints.tenant,
             problem_id=self.hints.problem_id,
-            sampling=None if params is None else sampling_message(params),
+            # Drafters elsewhere know no grammars: what one forbids is not drawn here.
+            sampling=None if params is None else sampling_message(replace(params, grammar=None)),
         )

@@ -51,6 +51,9 @@ def bodies() -> list[dict[str, Any]]:
         if index % 2:
             body |= {"temperature": 0.9, "seed": index, "top_p": 0.95, "n": 1 + index % 3}
         found.append(body)
+        if len(prompt) > 60:
+            grammar = {"structured_outputs": {"regex": "[a-f]{3,9}(-[0-9]{2}){1,3}"}}
+            found.append(body | {"ignore_eos": False, "temperature": 1.0, "seed": index} | grammar)
     return found
 
 

@@ -11,8 +11,8 @@ def check_finish(
 ) -> None:
     """Sets the finish and stop reason if `token`, just appended, was the last one.
 
-    Order: end of sequence, stop token, stop string, then length. Before `min_tokens` no stop
-    counts; a stop string that completes earlier is passed over.
+    Order: end of sequence, stop token, stop string, end of the grammar, then length. Before
+    `min_tokens` no stop counts; a stop string that completes earlier is passed over.
     """
     params = sequence.params
     assert params is not None
@@ -25,6 +25,8 @@ def check_finish(
             sequence.finish_reason, sequence.stop_reason = FinishReason.STOP, token
         elif matched is not None:
             sequence.finish_reason, sequence.stop_reason = FinishReason.STOP, matched
+        elif sequence.constraint is not None and sequence.constraint.is_complete(sequence.tokens):
+            sequence.finish_reason = FinishReason.STOP
     if sequence.finish_reason is None and (
         num_output >= params.max_tokens or len(sequence.tokens) >= max_model_len
     ):

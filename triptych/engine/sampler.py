@@ -34,8 +34,7 @@ class Drawn:
 
     token_id: int
     logprobs: TokenLogprobs | None = None
-    # No logit was a number above −∞: the model's output is broken and token_id, 0, means nothing.
-    broken: bool = False
+    broken: str = ""  # why there is no token; token_id, 0, then means nothing
 
 
 class Sampler:
@@ -76,9 +75,9 @@ class Sampler:
         """What is to be said of a token that `draw` found at `spot` in logits [V]."""
         sequence = spot.sequence
         if token == NO_TOKEN:
-            position = len(sequence.tokens) + len(spot.path)
-            _log.error("%s: no logit of position %d is a number", sequence.request_id, position)
-            return Drawn(0, broken=True)
+            position, why = len(sequence.tokens) + len(spot.path), _why_none(sequence)
+            _log.error("%s: no token for position %d: %s", sequence.request_id, position, why)
+            return Drawn(0, broken=why)
         if sequence.params is None or sequence.params.logprobs is None:
             return Drawn(token)
         return Drawn(token, _logprobs(logits, token, sequence.params.logprobs))
@@ -99,7 +98,12 @@ class Sampler:
 
 def needs_shaping(spot: Spot, params: SamplingParams) -> bool:
     """Whether `shape_logits` may change a row of it."""
-    return bool(params.logit_bias or params.penalised or _is_early(spot, params))
+    return bool(
+        params.logit_bias
+        or params.penalised
+        or spot.sequence.constraint is not None
+        or _is_early(spot, params)
+    )
 
 
 def _is_early(spot: Spot, params: SamplingParams) -> bool:
@@ -108,7 +112,7 @@ def _is_early(spot: Spot, params: SamplingParams) -> bool:
 
 
 def shape_logits(raw: Tensor, spot: Spot, params: SamplingParams, eos: tuple[int, ...]) -> Tensor:
-    """Bias, penalties and forbidden tokens; [V] float32, a copy if anything changed.
+    """Bias, penalties, forbidden tokens and the grammar; [V] float32, a copy if anything changed.
 
     Repetition penalty (CTRL, Keskar et al. 2019) covers prompt and output; presence and frequency
     penalties cover the output, as OpenAI defines them.
@@ -134,7 +138,14 @@ def shape_logits(raw: Tensor, spot: Spot, params: SamplingParams, eos: tuple[int
         logits[token] += bias
     if forbidden:
         logits[list(forbidden)] = -torch.inf
+    if sequence.constraint is not None:
+        sequence.constraint.restrict(logits, sequence.tokens, path)
     return logits
+
+
+def _why_none(sequence: Sequence) -> str:
+    failure = None if sequence.constraint is None else sequence.constraint.failure
+    return failure or "the model's output has no number in it"
 
 
 def _logprobs(raw: Tensor, token: int, count: int) -> TokenLogprobs:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from triptych.engine.constraint import Constraint
 from triptych.kv.hashing import extend_hashes
 from triptych.request import FinishReason, SamplingParams, Speculation
 
@@ -44,6 +45,7 @@ class Sequence:
     choice: int = 0
     leader: Sequence | None = None  # a sibling with the same prompt that computes it first
     stop_watch: StopWatch | None = None
+    constraint: Constraint | None = None  # None: any token may follow any other
     speculation: Speculation = ANY_SPECULATION
     # Set: the sequence waits its turn for blocks only; called, once, when it has them. Its KV then
     # comes from elsewhere.

@@ -79,7 +79,7 @@ async def test_a_request_has_run_out_when_all_its_choices_have() -> None:
 
 async def test_a_draw_without_any_number_fails_the_request() -> None:
     request, lane = home()
-    request.tell(output(request, 0, Drawn(0, broken=True)))
+    request.tell(output(request, 0, Drawn(0, broken="no number")))
     with pytest.raises(WorkerError, match="no number"):
         await request.run_out()
     assert (lane.token_ids, lane.deltas) == ([], [])

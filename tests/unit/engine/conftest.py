@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from decode_worker.loop import DecodeLoop, StepOutput
 from decode_worker.speculate.policy import BudgetPolicy
 from decode_worker.speculate.speculator import Speculator
+from triptych.drafters.draft_model import DraftModelDrafter, DraftModelOptions
 from triptych.drafters.drafter import Drafter
+from triptych.drafters.guess import Guesser
+from triptych.drafters.tree_growth import Growth
+from triptych.engine.constraint import Constraint
 from triptych.engine.runner import Runner, make_runner
 from triptych.engine.sampler import Sampler
 from triptych.engine.scheduler import Scheduler
@@ -64,6 +69,7 @@ class Home:
         choice: int = 0,
         leader: Sequence | None = None,
         speculation: Speculation = ANY_SPECULATION,
+        constraint: Constraint | None = None,
     ) -> Sequence:
         sequence = Sequence(
             request_id=str(len(self.sequences)),
@@ -74,6 +80,7 @@ class Home:
             choice=choice,
             leader=leader,
             speculation=speculation,
+            constraint=constraint,
         )
         self.sequences.append(sequence)
         self.loop.submit(sequence)
@@ -151,5 +158,26 @@ def make_home(model: Model, mode: str) -> Callable[..., Home]:
             drafters_of=drafters_of,
             policy=policy,
         )
+
+    return make
+
+
+@pytest.fixture
+def twin(model: Model, mode: str) -> Callable[..., Any]:
+    """The target again, as a draft model with KV of its own."""
+
+    def make(width: int = 1, **options: Any) -> Callable[[BlockPool, Runner], dict[str, Any]]:
+        def drafters(pool: BlockPool, runner: Runner) -> dict[str, Any]:
+            layout = kv_layout(model.config, BLOCK_TOKENS, MODES[mode][1])
+            drafter = DraftModelDrafter(
+                make_runner(model, plain_storage(layout, pool.num_blocks)),
+                Guesser(Sampler(model.config.eos_token_ids), model.config.vocab_size),
+                DraftModelOptions(Growth(width, width, min_prob=1e-9), **options),
+                pool.generations,
+                BLOCK_TOKENS,
+            )
+            return {drafter.name: drafter}
+
+        return drafters
 
     return make

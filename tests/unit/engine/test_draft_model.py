@@ -10,17 +10,7 @@ import pytest
 
 from decode_worker.speculate.dice import Dice
 from decode_worker.speculate.fixed import Fixed
-from triptych.drafters.draft_model import DraftModelDrafter, DraftModelOptions
-from triptych.drafters.guess import Guesser
-from triptych.drafters.tree_growth import Growth
-from triptych.engine.runner import Runner, make_runner
-from triptych.engine.sampler import Sampler
-from triptych.engine.storage import plain_storage
-from triptych.kv.pool import BlockPool
-from triptych.models.model import Model
 from triptych.request import SamplingParams
-from triptych.testing.compute_modes import MODES
-from triptych.worker.boot import kv_layout
 
 BLOCK_TOKENS = 16
 
@@ -28,27 +18,6 @@ BLOCK_TOKENS = 16
 @pytest.fixture(params=["torch", "bfloat16", "int8", "int8 KV"])
 def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def twin(model: Model, mode: str) -> Callable[..., Any]:
-    """The target again, as a draft model with KV of its own."""
-
-    def make(width: int = 1, **options: Any) -> Callable[[BlockPool, Runner], dict[str, Any]]:
-        def drafters(pool: BlockPool, runner: Runner) -> dict[str, Any]:
-            layout = kv_layout(model.config, BLOCK_TOKENS, MODES[mode][1])
-            drafter = DraftModelDrafter(
-                make_runner(model, plain_storage(layout, pool.num_blocks)),
-                Guesser(Sampler(model.config.eos_token_ids), model.config.vocab_size),
-                DraftModelOptions(Growth(width, width, min_prob=1e-9), **options),
-                pool.generations,
-                BLOCK_TOKENS,
-            )
-            return {drafter.name: drafter}
-
-        return drafters
-
-    return make
 
 
 def params_of(index: int) -> SamplingParams:

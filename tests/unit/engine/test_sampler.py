@@ -148,7 +148,7 @@ def test_a_broken_row_is_told_by_its_own_result(
     raw[1] = value
     with caplog.at_level(logging.ERROR):
         drawn = told(raw, sequences)
-    assert [each.broken for each in drawn] == [False, True, False]
+    assert [bool(each.broken) for each in drawn] == [False, True, False]
     assert (drawn[0], drawn[2]) == (expected[0], expected[2])
     assert (drawn[1].token_id, drawn[1].logprobs) == (0, None)
     assert "position 1" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from router.prompt import chat_prompt, text_prompts
 from router.schema import Message
 from triptych.errors import RequestError
+from triptych.testing.tiny_tokenizers import byte_level, save_folder
 from triptych.tokenizer import Tokenizer
 
 
@@ -19,6 +21,10 @@ class Watched:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.threads: set[int] = set()
+
+    @property
+    def knows_tools(self) -> bool:
+        return self._tokenizer.knows_tools
 
     def __getattr__(self, name: str) -> Any:
         self.threads.add(threading.get_ident())
@@ -60,3 +66,40 @@ async def test_parts_count_as_text(tokenizer: Tokenizer) -> None:
 async def test_an_id_outside_of_the_vocabulary_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(RequestError, match="prompt: token id 9999"):
         await text_prompts(tokenizer, [[1, 9999]])
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather"}}]
+CALL = {
+    "id": "1",
+    "type": "function",
+    "function": {"name": "weather", "arguments": '{"city": "Paris"}'},
+}
+
+
+def turns() -> list[Message]:
+    said = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "1", "content": "No."},
+    ]
+    return [Message.model_validate(turn) for turn in said]
+
+
+async def test_a_template_that_knows_tools_shows_tools_calls_and_results(tmp_path: Path) -> None:
+    template = (
+        "{% if tools %}{{ tools[0].function.name }}|{% endif %}{% for m in messages %}"
+        "{{ m.role }}:{{ m.content }}{% for call in m.tool_calls or [] %}"
+        "{{ call.function.arguments.city }}{% endfor %}|{% endfor %}"
+    )
+    settings = {"eos_token": "<|im_end|>", "chat_template": template}
+    files = {"config.json": {"model_type": "llama"}, "tokenizer_config.json": settings}
+    knowing = Tokenizer.load(save_folder(tmp_path, byte_level(), files))
+    found = await chat_prompt(knowing, turns(), tools=TOOLS)
+    assert knowing.decode(found.ids) == "weather|user:Rain?|assistant:Paris|tool:No.|"
+
+
+async def test_to_another_template_they_are_told_as_text(tokenizer: Tokenizer) -> None:
+    found = tokenizer.decode((await chat_prompt(tokenizer, turns(), tools=TOOLS)).ids)
+    assert found.index('"name": "weather"') < found.index("Rain?")
+    assert '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}' in found
+    assert "<tool_response>\nNo.\n</tool_response>" in found

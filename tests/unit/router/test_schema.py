@@ -28,6 +28,23 @@ def refused(make: Any, **fields: Any) -> RequestError:
     return raised.value
 
 
+def tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+CALLS = {
+    "role": "assistant",
+    "tool_calls": [
+        {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    ],
+}
+CALLS_WITH_AN_OBJECT = {
+    "role": "assistant",
+    "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": {}}}],
+}
+FORMAT_OF_A_LIST = {"type": "json_schema", "json_schema": {"name": "n", "schema": []}}
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -52,9 +69,7 @@ def test_what_clients_send_without_meaning_anything_is_accepted(fields: dict[str
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("response_format", {"type": "json_object"}),
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
+        ("functions", [{"name": "f"}]),
         ("store", True),
         ("store", 0),
         ("service_tier", "flex"),
@@ -92,7 +107,18 @@ def test_what_is_not_supported_is_refused_by_name_with_the_remedy(field: str, va
         ("messages", [], "list should have at least 1 item"),
         ("messages[0].role", [{"role": "robot", "content": ""}], "should be 'system', 'developer'"),
         ("messages[1].content", [*MESSAGES, {"role": "user"}], "field required"),
-        ("messages[0].content", [{"role": "user", "content": None}], "should be a valid string"),
+        ("messages[0].content", [{"role": "user", "content": None}], "field required"),
+        ("messages[0].tool_calls[0].function.arguments", [CALLS_WITH_AN_OBJECT], "valid string"),
+        ("messages[0].tool_calls", [{**CALLS, "role": "user"}], "only an assistant makes"),
+        ("tools[0].function.name", [tool("no blanks")], "string should match pattern"),
+        ("tools", [tool("f"), tool("f")], "two functions share a name"),
+        ("tool_choice", "required", '"required" needs tools'),
+        ("tool_choice", {"type": "function", "function": {"name": "f"}}, "not among tools"),
+        ("response_format.type", {"type": "xml"}, "'json_schema'"),
+        ("response_format.json_schema", {"type": "json_schema"}, "goes with type"),
+        ("response_format.json_schema.schema", FORMAT_OF_A_LIST, "should be a valid dictionary"),
+        ("structured_outputs.whitespace", {"whitespace": ""}, "knows no such field"),
+        ("guided_choice", [], "at least 1 item"),
         ("messages[0].text", [{"role": "user", "text": ""}], "this server knows no such field"),
     ],
 )
@@ -103,8 +129,8 @@ def test_a_wrong_value_is_named_by_its_path(field: str, value: Any, message: str
 
 
 def test_an_unknown_field_is_named() -> None:
-    error = refused(chat, guided_json="{}")
-    assert (error.param, error.code) == ("guided_json", "unknown_parameter")
+    error = refused(chat, guided_whitespace_pattern=" ")
+    assert (error.param, error.code) == ("guided_whitespace_pattern", "unknown_parameter")
 
 
 def test_text_parts_are_taken_and_others_named() -> None:

@@ -55,6 +55,15 @@ def test_the_end_of_sequence_is_not_shown(tokenizer: Tokenizer) -> None:
     assert text_of(show(tokenizer, [ids])) == "abc"
 
 
+def test_special_tokens_are_text_where_they_mark_calls(tokenizer: Tokenizer) -> None:
+    marker = tokenizer.special_id("<|im_start|>")
+    assert marker is not None and tokenizer.special_id("the") is None
+    delta = TokenDelta("r", 0, (marker, *tokenizer.encode("a"), tokenizer.eos_token_ids[0]))
+    params = SamplingParams(seed=1, max_tokens=99)
+    assert ChoiceText(tokenizer, params, 0).push(delta).text == "a"
+    assert ChoiceText(tokenizer, params, 0, {marker}).push(delta).text == "<|im_start|>a"
+
+
 def test_a_stop_token_is_not_shown_when_it_ended_the_choice(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("abc")
     pieces = show(tokenizer, [ids], stop_reason=ids[-1], stop_token_ids=(ids[-1],))

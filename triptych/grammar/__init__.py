@@ -1,0 +1,1 @@
+"""Structured output: grammars, and what they allow token by token (by llguidance)."""
