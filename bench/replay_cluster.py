@@ -42,7 +42,6 @@ class Outcome:
     too_long: list[Job]  # for any worker's memory
     busy_s: list[float]  # of each prefill worker
     most_used: int  # blocks held at once, of the worker that came nearest to its capacity
-    reasons: dict[str, int]
     queues: list[list[float]]  # at every report: seconds of work left, of each prefill worker
 
     @property
@@ -79,7 +78,6 @@ class Simulation:
         self._jobs: list[Job] = []
         self._refused: list[Job] = []
         self._too_long: list[Job] = []
-        self._reasons: dict[str, int] = {}
         self._most_used = 0
         self._queues: list[list[float]] = []
 
@@ -97,7 +95,6 @@ class Simulation:
             self._too_long,
             [worker.busy_s for worker in self._pool.values()],
             self._most_used,
-            self._reasons,
             self._queues,
         )
 
@@ -126,7 +123,6 @@ class Simulation:
             if seen.ttft_s > self._cluster.slo.ttft_s:
                 self._end(self._refused, job)
                 return
-        self._reasons[placement.reason] = self._reasons.get(placement.reason, 0) + 1
         self._send(now, job, request, placement)
 
     def _send(self, now: float, job: Job, request: PlacementRequest, placement: Placement) -> None:

@@ -198,7 +198,6 @@ class Home:
         self.started(now, job)
 
     def _join(self, job: Job, last_step: int) -> None:
-        job.end_step = last_step
         self._context += job.prompt
         heapq.heappush(self._ends, (last_step, job.number, job))
 

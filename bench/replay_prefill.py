@@ -31,7 +31,6 @@ class Job:
     computed_by: str = ""
     first_at: float = -1.0
     finished_at: float = -1.0
-    end_step: int = -1  # the home's
 
     @property
     def prompt(self) -> int:

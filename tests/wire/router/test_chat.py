@@ -54,7 +54,8 @@ async def test_an_answer_holds_text_reason_and_usage(start_world: Any) -> None:
         "total_tokens": len(prompt) + 6,
         "prompt_tokens_details": {"cached_tokens": 16},
     }
-    assert response.headers["x-triptych-decision"].startswith("decode=decode-0; prefill=none")
+    decision = response.headers["x-triptych-decision"]
+    assert decision.startswith("decode=decode-0; prefill=none; reason=load; cached=0; ttft_ms=")
     assert list((await worker.next_call()).request.prompt_ids) == prompt
 
 
