@@ -66,7 +66,7 @@ def test_every_metric_is_documented(metrics: Callable[[CollectorRegistry], objec
 def test_no_metric_is_documented_that_does_not_exist() -> None:
     registry = CollectorRegistry(auto_describe=True)
     RouterMetrics(registry)
-    IndexMetrics(registry).watch(lambda: [])
+    IndexMetrics(registry).watch(list)
     WorkerMetrics(registry)
     SpeculationMetrics(registry)
     ExpertCollector(ExpertTally(), registry)
