@@ -30,10 +30,11 @@ class MessageMeter:
         """Since the last call; None: no answer came."""
         now = self._now()
         passed, self._before = now - self._before, now
-        answers, *sums = passed.sum(axis=1)
+        answers = passed[0].sum()
         if not answers:
             return None
-        return MessageTimes(*(float(total / answers) for total in sums), float(passed[-1].max()))
+        round_trip, queue, compute = (passed[1:].sum(axis=1) / answers).tolist()
+        return MessageTimes(round_trip, queue, compute, float(passed[-1].max()))
 
     def _now(self) -> NDArray[np.float64]:
         """[counters, workers]"""

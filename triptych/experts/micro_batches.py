@@ -94,7 +94,7 @@ class _Choice:
         return self._until <= 0 and len(self._paces) == _TRIAL
 
     def try_other(self, count: int) -> None:
-        """`count`: what is chosen if nothing is worth a trial; then all are again some time later."""
+        """`count`: what is chosen if none is worth a trial; then all are again some time later."""
         self.now = count
         self._tried = []
         if count == self.chosen:
