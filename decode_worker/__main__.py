@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 
-from decode_worker.fetch import Fetcher
+import grpc
+
+from decode_worker.history import Lender
 from decode_worker.intake import Intake
 from decode_worker.loop import DecodeLoop
-from decode_worker.peers import PeerBook
 from decode_worker.service import DecodeService, worker_load
 from decode_worker.speculate.make import make_speculator
 from decode_worker.speculate.remote_links import RemoteLinks
 from transport.kv.links import make_links
-from transport.protos.worker_pb2_grpc import add_DecodeWorkerServicer_to_server
+from transport.protos.worker_pb2_grpc import (
+    add_DecodeWorkerServicer_to_server,
+    add_KvHolderServicer_to_server,
+)
 from triptych.engine.sampler import Sampler
 from triptych.engine.thread import StepThread
 from triptych.obs.metrics import WorkerMetrics
@@ -22,6 +25,9 @@ from triptych.obs.speculation import SpeculationMetrics
 from triptych.tokenizer import Tokenizer
 from triptych.worker.args import WorkerArgs
 from triptych.worker.boot import EngineParts
+from triptych.worker.fetch import Fetcher
+from triptych.worker.kv_holder import KvHolder
+from triptych.worker.peers import PeerBook
 from triptych.worker.process import RoleParts, run_worker
 
 
@@ -57,7 +63,10 @@ def build_role(
     fetcher = Fetcher(
         parts.region, parts.layout, parts.model.config.hidden_size, parts.ledger, metrics
     )
-    service.connect(Intake(parts.pool, peers, fetcher, loop, thread, transport))
+    # Not over nixl: what homes lend is worth no second transport process.
+    holder = KvHolder(args, parts, without=["nixl"])
+    lender = Lender(args, parts, holder)
+    service.connect(Intake(parts.pool, peers, fetcher, loop, thread, transport, lender))
 
     speculator.start()
 
@@ -65,10 +74,16 @@ def build_role(
         await asyncio.to_thread(speculator.stop)
         await drafting.close()
         await peers.close()
+        holder.close()
+
+    def register(server: grpc.aio.Server) -> None:
+        add_DecodeWorkerServicer_to_server(service, server)
+        add_KvHolderServicer_to_server(holder, server)
 
     return RoleParts(
         thread=thread,
-        register=partial(add_DecodeWorkerServicer_to_server, service),
+        register=register,
+        serving=lender.serving,
         service_name="triptych.DecodeWorker",
         load=lambda: worker_load(parts, service),
         tend=peers.sweep,

@@ -13,15 +13,16 @@ from functools import partial
 
 import grpc
 
-from decode_worker.fetch import Fetcher
+from decode_worker.history import Lender
 from decode_worker.loop import DecodeLoop
-from decode_worker.peers import Peer, PeerBook
 from decode_worker.remote import Delivery, RemotePrefill, prefill_request
 from decode_worker.request import HomeRequest
 from transport.kv.base import KvLinkError, PeerGone, WriterNotQuiet
 from triptych.config import TransportConfig
 from triptych.engine.thread import StepThread
 from triptych.kv.pool import BlockPool
+from triptych.worker.fetch import Fetcher
+from triptych.worker.peers import Peer, PeerBook
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Intake:
     loop: DecodeLoop
     thread: StepThread
     config: TransportConfig
+    lender: Lender
 
     async def admit(self, home: HomeRequest) -> None:
         """Brings the prompt's KV home and the request into the running set.
@@ -98,13 +100,15 @@ class Intake:
 
     async def _ask(self, home: HomeRequest, peer: Peer, attempt: int) -> Delivery:
         leader = home.leader
+        first_block = leader.num_computed // leader.block_tokens
         request = prefill_request(
             leader.request_id,
             attempt,
             home.request.prompt_ids,
-            leader.num_computed // leader.block_tokens,
+            first_block,
             home.request.cache_salt,
             self.loop.states_read(leader),
+            await self.lender.offer(leader.blocks[:first_block]),
         )
         remote = RemotePrefill(self.fetcher, peer, leader, request)
         try:

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from decode_worker.fetch import Fetched, Fetcher, NoteRung
-from decode_worker.peers import Peer, PrefillStream
 from decode_worker.request import RemoteStats
 from transport.kv.base import KvLinkError, PeerGone
 from transport.protos import worker_pb2 as pb
 from triptych.engine.sequence import Sequence
 from triptych.models.taps import StatesWanted
+from triptych.obs.trace import traceparent
+from triptych.worker.fetch import Fetched, Fetcher, NoteRung
+from triptych.worker.peers import Peer, PrefillStream
 
 
 class Delivery(NamedTuple):
@@ -51,7 +52,7 @@ class RemotePrefill:
         Raises KvLinkError or grpc.aio.AioRpcError; by then no fetch is under way any more.
         """
         self._ends_at = time.monotonic() + timeout_s
-        call = self._peer.stub.Prefill(timeout=timeout_s)
+        call = self._peer.prefill.Prefill(timeout=timeout_s)
         try:
             await call.write(pb.PrefillCall(open=self._request))
             done, done_at = await self._follow_and_fetch(call, note)
@@ -161,8 +162,9 @@ def prefill_request(
     first_block: int,
     salt: str,
     states: StatesWanted,
+    history: pb.KvHistory | None,
 ) -> pb.PrefillRequest:
-    """`states`: what this home's drafters read."""
+    """`states`: what this home's drafters read; `history`: what it lends."""
     return pb.PrefillRequest(
         request_id=request_id,
         attempt=attempt,
@@ -171,4 +173,6 @@ def prefill_request(
         cache_salt=salt,
         state_layers=states.layers,
         state_rows=states.rows,
+        trace_parent=traceparent(),
+        history=history,
     )

@@ -15,6 +15,7 @@ import grpc
 from decode_worker.intake import Intake
 from decode_worker.loop import StepOutput
 from decode_worker.request import HomeRequest, open_request
+from decode_worker.tracing import request_span
 from transport.lanes import Lane, LaneServer
 from transport.protos import worker_pb2 as pb
 from transport.protos.worker_pb2_grpc import DecodeWorkerServicer
@@ -86,13 +87,18 @@ class DecodeService(DecodeWorkerServicer):
     async def _answer(self, request: pb.GenerateRequest, lane: Lane) -> pb.RequestStats:
         """One request, from its arrival until all its choices have ended."""
         outcome = "rejected"
-        with bind_request(request.request_id):
+        with (
+            bind_request(request.request_id),
+            request_span(request, self._parts.experts) as tell,
+        ):
             try:
                 home = self._open(request, lane)
                 outcome = "cancelled"
                 await self._run(home)
                 outcome = "finished"
-                return home.stats()
+                stats = home.stats()
+                tell(home, stats)
+                return stats
             except Exception:
                 outcome = "rejected" if outcome == "rejected" else "failed"
                 raise

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from prefill_worker.pace import Pace
 from prefill_worker.states import LastStates
 from triptych.engine.rows import RowJob
 from triptych.engine.runner import Runner
@@ -59,11 +60,26 @@ class PrefillLoop:
         ends = range(self._group - 1, self._num_layers, self._group)
         self._group_ends = sorted({*ends, self._num_layers - 1})
         self._states = LastStates()
+        self.pace = Pace()
 
     def submit(self, sequence: Sequence, wanted: StatesWanted) -> None:
         """A prompt to compute; `wanted`: states that its home asks for."""
         self._states.want(sequence, wanted)
         self.scheduler.add(sequence)
+
+    def arrive(self, sequence: Sequence, num_tokens: int) -> None:
+        """It has its blocks, and in them the KV of so many tokens, which nobody computed here."""
+        if sequence.finished:
+            return
+        if num_tokens > sequence.num_computed:
+            sequence.num_computed = sequence.num_cached = num_tokens
+            self.scheduler.commit_blocks(sequence)
+        self.scheduler.add(sequence)
+
+    def restart(self, sequence: Sequence) -> None:
+        """Its blocks cannot be trusted any more: others, and from the beginning."""
+        if not sequence.finished:
+            self.scheduler.restart(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Wherever it is; its blocks go back now."""
@@ -86,6 +102,7 @@ class PrefillLoop:
             if job.reaches_end:
                 job.sequence.prompt_done_at = time.monotonic()
                 self._emit(self._end(job.sequence, next(finished)))
+        self.pace.computed(sum(job.num_rows for job in jobs), time.monotonic() - began)
         self._metrics.steps.inc()
         self._metrics.step_rows.observe(sum(job.num_rows for job in jobs))
         self._metrics.step_seconds.observe(time.monotonic() - began)

@@ -9,29 +9,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import torch
 
-from prefill_worker.loop import PrefillLoop, Progress
-from transport.kv.base import KvLinkError, KvSource
+from prefill_worker.intake import Intake
+from prefill_worker.loop import Progress
 from transport.kv.digest import digests
 from transport.protos import worker_pb2 as pb
 from transport.protos.worker_pb2_grpc import PrefillWorkerServicer
 from triptych.engine.sequence import Sequence
-from triptych.engine.thread import StepThread
 from triptych.errors import RequestError
 from triptych.models.taps import StatesWanted
 from triptych.obs.log import bind_request
 from triptych.obs.metrics import WorkerMetrics
+from triptych.obs.trace import Attributes, detached_span
 from triptych.worker.args import WorkerArgs
 from triptych.worker.boot import EngineParts
 from triptych.worker.check import check_prompt
 
 log = logging.getLogger(__name__)
 
-_ENDPOINT_S = 1.5  # homes wait five seconds for all of them
 _PART_BYTES = 1 << 20
 
 Context = grpc.aio.ServicerContext[pb.PrefillCall, pb.PrefillEvent]
@@ -42,23 +41,18 @@ class PrefillService(PrefillWorkerServicer):
         self,
         args: WorkerArgs,
         parts: EngineParts,
-        sources: Mapping[str, KvSource],
         metrics: WorkerMetrics,
     ) -> None:
-        """sources: this worker's pool by name of the link that it is served over."""
         self._parts = parts
         self._digest_mode = args.config.transport.digest
         self._metrics = metrics
-        self._args = args
-        self._sources = sources
         self._event_loop = asyncio.get_running_loop()
         self._queues: dict[Sequence, asyncio.Queue[Progress]] = {}
-        self._loop: PrefillLoop | None = None
-        self._thread: StepThread | None = None
+        self._intake: Intake | None = None
 
-    def connect(self, loop: PrefillLoop, thread: StepThread) -> None:
-        """Whose steps these calls wait for. Once, before the server starts."""
-        self._loop, self._thread = loop, thread
+    def connect(self, intake: Intake) -> None:
+        """Once, before the server starts."""
+        self._intake = intake
 
     def emit(self, progress: Progress) -> None:
         """From the loop's thread."""
@@ -68,28 +62,6 @@ class PrefillService(PrefillWorkerServicer):
         waiting = self._queues.get(progress.sequence)
         if waiting is not None:  # else the call ended meanwhile
             waiting.put_nowait(progress)
-
-    async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.KvDescription:
-        """Asked anew by a home that lost a path: an endpoint may have changed since."""
-        return pb.KvDescription(
-            worker_id=self._args.worker_id,
-            epoch=self._args.epoch,
-            layout=self._parts.layout_text,
-            links=await self._endpoints(),
-        )
-
-    async def _endpoints(self) -> list[pb.LinkEndpoint]:
-        """Of the links that work now; one that has to be mended does not hold up the others."""
-        found = []
-        for name, source in self._sources.items():
-            try:
-                async with asyncio.timeout(_ENDPOINT_S):
-                    text = await asyncio.to_thread(getattr, source, "endpoint")
-            except (KvLinkError, TimeoutError) as error:
-                log.warning("KV link %s cannot be offered: %s", name, error)
-            else:
-                found.append(pb.LinkEndpoint(link=name, endpoint=text))
-        return found
 
     async def Prefill(
         self, calls: AsyncIterator[pb.PrefillCall], context: Context
@@ -108,21 +80,25 @@ class PrefillService(PrefillWorkerServicer):
             root=self._parts.root(request.cache_salt),
             block_tokens=self._parts.layout.block_tokens,
         )
-        assert self._loop is not None and self._thread is not None, "connect() comes first"
-        loop, thread = self._loop, self._thread
+        assert self._intake is not None, "connect() comes first"
         self._queues[sequence] = asyncio.Queue()
         outcome = "cancelled"
         try:
-            with bind_request(request.request_id):
-                thread.post(lambda: loop.submit(sequence, wanted))
+            about = {"triptych.request_id": request.request_id}
+            with (
+                bind_request(request.request_id),
+                detached_span("prefill", about, parent=request.trace_parent) as found,
+            ):
+                await self._intake.admit(sequence, wanted, request.history)
                 async for event in self._events(sequence, request.first_block, arrived):
                     yield event
+                found.set_attributes(prefill_attributes(sequence))
                 async for _ in calls:  # until the home half-closes: it has everything
                     pass
                 outcome = "finished"
         finally:
             del self._queues[sequence]
-            thread.post(lambda: loop.remove(sequence))
+            self._intake.remove(sequence)
             self._metrics.requests.labels(outcome).inc()
 
     async def _events(
@@ -159,6 +135,16 @@ class PrefillService(PrefillWorkerServicer):
             end_layer=progress.end_layer,
             digests=sums,
         )
+
+
+def prefill_attributes(sequence: Sequence) -> Attributes:
+    """Of a prompt that is computed."""
+    began, ended = sequence.first_step_at or 0.0, sequence.prompt_done_at or 0.0
+    return {
+        "triptych.prompt_tokens": sequence.num_prompt,
+        "triptych.cached_tokens": sequence.num_cached,
+        "triptych.compute_ms": (ended - began) * 1e3,
+    }
 
 
 def _wanted(request: pb.PrefillRequest, num_layers: int) -> StatesWanted:

@@ -42,6 +42,7 @@ from triptych.errors import ConfigError, TriptychError
 from triptych.hub import resolve_model
 from triptych.obs.log import setup_logging
 from triptych.obs.metrics import new_registry
+from triptych.obs.trace import setup_tracing
 from triptych.tokenizer import Tokenizer
 from triptych.wire import to_status
 
@@ -59,8 +60,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         args = parse_args(argv)
         setup_logging(args.config.log.level, args.config.log.format, "router")
+        flush_traces = setup_tracing(args.config.tracing, "router")
         tokenizer = Tokenizer.load(resolve_model(args.config.model))
         uvloop.run(serve(args, tokenizer))
+        flush_traces()
     except TriptychError as error:
         sys.exit(f"router: {error}")
 

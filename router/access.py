@@ -18,9 +18,7 @@ from triptych.obs.log import bind_request
 _log = logging.getLogger(__name__)
 
 _GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")  # printable ASCII, no spaces
-_QUIET = frozenset(
-    {"/health", "/live", "/ready", "/metrics", "/workers"}
-)  # asked every few seconds
+QUIET = frozenset({"/health", "/live", "/ready", "/metrics", "/workers"})  # asked every few seconds
 
 
 class Access:
@@ -60,7 +58,7 @@ class Access:
         self._metrics.http_requests.labels(route, str(status)).inc()
         fields = {"route": route, "status": status, "seconds": round(seconds, 4)}
         _log.log(
-            logging.DEBUG if route in _QUIET else logging.INFO,
+            logging.DEBUG if route in QUIET else logging.INFO,
             "%s %s",
             scope["method"],
             route,

@@ -1,7 +1,7 @@
 """The HTTP application: which endpoints there are and what every one of them goes through.
 
-Access (request id, log, count) → errors in one shape → API keys, where they guard → one file per
-family.
+Access (request id, log, count) → FastAPI's span, where requests are traced → errors in one shape →
+API keys, where they guard → one file per family.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp
 
 from router import errors, openapi
-from router.access import Access
+from router.access import QUIET, Access
 from router.auth import ApiKeys
 from router.chat import chat_routes
 from router.completions import completion_routes
@@ -23,7 +23,17 @@ from router.tokens import token_routes
 
 
 def create_app(services: Services) -> ASGIApp:
-    app = FastAPI(title="Triptych", summary="OpenAI-compatible inference", redirect_slashes=False)
+    app = FastAPI(
+        title="Triptych",
+        summary="OpenAI-compatible inference",
+        redirect_slashes=False,
+        telemetry={
+            "metrics": False,  # ours say more
+            "logs": False,
+            "operation_spans": False,
+            "exclude": lambda scope: scope.get("path") in QUIET,
+        },
+    )
     app.openapi = partial(openapi.complete, app)  # type: ignore[method-assign]
     errors.install(app)
     keys = services.config.router.api_keys

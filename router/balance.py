@@ -24,7 +24,7 @@ from transport.protos.worker_pb2_grpc import FfnWorkerStub
 from transport.registry import FFN_ROLE, Change, WorkerView
 from triptych.experts.balance import plan_moves
 from triptych.experts.load_meter import LoadMeter
-from triptych.experts.pool_state import Move, Rules
+from triptych.experts.pool_state import Move, Rules, Spot
 from triptych.experts.unit_map import Compact, UnitMap
 from triptych.experts.units import Unit, Worker
 
@@ -87,10 +87,12 @@ class ExpertBalancer:
     workers: Callable[[], list[WorkerView]]
     every_s: float
     copies: int
+    rest_s: float = 60.0  # how long a worker that refused a unit is asked for no other
     num_moves: int = 0  # made so far
     _hosts: dict[str, Host] = field(default_factory=dict)  # by worker id
     _loads: Loads | None = None  # None: no worker with units was ever here
     _pool_changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _refusing_until: dict[str, float] = field(default_factory=dict)  # monotonic, by worker id
     _failed: bool = False  # the last look
 
     def on_change(self, change: Change) -> None:
@@ -98,6 +100,7 @@ class ExpertBalancer:
         if change.worker.role == FFN_ROLE:
             if change.kind == "left":
                 self._hosts.pop(change.worker.worker_id, None)
+                self._refusing_until.pop(change.worker.worker_id, None)
             self._pool_changed.set()
         elif change.kind == "left" and self._loads is not None:
             self._loads.forget(change.worker)
@@ -122,13 +125,9 @@ class ExpertBalancer:
         """Until cancelled. Nothing that goes wrong with a move is more than a move not made."""
         while True:
             await self._pause()
+            self._failed = False
             try:
                 await self._look()
-                self._failed = False
-            except (grpc.aio.AioRpcError, MoveRefused) as error:
-                self._failed = True
-                reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
-                log.warning("an expert was not moved: %s", reason)
             except Exception:
                 self._failed = True
                 log.exception("the placement of experts could not be looked at")
@@ -156,18 +155,34 @@ class ExpertBalancer:
             {name: host.units for name, host in hosts.items()},
             self._loads.settled(len(hosts)) if self.every_s else None,
             [
-                Worker(name, host.domain, len(host.units) + host.room, draining=view.draining)
+                Worker(name, host.domain, self._capacity(name, host), draining=view.draining)
                 for name, host in hosts.items()
                 if (view := views[name])
             ],
             Rules(copies=self.copies),
         )
+        made = 0
+        stuck = set[Spot]()  # of moves that were not made
         for move in moves:
-            await self._make(move, views, units)
-            self.num_moves += 1
-        if moves:
-            log.info("experts moved", extra={"fields": {"moves": len(moves)}})
+            if any(_may_rely(spot, other) for spot in _spots(move) for other in stuck):
+                continue
+            try:
+                await self._make(move, views, units)
+                made += 1
+            except (grpc.aio.AioRpcError, MoveRefused) as error:
+                stuck.update(_spots(move))
+                self._failed = True
+                reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
+                log.warning("an expert was not moved: %s", reason)
+        self.num_moves += made
+        if made:
+            log.info("experts moved", extra={"fields": {"moves": made}})
             self._pool_changed.set()  # there may be more to do than one round allows
+
+    def _capacity(self, name: str, host: Host) -> int:
+        """In units. Who refused one is asked for no other for a while: its reports may be wrong."""
+        refuses = time.monotonic() < self._refusing_until.get(name, 0.0)
+        return len(host.units) + (0 if refuses else host.room)
 
     async def _make(self, move: Move, views: Mapping[str, WorkerView], units: Compact) -> None:
         if (spot := move.prepare) is not None:
@@ -189,4 +204,14 @@ class ExpertBalancer:
             room = before.room + len(before.units) - len(held)
             self._hosts[worker.worker_id] = replace(before, units=held, room=max(0, room))
         if reply.refused:
+            self._refusing_until[worker.worker_id] = time.monotonic() + self.rest_s
             raise MoveRefused(f"{worker.worker_id} refuses: {reply.reason}")
+
+
+def _spots(move: Move) -> list[Spot]:
+    return [spot for spot in (move.prepare, move.retire) if spot is not None]
+
+
+def _may_rely(spot: Spot, other: Spot) -> bool:
+    """On whether the other one was prepared, or retired."""
+    return spot.unit == other.unit or spot.worker == other.worker

@@ -24,6 +24,7 @@ from router.place import Placement, PlacementPolicy, PlacementRequest
 from transport.protos import worker_pb2 as pb
 from transport.registry import WorkerView
 from triptych.errors import CapacityError, TriptychError
+from triptych.obs.trace import traceparent
 from triptych.request import SamplingParams, Speculation
 from triptych.wire import generate_request
 
@@ -149,6 +150,7 @@ class Relay:
             speculation=call.speculation,
             time_left_s=max(_LEAST_S, ends - time.monotonic()),
         )
+        message.trace_parent = traceparent()
         with (
             self._homes.visit(placement, call.n) as home,
             self._metrics.live_streams.track_inprogress(),

@@ -138,6 +138,17 @@ class LogConfig(_Frozen):
     format: Literal["json", "text"] = "text"
 
 
+class TracingConfig(_Frozen):
+    """Spans of requests, sent to an OpenTelemetry collector."""
+
+    endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="OTLP over HTTP, e.g. http://localhost:4318/v1/traces; none: no spans",
+    )
+    sample: float = Field(1.0, ge=0, le=1, description="share of requests that come untraced")
+
+
 class ClusterConfig(_Frozen):
     """A whole cluster: one model, one router, any number of pools."""
 
@@ -162,6 +173,7 @@ class ClusterConfig(_Frozen):
     experts: ExpertsConfig = ExpertsConfig()
     speculation: SpeculationConfig = SpeculationConfig()
     log: LogConfig = LogConfig()
+    tracing: TracingConfig = TracingConfig()
     pools: tuple[PoolConfig, ...] = (
         PoolConfig(name="prefill", role="prefill"),
         PoolConfig(name="decode", role="decode"),

@@ -19,7 +19,7 @@ class GenerateCall(_message.Message):
     def __init__(self, lane: _Optional[int] = ..., open: _Optional[_Union[GenerateRequest, _Mapping]] = ..., cancel: _Optional[bool] = ..., hold: _Optional[bool] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "prompt_ids", "sampling", "n", "prefill", "cache_salt", "spare_prefill", "time_left_s", "speculation")
+    __slots__ = ("request_id", "prompt_ids", "sampling", "n", "prefill", "cache_salt", "spare_prefill", "time_left_s", "speculation", "trace_parent")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class GenerateRequest(_message.Message):
     SPARE_PREFILL_FIELD_NUMBER: _ClassVar[int]
     TIME_LEFT_S_FIELD_NUMBER: _ClassVar[int]
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
+    TRACE_PARENT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling: Sampling
@@ -38,7 +39,8 @@ class GenerateRequest(_message.Message):
     spare_prefill: _containers.RepeatedCompositeFieldContainer[PrefillTarget]
     time_left_s: float
     speculation: Speculation
-    def __init__(self, request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., n: _Optional[int] = ..., prefill: _Optional[_Union[PrefillTarget, _Mapping]] = ..., cache_salt: _Optional[str] = ..., spare_prefill: _Optional[_Iterable[_Union[PrefillTarget, _Mapping]]] = ..., time_left_s: _Optional[float] = ..., speculation: _Optional[_Union[Speculation, _Mapping]] = ...) -> None: ...
+    trace_parent: str
+    def __init__(self, request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., n: _Optional[int] = ..., prefill: _Optional[_Union[PrefillTarget, _Mapping]] = ..., cache_salt: _Optional[str] = ..., spare_prefill: _Optional[_Iterable[_Union[PrefillTarget, _Mapping]]] = ..., time_left_s: _Optional[float] = ..., speculation: _Optional[_Union[Speculation, _Mapping]] = ..., trace_parent: _Optional[str] = ...) -> None: ...
 
 class Speculation(_message.Message):
     __slots__ = ("off", "drafters", "max_nodes", "problem_id")
@@ -244,7 +246,7 @@ class PrefillCall(_message.Message):
     def __init__(self, open: _Optional[_Union[PrefillRequest, _Mapping]] = ...) -> None: ...
 
 class PrefillRequest(_message.Message):
-    __slots__ = ("request_id", "attempt", "prompt_ids", "first_block", "cache_salt", "state_layers", "state_rows")
+    __slots__ = ("request_id", "attempt", "prompt_ids", "first_block", "cache_salt", "state_layers", "state_rows", "trace_parent", "history")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -252,6 +254,8 @@ class PrefillRequest(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     STATE_LAYERS_FIELD_NUMBER: _ClassVar[int]
     STATE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    TRACE_PARENT_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     attempt: int
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -259,7 +263,25 @@ class PrefillRequest(_message.Message):
     cache_salt: str
     state_layers: _containers.RepeatedScalarFieldContainer[int]
     state_rows: int
-    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., first_block: _Optional[int] = ..., cache_salt: _Optional[str] = ..., state_layers: _Optional[_Iterable[int]] = ..., state_rows: _Optional[int] = ...) -> None: ...
+    trace_parent: str
+    history: KvHistory
+    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., first_block: _Optional[int] = ..., cache_salt: _Optional[str] = ..., state_layers: _Optional[_Iterable[int]] = ..., state_rows: _Optional[int] = ..., trace_parent: _Optional[str] = ..., history: _Optional[_Union[KvHistory, _Mapping]] = ...) -> None: ...
+
+class KvHistory(_message.Message):
+    __slots__ = ("worker_id", "epoch", "address", "blocks", "generations", "digests")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    GENERATIONS_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    epoch: int
+    address: str
+    blocks: _containers.RepeatedScalarFieldContainer[int]
+    generations: _containers.RepeatedScalarFieldContainer[int]
+    digests: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ..., blocks: _Optional[_Iterable[int]] = ..., generations: _Optional[_Iterable[int]] = ..., digests: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PrefillEvent(_message.Message):
     __slots__ = ("started", "blocks", "done", "states")

@@ -119,11 +119,6 @@ class PrefillWorkerStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Describe = channel.unary_unary(
-                '/triptych.PrefillWorker/Describe',
-                request_serializer=transport_dot_protos_dot_worker__pb2.DescribeRequest.SerializeToString,
-                response_deserializer=transport_dot_protos_dot_worker__pb2.KvDescription.FromString,
-                _registered_method=True)
         self.Prefill = channel.stream_stream(
                 '/triptych.PrefillWorker/Prefill',
                 request_serializer=transport_dot_protos_dot_worker__pb2.PrefillCall.SerializeToString,
@@ -136,13 +131,6 @@ class PrefillWorkerServicer:
 
     """
 
-    def Describe(self, request, context):
-        """What a home needs to read this worker's pool. Once per (worker, epoch).
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def Prefill(self, request_iterator, context):
         """The call is the lease: announced blocks stay as they are until it ends. The home sends one `open`
         and half-closes when it has committed every block; the worker then ends the call.
@@ -154,11 +142,6 @@ class PrefillWorkerServicer:
 
 def add_PrefillWorkerServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Describe': grpc.unary_unary_rpc_method_handler(
-                    servicer.Describe,
-                    request_deserializer=transport_dot_protos_dot_worker__pb2.DescribeRequest.FromString,
-                    response_serializer=transport_dot_protos_dot_worker__pb2.KvDescription.SerializeToString,
-            ),
             'Prefill': grpc.stream_stream_rpc_method_handler(
                     servicer.Prefill,
                     request_deserializer=transport_dot_protos_dot_worker__pb2.PrefillCall.FromString,
@@ -178,33 +161,6 @@ class PrefillWorker:
     """
 
     @staticmethod
-    def Describe(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/triptych.PrefillWorker/Describe',
-            transport_dot_protos_dot_worker__pb2.DescribeRequest.SerializeToString,
-            transport_dot_protos_dot_worker__pb2.KvDescription.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
     def Prefill(request_iterator,
             target,
             options=(),
@@ -221,6 +177,82 @@ class PrefillWorker:
             '/triptych.PrefillWorker/Prefill',
             transport_dot_protos_dot_worker__pb2.PrefillCall.SerializeToString,
             transport_dot_protos_dot_worker__pb2.PrefillEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class KvHolderStub:
+    """A worker whose KV pool others may read: homes read prefill workers', prefill workers homes'.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Describe = channel.unary_unary(
+                '/triptych.KvHolder/Describe',
+                request_serializer=transport_dot_protos_dot_worker__pb2.DescribeRequest.SerializeToString,
+                response_deserializer=transport_dot_protos_dot_worker__pb2.KvDescription.FromString,
+                _registered_method=True)
+
+
+class KvHolderServicer:
+    """A worker whose KV pool others may read: homes read prefill workers', prefill workers homes'.
+    """
+
+    def Describe(self, request, context):
+        """What a peer needs for that. Once per (worker, epoch).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_KvHolderServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Describe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Describe,
+                    request_deserializer=transport_dot_protos_dot_worker__pb2.DescribeRequest.FromString,
+                    response_serializer=transport_dot_protos_dot_worker__pb2.KvDescription.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'triptych.KvHolder', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('triptych.KvHolder', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class KvHolder:
+    """A worker whose KV pool others may read: homes read prefill workers', prefill workers homes'.
+    """
+
+    @staticmethod
+    def Describe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.KvHolder/Describe',
+            transport_dot_protos_dot_worker__pb2.DescribeRequest.SerializeToString,
+            transport_dot_protos_dot_worker__pb2.KvDescription.FromString,
             options,
             channel_credentials,
             insecure,

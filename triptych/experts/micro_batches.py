@@ -48,7 +48,9 @@ class MicroBatchPolicy:
     def observe_step(self, rows: int, count: int, seconds: float) -> None:
         """What a whole step took, with the number of micro-batches it had."""
         choice = self._sizes.setdefault(rows.bit_length(), _Choice())
-        if count == min(choice.now, rows) and choice.learn(seconds / rows):
+        if count != choice.now:
+            choice.miss(count)
+        elif choice.learn(seconds / rows):
             choice.try_other(self._proposal(rows, choice))
 
     def stalls(self, rows: int) -> StallShares:
@@ -71,7 +73,7 @@ class MicroBatchPolicy:
 class _Choice:
     """The number of micro-batches for steps of one size, and the trial of another one."""
 
-    __slots__ = ("_every", "_paces", "_tried", "_until", "chosen", "now", "refused")
+    __slots__ = ("_every", "_misses", "_paces", "_tried", "_until", "chosen", "now", "refused")
 
     def __init__(self) -> None:
         self.chosen = 1
@@ -79,11 +81,13 @@ class _Choice:
         self.refused: set[int] = set()  # were no better than what is chosen
         self._paces: deque[float] = deque(maxlen=_TRIAL)  # seconds per row, last steps as chosen
         self._tried: list[float] = []
+        self._misses = 0  # steps in a row that could not be cut into so many
         self._every = _SOON
         self._until = _SOON // 2  # steps
 
     def learn(self, pace: float) -> bool:
-        """Whether it is time to try another number."""
+        """A step as it was to be. Whether it is time to try another number."""
+        self._misses = 0
         if self.now != self.chosen:
             self._tried.append(pace)
             if len(self._tried) == _TRIAL or self._is_hopeless():
@@ -92,6 +96,17 @@ class _Choice:
         self._paces.append(pace)
         self._until -= 1
         return self._until <= 0 and len(self._paces) == _TRIAL
+
+    def miss(self, count: int) -> None:
+        """A step was cut into `count`: what it consists of allowed no more."""
+        self._misses += 1
+        if self._misses < _TRIAL:
+            return
+        self._misses = 0
+        if self.now == self.chosen:
+            self._settle(count)
+        else:
+            self._refuse()
 
     def try_other(self, count: int) -> None:
         """`count`: what is chosen if none is worth a trial; then all are again some time later."""
@@ -108,13 +123,20 @@ class _Choice:
     def _judge(self) -> None:
         # The first step behind a change still pays for it.
         if median(self._tried[1:]) < _BETTER * median(self._paces):
-            self.chosen = self.now
-            self._paces.clear()
-            self.refused.clear()
-            self._every = _SOON
+            self._settle(self.now)
         else:
-            # What is further off in the same direction would be worse.
-            worse = range(self.now, MOST + 1) if self.now > self.chosen else range(1, self.now + 1)
-            self.refused.update(worse)
+            self._refuse()
+
+    def _settle(self, count: int) -> None:
+        self.chosen = self.now = count
+        self._paces.clear()
+        self.refused.clear()
+        self._every = _SOON
+        self._until = _NEXT
+
+    def _refuse(self) -> None:
+        """And what is further off in the same direction, which would be worse."""
+        worse = range(self.now, MOST + 1) if self.now > self.chosen else range(1, self.now + 1)
+        self.refused.update(worse)
         self.now = self.chosen
         self._until = _NEXT

@@ -74,6 +74,7 @@ class RemoteExperts:
         self.tempo = tempo
         self._num_layers = sum(count > 0 for count in units.per_layer)
         self._patience = patience
+        self._slots: dict[int, int] = {}  # by worker's number: messages that may be there
         self._sent: dict[int, Sent] = {}  # by lane, what is away
         self._parked: set[int] = set()  # lanes with cells that no worker can take
         self._late = False  # somebody's deadline has passed
@@ -107,6 +108,7 @@ class RemoteExperts:
     def admit(self, number: int, segment: Segment) -> None:
         """Worker `number` may be sent rows as soon as it offers units. Raises RowsUnusable."""
         self._exchange.add_worker(number, segment)
+        self._slots[number] = segment.shape.slots
 
     def offer(self, number: int, units: NDArray[np.bool_]) -> None:
         """The units that it hosts from now on. No row sent from here on contradicts it."""
@@ -188,8 +190,8 @@ class RemoteExperts:
                 self._exchange.set_deadline(number, deadline_us)
 
     def _chase(self) -> None:
-        """Takes rows away from workers that are late, if somebody else can be asked for them. Those
-        are asked for nothing more until they have answered.
+        """Takes rows away from workers that are late, if somebody else can be asked for them. Until
+        those have answered everything they are asked only for what nobody else hosts.
         """
         late = self._exchange.overdue()
         abandoned = [shard for shard in late if self._give_up(shard)]
@@ -210,11 +212,15 @@ class RemoteExperts:
         if not self._exchange.abandon(shard.shard):
             return False
         self.tally.late += 1
-        if replaceable:
+        if replaceable and not self._is_full(shard.worker):
             self._hosts.rest(shard.worker)
         else:
             self._hosts.give_up(shard.worker)
         return True
+
+    def _is_full(self, worker: int) -> bool:
+        """Of messages that were given up: there is no room for what only this worker hosts."""
+        return int(self._exchange.stats[worker]["quarantined"]) >= self._slots[worker]
 
     def _forgive(self) -> None:
         """Whoever has answered everything, late as it was, is asked again."""

@@ -128,7 +128,7 @@ class WorkerMetrics:
         self.kv_fallbacks = Counter(
             "triptych_kv_fallbacks_total",
             "Rungs of the failure ladder that were taken "
-            "(same-path, next-path, other-worker, home)",
+            "(same-path, next-path, other-worker, home; compute: a lent prefix)",
             ["step"],
             registry=registry,
         )

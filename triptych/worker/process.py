@@ -28,6 +28,7 @@ from triptych.errors import TriptychError
 from triptych.obs.experts import ExpertCollector
 from triptych.obs.log import setup_logging
 from triptych.obs.metrics import MetricsServer, WorkerMetrics, new_registry
+from triptych.obs.trace import setup_tracing
 from triptych.wire import to_status
 from triptych.worker.args import WorkerArgs, parse_worker_args
 from triptych.worker.boot import EngineParts, build_engine
@@ -50,6 +51,7 @@ class RoleParts:
     load: Callable[[], pb.WorkerLoad]  # without `draining`
     tend: Callable[[], Awaitable[None]]  # called every second
     close: Callable[[], Awaitable[None]]  # after the last call ended
+    serving: Callable[[str], None] = lambda address: None  # called once, with its server's address
     leave: Callable[[], None] = lambda: None  # called when no new request may come any more
     size: pb.WorkerHello = field(default_factory=pb.WorkerHello)  # what an engine has to tell
     on_note: Callable[[pb.RouterNote], None] = lambda note: None  # hears what the router tells
@@ -76,10 +78,13 @@ def run_helper(role: Role, prepare: Prepare, argv: Sequence[str] | None = None) 
     try:
         args = parse_worker_args(role, argv)
         setup_logging(args.config.log.level, args.config.log.format, args.worker_id)
+        flush_traces = setup_tracing(args.config.tracing, args.worker_id)
         build = prepare(args)
     except TriptychError as error:
         sys.exit(f"{role}_worker: {error}")
-    sys.exit(uvloop.run(_serve(role, args, build)))
+    code = uvloop.run(_serve(role, args, build))
+    flush_traces()
+    sys.exit(code)
 
 
 def _build_with_engine(build_role: BuildRole, args: WorkerArgs) -> Build:
@@ -155,6 +160,8 @@ async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
     server = await start_server(
         args.listen, [role_parts.register], [role_parts.service_name], to_status
     )
+
+    role_parts.serving(server.address)
 
     def load() -> pb.WorkerLoad:
         report = role_parts.load()

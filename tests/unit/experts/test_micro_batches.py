@@ -149,6 +149,42 @@ def test_the_policy_comes_near_the_best_number_of_micro_batches(name: str) -> No
     assert sum(over[300:]) / len(over[300:]) < 1.04
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_sizes_that_share_a_choice_may_come_in_any_order(seed: int) -> None:
+    """Two rows cannot go in three micro-batches, three can."""
+    random, policy = Random(seed), MicroBatchPolicy()
+    times = Stages(Line(1e-3, 1e-5), Line(1e-3, 1e-5), Line(0.0, 1e-3))
+    for _ in range(1500):
+        rows = random.choice([2, 3])
+        count = policy.count(rows)
+        assert 1 <= count <= rows
+        stages = times.times(rows / count)
+        policy.observe(1, *stages)
+        seconds = 30 * period(count, *stages) * random.lognormvariate(0, 0.05)
+        policy.observe_step(rows, count, seconds)
+
+
+def test_a_number_that_steps_cannot_be_cut_into_is_not_asked_for_again_and_again() -> None:
+    """Two draft trees are at most two micro-batches, which are dearer than one here."""
+    random, policy = Random(0), MicroBatchPolicy()
+    cut = list[int]()
+    for _ in range(3000):
+        cut.append(min(policy.count(16), 2))
+        policy.observe(8, *(line.at(8) for line in (Line(1e-5, 1e-4),) * 2), 1e-4)
+        seconds = (1.0 if cut[-1] == 1 else 1.5) * random.lognormvariate(0, 0.02)
+        policy.observe_step(16, cut[-1], seconds)
+    assert cut[-500:].count(1) > 480
+
+
+def test_a_number_that_steps_cannot_be_cut_into_any_more_is_given_up() -> None:
+    policy = MicroBatchPolicy()
+    play(WORLDS["overlap"], policy, 600)
+    assert policy.count(62) > 2
+    for _ in range(20):
+        policy.observe_step(62, 2, 0.05)
+    assert policy.count(62) == 2
+
+
 def test_what_a_micro_batch_costs_besides_is_found_by_trying() -> None:
     """By the stages' times three are best, by the steps' two."""
     world, policy = WORLDS["dear"], MicroBatchPolicy()

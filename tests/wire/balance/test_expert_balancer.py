@@ -161,10 +161,10 @@ async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., H
     async with contextlib.AsyncExitStack() as stack:
         sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="tri-"))
 
-        def start(*, every_s: float = 0.05, copies: int = 2) -> Harness:
+        def start(*, every_s: float = 0.05, copies: int = 2, rest_s: float = 60.0) -> Harness:
             pool = FakePool()
             balancer = ExpertBalancer(
-                lambda: [ffn.view for ffn in pool.ffns.values()], every_s, copies
+                lambda: [ffn.view for ffn in pool.ffns.values()], every_s, copies, rest_s
             )
             running = asyncio.create_task(balancer.run())
 
@@ -263,7 +263,7 @@ async def test_without_levelling_only_copies_are_repaired(make) -> None:
 
 
 async def test_a_refusal_is_told_and_tried_again(make, caplog) -> None:
-    harness = make(every_s=0.0)
+    harness = make(every_s=0.0, rest_s=0.0)
     await harness.add("ffn-0", ALL)
     stubborn = await harness.add("ffn-1", ALL[2:])
     stubborn.refuses = True
@@ -271,6 +271,16 @@ async def test_a_refusal_is_told_and_tried_again(make, caplog) -> None:
     assert harness.pool.steps == []
     stubborn.refuses = False
     await harness.until(lambda: everywhere_twice(harness.pool))
+
+
+async def test_one_that_refuses_keeps_nobody_else_from_getting_copies(make) -> None:
+    harness = make(every_s=0.0)
+    await harness.add("ffn-0", ALL)
+    stubborn = await harness.add("ffn-1", [])
+    stubborn.refuses = True
+    await harness.add("ffn-2", [])
+    await harness.until(lambda: everywhere_twice(harness.pool))
+    assert not stubborn.units
 
 
 async def test_a_worker_that_cannot_be_reached_keeps_nobody_from_being_served(make, caplog) -> None:

@@ -160,6 +160,21 @@ def test_the_last_copy_gets_more_time_then_the_home_goes_on_without_it(
     assert sent(home, 0) > before
 
 
+def test_a_silent_worker_without_a_free_slot_does_not_keep_what_only_it_hosts(
+    make_ffn, make_home, checkpoint, jobs
+) -> None:
+    """Its first layer has another host, so all its slots are given up there."""
+    home, silent = make_home(min_deadline_ms=10, slots=4, slot_rows=16), make_ffn()
+    other = make_ffn([unit for unit in silent.units if unit.layer == 0])
+    for number, worker in enumerate((silent, other)):
+        home.join(number, worker)
+    silent.hold()
+    forward = home.start(jobs)
+    assert torch.equal(forward.result(TIMEOUT_S), checkpoint.wanted(jobs))
+    assert home.stat(0, "quarantined") == 4 and home.experts.tally.rows_at_home > 0
+    silent.release()
+
+
 def test_a_late_answer_is_waited_for_where_there_is_no_other_host(
     make_ffn, make_home, checkpoint, jobs
 ) -> None:

@@ -72,7 +72,7 @@ void Inbox::collect_from(const std::shared_ptr<Peer>& peer, std::int64_t now) {
         if (status == Status::kOk) {
             waiting_.push_back(std::move(posted));
         } else {
-            answer(posted, status, now, now);
+            answer(posted, status, 0, now);
         }
     }
 }

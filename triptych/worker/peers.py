@@ -1,4 +1,4 @@
-"""The prefill workers that this home has talked to, one entry per boot epoch."""
+"""Workers whose KV pools this one reads, one entry per boot epoch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import grpc
 
@@ -16,7 +17,7 @@ from transport.kv.base import KvLink, KvLinkError, LinkUnusable
 from transport.kv.links import PeerLinks
 from transport.kv.region import Region
 from transport.protos import worker_pb2 as pb
-from transport.protos.worker_pb2_grpc import PrefillWorkerStub
+from transport.protos.worker_pb2_grpc import KvHolderStub, PrefillWorkerStub
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +28,21 @@ _FAREWELL_S = 5.0
 PrefillStream = grpc.aio.StreamStreamCall[pb.PrefillCall, pb.PrefillEvent]
 
 
+class PeerAddress(Protocol):
+    """How messages name a worker."""
+
+    @property
+    def worker_id(self) -> str: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def address(self) -> str:
+        """gRPC target."""
+
+
 @dataclass(slots=True, eq=False)
 class Peer:
-    """A prefill worker of one epoch and the paths into its pool. Its last user closes it."""
+    """A worker of one epoch and the paths into its pool. Its last user closes it."""
 
     worker_id: str
     epoch: int
@@ -46,7 +59,7 @@ class Peer:
         task.add_done_callback(self._ending.discard)
 
     @property
-    def stub(self) -> PrefillWorkerStub:
+    def prefill(self) -> PrefillWorkerStub:
         return PrefillWorkerStub(self.channel)
 
 
@@ -65,7 +78,7 @@ class PeerBook:
         self._failed: dict[str, tuple[float, KvLinkError | grpc.aio.AioRpcError]] = {}
 
     @contextlib.asynccontextmanager
-    async def use(self, target: pb.PrefillTarget) -> AsyncIterator[Peer]:
+    async def use(self, target: PeerAddress) -> AsyncIterator[Peer]:
         """The peer behind `target`, which stays open until the block ends, whoever retires it.
 
         Raises LinkUnusable (other layout, no link works) or grpc.aio.AioRpcError.
@@ -98,7 +111,7 @@ class PeerBook:
         for peer in list(self._peers.values()):
             await self.retire(peer)
 
-    async def _peer(self, target: pb.PrefillTarget) -> Peer:
+    async def _peer(self, target: PeerAddress) -> Peer:
         async with self._opening.setdefault(target.worker_id, asyncio.Lock()):
             known = self._peers.get(target.worker_id)
             if known is not None and known.epoch == target.epoch:
@@ -120,11 +133,11 @@ class PeerBook:
             self._peers[target.worker_id] = peer
             return peer
 
-    async def _open(self, target: pb.PrefillTarget) -> Peer:
+    async def _open(self, target: PeerAddress) -> Peer:
         channel = connect(target.address)
         try:
-            stub = PrefillWorkerStub(channel)
-            description = await stub.Describe(pb.DescribeRequest(), timeout=_DESCRIBE_S)
+            holder = KvHolderStub(channel)
+            description = await holder.Describe(pb.DescribeRequest(), timeout=_DESCRIBE_S)
             if description.layout != self._layout_text:
                 raise LinkUnusable(
                     f"{target.worker_id} has another KV layout: {description.layout}, "

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from decode_worker.peers import Peer
 from transport.kv.base import (
     BlockRead,
     KvLinkError,
@@ -24,6 +23,7 @@ from transport.protos import worker_pb2 as pb
 from triptych.kv.layout import KvLayout
 from triptych.kv.ledger import TransferLedger
 from triptych.obs.metrics import WorkerMetrics
+from triptych.worker.peers import Peer
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from decode_worker.fetch import Fetcher, ladder
-from decode_worker.peers import Peer
 from transport.kv.base import (
     BlockRead,
     DigestMismatch,
@@ -28,6 +26,8 @@ from triptych.kv.layout import KvLayout
 from triptych.kv.ledger import TransferLedger
 from triptych.kv.pool import BlockPool
 from triptych.obs.metrics import WorkerMetrics, new_registry
+from triptych.worker.fetch import Fetcher, ladder
+from triptych.worker.peers import Peer
 
 LAYOUT = KvLayout(num_layers=2, num_kv_heads=1, head_dim=4, block_tokens=4, dtype="float32")
 NUM_BLOCKS = 8
