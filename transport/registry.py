@@ -53,6 +53,7 @@ class WorkerView:
     queued_tokens: int = 0  # prompt tokens not computed yet
     free_blocks: int = 0  # cached blocks count as free
     draining: bool = False  # finishes what it has; place nothing on it
+    step_s: float = 0.0  # age of its engine's step under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +263,7 @@ def _seen(hello: pb.WorkerHello, load: pb.WorkerLoad) -> WorkerView:
         queued_tokens=load.queued_tokens,
         free_blocks=load.free_blocks,
         draining=load.draining,
+        step_s=load.step_s,
     )
 
 

@@ -19,7 +19,7 @@ class GenerateCall(_message.Message):
     def __init__(self, lane: _Optional[int] = ..., open: _Optional[_Union[GenerateRequest, _Mapping]] = ..., cancel: _Optional[bool] = ..., hold: _Optional[bool] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "prompt_ids", "sampling", "n", "prefill", "cache_salt", "spare_prefill", "time_left_s", "speculation")
+    __slots__ = ("request_id", "prompt_ids", "sampling", "n", "prefill", "cache_salt", "spare_prefill", "time_left_s", "speculation", "resumed")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class GenerateRequest(_message.Message):
     SPARE_PREFILL_FIELD_NUMBER: _ClassVar[int]
     TIME_LEFT_S_FIELD_NUMBER: _ClassVar[int]
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling: Sampling
@@ -38,7 +39,18 @@ class GenerateRequest(_message.Message):
     spare_prefill: _containers.RepeatedCompositeFieldContainer[PrefillTarget]
     time_left_s: float
     speculation: Speculation
-    def __init__(self, request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., n: _Optional[int] = ..., prefill: _Optional[_Union[PrefillTarget, _Mapping]] = ..., cache_salt: _Optional[str] = ..., spare_prefill: _Optional[_Iterable[_Union[PrefillTarget, _Mapping]]] = ..., time_left_s: _Optional[float] = ..., speculation: _Optional[_Union[Speculation, _Mapping]] = ...) -> None: ...
+    resumed: _containers.RepeatedCompositeFieldContainer[Resumed]
+    def __init__(self, request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., n: _Optional[int] = ..., prefill: _Optional[_Union[PrefillTarget, _Mapping]] = ..., cache_salt: _Optional[str] = ..., spare_prefill: _Optional[_Iterable[_Union[PrefillTarget, _Mapping]]] = ..., time_left_s: _Optional[float] = ..., speculation: _Optional[_Union[Speculation, _Mapping]] = ..., resumed: _Optional[_Iterable[_Union[Resumed, _Mapping]]] = ...) -> None: ...
+
+class Resumed(_message.Message):
+    __slots__ = ("choice", "token_ids", "done")
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    choice: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    done: bool
+    def __init__(self, choice: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., done: _Optional[bool] = ...) -> None: ...
 
 class Speculation(_message.Message):
     __slots__ = ("off", "drafters", "max_nodes", "problem_id")
@@ -114,16 +126,26 @@ class GenerateReplies(_message.Message):
     def __init__(self, lanes: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., others: _Optional[_Iterable[_Union[GenerateReply, _Mapping]]] = ...) -> None: ...
 
 class GenerateReply(_message.Message):
-    __slots__ = ("lane", "delta", "stats", "error")
+    __slots__ = ("lane", "delta", "stats", "error", "began", "moved")
     LANE_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     STATS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    BEGAN_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
     lane: int
     delta: TokenDelta
     stats: RequestStats
     error: RequestError
-    def __init__(self, lane: _Optional[int] = ..., delta: _Optional[_Union[TokenDelta, _Mapping]] = ..., stats: _Optional[_Union[RequestStats, _Mapping]] = ..., error: _Optional[_Union[RequestError, _Mapping]] = ...) -> None: ...
+    began: RequestBegan
+    moved: bool
+    def __init__(self, lane: _Optional[int] = ..., delta: _Optional[_Union[TokenDelta, _Mapping]] = ..., stats: _Optional[_Union[RequestStats, _Mapping]] = ..., error: _Optional[_Union[RequestError, _Mapping]] = ..., began: _Optional[_Union[RequestBegan, _Mapping]] = ..., moved: _Optional[bool] = ...) -> None: ...
+
+class RequestBegan(_message.Message):
+    __slots__ = ("cached_tokens",)
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    cached_tokens: int
+    def __init__(self, cached_tokens: _Optional[int] = ...) -> None: ...
 
 class RequestError(_message.Message):
     __slots__ = ("code", "details")
@@ -496,20 +518,22 @@ class WorkerHello(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., block_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., metrics_address: _Optional[str] = ..., follows_ffn: _Optional[bool] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("running", "waiting", "queued_tokens", "free_blocks", "draining", "experts")
+    __slots__ = ("running", "waiting", "queued_tokens", "free_blocks", "draining", "experts", "step_s")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    STEP_S_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     queued_tokens: int
     free_blocks: int
     draining: bool
     experts: ExpertLoad
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., draining: _Optional[bool] = ..., experts: _Optional[_Union[ExpertLoad, _Mapping]] = ...) -> None: ...
+    step_s: float
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., draining: _Optional[bool] = ..., experts: _Optional[_Union[ExpertLoad, _Mapping]] = ..., step_s: _Optional[float] = ...) -> None: ...
 
 class ExpertLoad(_message.Message):
     __slots__ = ("rows", "offered", "room", "domain", "per_layer", "rows_s")

@@ -111,9 +111,9 @@ class Scheduler:
 
     @property
     def queued_tokens(self) -> int:
-        """Prompt tokens that nobody has computed yet."""
+        """Tokens that sequences came with and nobody has computed yet."""
         queued = (*self._running, *(seq for seq in list(self._waiting) if _ready(seq)))
-        return sum(max(0, seq.num_prompt - seq.num_computed) for seq in queued)
+        return sum(max(0, seq.num_given - seq.num_computed) for seq in queued)
 
     # ---- helpers -------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class Scheduler:
         sequence.blocks = reservation.blocks
         sequence.num_computed = reservation.num_cached * self._block_tokens
         sequence.num_committed = reservation.num_cached
-        if sequence.num_output == 0:
+        if len(sequence.tokens) == sequence.num_given:
             sequence.num_cached = sequence.num_computed
         return True
 
