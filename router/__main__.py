@@ -85,10 +85,10 @@ async def serve(args: RouterArgs, tokenizer: Tokenizer) -> None:
     async with directory(args.registry_listen, config.experts) as (workers, registry):
         metrics.watch_workers(lambda role: sum(view.role == role for view in workers.workers()))
         relay = Relay(
-            workers.workers,
+            workers,
             POLICIES[config.router.placement],
             model=config.served_name,
-            deadline_s=config.router.request_deadline_s,
+            config=config.router,
             metrics=metrics,
         )
         services = Services(

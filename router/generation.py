@@ -53,7 +53,7 @@ class Generation:
         self.job = job
         self._relay = relay
         self._metrics = metrics
-        self._placements: dict[int, Placement] = {}  # by prompt
+        self._placements: dict[int, list[Placement]] = {}  # by prompt: where it began, went on, …
         self._stats: dict[int, pb.RequestStats] = {}  # by prompt
         self._completion_tokens = 0
         self._clocks = [_Clock(job, metrics) for _ in range(job.num_choices)]
@@ -91,10 +91,9 @@ class Generation:
     @property
     def decision(self) -> str:
         """Who does the work, for X-Triptych-Decision: "decode=decode-0; prefill=prefill-1"."""
-        homes = dict.fromkeys(p.decode.worker_id for p in self._placements.values())
-        prefills = dict.fromkeys(
-            p.prefill.worker_id for p in self._placements.values() if p.prefill is not None
-        )
+        first = [placements[0] for placements in self._placements.values()]
+        homes = dict.fromkeys(p.decode.worker_id for p in first)
+        prefills = dict.fromkeys(p.prefill.worker_id for p in first if p.prefill is not None)
         return f"decode={','.join(homes)}; prefill={','.join(prefills) or 'none'}"
 
     def running_usage(self, completion_tokens: int) -> Usage:
@@ -118,7 +117,7 @@ class Generation:
 
     @property
     def timings(self) -> Timings:
-        homes = [p.decode.worker_id for p in self._placements.values()]
+        homes = [p.decode.worker_id for all_ in self._placements.values() for p in all_]
         return timings(list(self._stats.values()), homes)
 
     def _call(self, prompt: int) -> Call:
@@ -137,11 +136,11 @@ class Generation:
     ) -> AsyncGenerator[Sequence[Piece], None]:
         first = prompt * self.job.n
         async with self._relay.open(self._call(prompt)) as answer:
-            self._placements[prompt] = answer.placement
-            answer.inbox.shortcut = shortcut and partial(shortcut, first)
+            self._placements[prompt] = answer.placements
+            answer.shorten(shortcut and partial(shortcut, first))
             while prompt not in self._stats:
                 pieces = []
-                for told in await answer.inbox.take():
+                for told in await answer.take():
                     if isinstance(told, TokenDelta):
                         pieces.append(self._grow(first + told.choice, told))
                     else:

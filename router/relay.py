@@ -11,22 +11,27 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from contextvars import Context
 from dataclasses import dataclass
 
+from router.continuation import Answer, Patience
 from router.errors import DeadlineError
+from router.home_watch import HomeWatch, Key, is_stuck, key_of
 from router.homes import Homes
 from router.inbox import Inbox
-from router.link import HomeLost
 from router.metrics import RouterMetrics
 from router.place import Placement, PlacementPolicy, PlacementRequest
+from router.progress import Progress
 from transport.protos import worker_pb2 as pb
-from transport.registry import WorkerView
-from triptych.errors import CapacityError, TriptychError
+from transport.registry import Directory, WorkerView
+from triptych.config import RouterConfig
 from triptych.request import SamplingParams, Speculation
 from triptych.wire import generate_request
 
 _LEAST_S = 0.001  # 0 would say that there is no deadline
+_LOOK_S = 0.25  # for homes that hang, when nobody reports
 
 _log = logging.getLogger(__name__)
 
@@ -43,80 +48,82 @@ class Call:
     speculation: Speculation | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A home that has begun to answer a call."""
-
-    placement: Placement
-    inbox: Inbox
-
-
 class Relay:
     """Places calls and opens them at their homes. Lives on one event loop; `close` ends all."""
 
     def __init__(
         self,
-        workers: Callable[[], list[WorkerView]],
+        directory: Directory,
         policy: PlacementPolicy,
         *,
         model: str,
-        deadline_s: float,
+        config: RouterConfig,
         metrics: RouterMetrics,
     ) -> None:
-        self._workers = workers
+        self._directory = directory
         self._policy = policy
         self._model = model
-        self._deadline_s = deadline_s
+        self._config = config
         self._metrics = metrics
         self._homes = Homes()
         self._turns = itertools.count()
+        self._watching = asyncio.create_task(self._watch(), context=Context())
 
     @contextlib.asynccontextmanager
     async def open(self, call: Call) -> AsyncIterator[Answer]:
-        """Asks a home and waits for its first word. A home that was lost, or that had no room,
-        before that is replaced once.
+        """Asks a home and waits for its first word. Whenever a home is lost, another one goes on.
 
-        Leaving the block early cancels the request. This and what is taken from the inbox raise
+        Leaving the block early cancels the request. This and what is taken from the answer raise
         CapacityError, DeadlineError, WorkerError, or what the home raised.
         """
-        ends = time.monotonic() + self._deadline_s
-        lost: str | None = None
-        while True:
-            placement = await self._place(call, lost)
-            with self._ask(call, placement, ends) as inbox:
-                try:
-                    with self._homes.prefill(placement, len(call.prompt_ids)):
-                        await inbox.wait()
-                except (HomeLost, CapacityError) as error:
-                    if lost is not None:
-                        raise _reason(error) from None
-                    lost = placement.decode.worker_id
-                    fields = {"id": call.request_id, "home": lost, "reason": str(error)}
-                    _log.warning("home gave no answer, trying another", extra={"fields": fields})
-                    continue
-                try:
-                    yield Answer(placement, inbox)
-                except HomeLost as error:
-                    raise error.reason from None
-                return
+        ends = time.monotonic() + self._config.request_deadline_s
+        answer = Answer(
+            call.request_id,
+            Progress(len(call.prompt_ids), call.n),
+            _Placer(self, call, ends),
+            Patience(self._config.max_lost_homes, self._config.home_wait_s, ends),
+            self._metrics,
+        )
+        with contextlib.closing(answer):
+            await answer.begin()
+            yield answer
 
     async def close(self) -> None:
+        self._watching.cancel()
+        await asyncio.wait({self._watching})
         await self._homes.close()
 
-    async def _place(self, call: Call, lost: str | None) -> Placement:
-        workers = self._workers()
-        await self._homes.forget_all_but(workers)
+    async def _watch(self) -> None:
+        """Gives up homes that hang, for as long as this lives."""
+        watch = HomeWatch(self._config.step_limit_s)
+        while True:
+            await self.news(_LOOK_S)
+            workers = self._directory.workers()
+            for key, error in watch.lost(self._homes.in_use, workers, time.monotonic()).items():
+                self._homes.give_up(key, error)
+
+    async def news(self, timeout_s: float) -> None:
+        """Waits until the workers are other ones, or in another state; at most so long."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._directory.news(), timeout_s)
+
+    async def place(self, call: Call, avoided: Collection[Key], *, again: bool) -> Placement:
+        """`again`: in place of a home that was lost. Raises CapacityError."""
+        attached = self._directory.workers()
+        await self._homes.forget_all_but(attached)
+        limit = self._config.step_limit_s
+        workers = [view for view in attached if not is_stuck(view, limit)]
         placement = self._policy(
             PlacementRequest(
                 model=self._model,
                 turn=next(self._turns),
                 choices=self._homes.choices,
                 prefilling=self._homes.prefilling,
-                excluded=frozenset() if lost is None else frozenset([lost]),
+                excluded=frozenset(v.worker_id for v in workers if key_of(v) in avoided),
             ),
             workers,
         )
-        reason = placement.reason if lost is None else "home-lost"
+        reason = "home-lost" if again else placement.reason
         self._metrics.placements.labels(reason, "yes" if placement.prefill else "no").inc()
         prefill = placement.prefill.worker_id if placement.prefill else "home"
         fields = {"id": call.request_id, "home": placement.decode.worker_id, "prefill": prefill}
@@ -124,7 +131,10 @@ class Relay:
         return placement
 
     @contextlib.contextmanager
-    def _ask(self, call: Call, placement: Placement, ends: float) -> Iterator[Inbox]:
+    def ask(
+        self, call: Call, placement: Placement, progress: Progress, ends: float
+    ) -> Iterator[Inbox]:
+        """The request is open at the placement's home until the block ends."""
         message = generate_request(
             call.request_id,
             call.prompt_ids,
@@ -135,18 +145,39 @@ class Relay:
             cache_salt=call.cache_salt,
             speculation=call.speculation,
             time_left_s=max(_LEAST_S, ends - time.monotonic()),
+            resumed=progress.resumed(),
         )
         with (
-            self._homes.visit(placement, call.n) as home,
+            self._homes.visit(placement, progress.num_left) as home,
             self._metrics.live_streams.track_inprogress(),
-            home.open(message) as inbox,
+            home.open(message, progress) as inbox,
             _deadline(inbox, ends),
         ):
             yield inbox
 
+    def prefill(self, placement: Placement, num_tokens: int) -> AbstractContextManager[object]:
+        return self._homes.prefill(placement, num_tokens)
 
-def _reason(error: HomeLost | CapacityError) -> TriptychError:
-    return error.reason if isinstance(error, HomeLost) else error
+
+@dataclass(frozen=True, slots=True)
+class _Placer:
+    """The relay, for one call."""
+
+    relay: Relay
+    call: Call
+    ends: float  # time.monotonic()
+
+    async def place(self, avoided: Collection[Key], *, again: bool) -> Placement:
+        return await self.relay.place(self.call, avoided, again=again)
+
+    async def news(self, timeout_s: float) -> None:
+        await self.relay.news(timeout_s)
+
+    def ask(self, placement: Placement, progress: Progress) -> AbstractContextManager[Inbox]:
+        return self.relay.ask(self.call, placement, progress, self.ends)
+
+    def prefill(self, placement: Placement, progress: Progress) -> AbstractContextManager[object]:
+        return self.relay.prefill(placement, progress.num_given)
 
 
 @contextlib.contextmanager

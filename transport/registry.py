@@ -108,6 +108,10 @@ class Directory(RegistryServicer):
             attached = [view.worker_id for view in self.workers()]
             raise TimeoutError(f"not within {timeout_s:g} s; attached: {attached}") from None
 
+    async def news(self) -> None:
+        """Waits for the next report, arrival or departure."""
+        await self._news.wait()
+
     def close(self) -> None:
         """Ends every Attach call, so that a stopping router need not wait for its workers."""
         for member in self._members.values():

@@ -126,6 +126,15 @@ class RouterConfig(_Frozen):
     placement: Literal["least-loaded", "round-robin"] = "least-loaded"
     max_body: ByteSize = Field(ByteSize(8 << 20), description="larger requests get a 413")
     request_deadline_s: float = Field(600.0, gt=0)
+    max_lost_homes: int = Field(
+        4, ge=0, description="in a row, without a new token; then a request's error is told"
+    )
+    home_wait_s: float = Field(
+        60.0, ge=0, description="how long a stream whose home was lost waits for another one"
+    )
+    step_limit_s: float = Field(
+        30.0, gt=0, description="a worker whose engine is longer in one step counts as hanging"
+    )
 
 
 class LogConfig(_Frozen):

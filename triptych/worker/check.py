@@ -41,7 +41,9 @@ def check_resumed(request: pb.GenerateRequest, vocab_size: int, max_model_len: i
             raise RequestError(f"resumed: choice {resumed.choice}: {problem}", param="resumed")
         seen.add(resumed.choice)
     if sum(resumed.done for resumed in request.resumed) == n:
-        raise RequestError("resumed: every choice is done; there is nothing to ask", param="resumed")
+        raise RequestError(
+            "resumed: every choice is done; there is nothing to ask", param="resumed"
+        )
 
 
 def check_speculation(asked: pb.Speculation, drafters: Collection[str]) -> None:

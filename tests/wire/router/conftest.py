@@ -122,10 +122,10 @@ async def _world(
             directory(f"unix:{run_dir}/registry.sock", ExpertsConfig())
         )
         relay = Relay(
-            members.workers,
+            members,
             POLICIES[config.router.placement],
             model="tiny",
-            deadline_s=config.router.request_deadline_s,
+            config=config.router,
             metrics=metrics,
         )
         stack.push_async_callback(relay.close)
