@@ -105,7 +105,8 @@ class Relay:
     async def news(self, timeout_s: float) -> None:
         """Waits until the workers are other ones, or in another state; at most so long."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._directory.news(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._directory.news()
 
     async def place(self, call: Call, avoided: Collection[Key], *, again: bool) -> Placement:
         """`again`: in place of a home that was lost. Raises CapacityError."""
