@@ -67,7 +67,7 @@ class Homes:
         return list(self._open)
 
     def give_up(self, key: Key, error: HomeLost) -> None:
-        """It hangs: every request that is open there hears this error; a new one gets a new call."""
+        """It hangs: its open requests hear this error; a new one gets a new call."""
         link = self._links.get(key)
         if link is not None and not link.broken:
             link.give_up(error)

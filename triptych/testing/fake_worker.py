@@ -28,8 +28,10 @@ from triptych.errors import WorkerError
 from triptych.request import FinishReason, TokenDelta, TokenLogprobs
 from triptych.wire import delta_message, to_status
 
-# A delta, stats or the beginning is sent, an event is waited for, an error is raised, a status ends the call.
-Step = TokenDelta | pb.RequestStats | pb.RequestBegan | asyncio.Event | BaseException | grpc.StatusCode
+# A message is sent, an event is waited for, an error is raised, a status ends the call.
+Step = (
+    TokenDelta | pb.RequestStats | pb.RequestBegan | asyncio.Event | BaseException | grpc.StatusCode
+)
 Script = Callable[[pb.GenerateRequest], Iterable[Step]]
 
 

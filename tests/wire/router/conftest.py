@@ -49,10 +49,10 @@ class World:
     def metric(self, name: str, **labels: str) -> float:
         return self.services.metrics.registry.get_sample_value(name, labels) or 0.0
 
-    async def counted(self, name: str, **labels: str) -> None:
-        """Waits until the metric is no longer zero: counters call nobody."""
+    async def counted(self, name: str, *, at_least: float = 1, **labels: str) -> None:
+        """Waits until the metric has come so far: counters call nobody."""
         async with asyncio.timeout(5):
-            while not self.metric(name, **labels):  # noqa: ASYNC110
+            while self.metric(name, **labels) < at_least:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 
 
