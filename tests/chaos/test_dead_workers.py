@@ -144,7 +144,7 @@ async def whole_answer(
     for line in lines[:-1]:
         for c in json.loads(line.removeprefix("data: "))["choices"]:
             text, ids, finish = found[c["index"]]
-            ids += c["token_ids"]
+            ids += c.get("token_ids") or ()
             found[c["index"]] = (text + c["text"], ids, c["finish_reason"] or finish)
     return found
 
