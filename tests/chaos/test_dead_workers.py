@@ -190,14 +190,24 @@ async def test_a_home_that_is_killed_comes_back(start_cluster: StartCluster) -> 
         await cluster.until_at_rest(timeout_s=5)
 
 
-async def test_a_restarted_router_is_rebuilt_by_its_workers(start_cluster: StartCluster) -> None:
+async def test_a_restarted_router_is_rebuilt_by_its_workers_which_drop_its_orphans(
+    start_cluster: StartCluster,
+) -> None:
     async with start_cluster() as cluster:
         old = cluster.pid("router")
-        os.kill(old, signal.SIGKILL)
+        body = body_of(20, 3, max_tokens=2000, stream=True)
+        with contextlib.suppress(httpx.HTTPError):  # its clients' connections break
+            async with cluster.http.stream("POST", "/v1/completions", json=body) as reply:
+                lines = reply.aiter_lines()
+                await anext(lines)
+                os.kill(old, signal.SIGKILL)
+                async for _ in lines:
+                    pass
         url = await eventually(lambda: url_of_another_router(cluster, old), timeout_s=30)
         async with httpx.AsyncClient(base_url=url, timeout=60) as http:
             both = replace(cluster, url=url, http=http)
             await eventually(lambda: attached(both, 2), timeout_s=30)
+            await both.until_at_rest(timeout_s=5)
             _, timings = await ask(both, body_of(200, 5))
         assert timings["kv_path"] == "shm"
 
