@@ -94,6 +94,7 @@ def build_role(
         tend=peers.sweep,
         close=close,
         leave=service.leave,
+        hand_over=service.hand_over,
     )
 
 

@@ -66,7 +66,7 @@ class Intake:
     def _worth_asking(self, home: HomeRequest) -> bool:
         cached = self.pool.count_cached(home.leader.reusable_hashes())
         return wants_remote(
-            num_tokens=home.leader.num_prompt,
+            num_tokens=home.leader.num_given,
             num_cached=cached * home.leader.block_tokens,
             num_targets=len(home.prefill_targets),
             min_remote_tokens=self.config.min_remote_tokens,
@@ -104,7 +104,7 @@ class Intake:
         request = prefill_request(
             leader.request_id,
             attempt,
-            home.request.prompt_ids,
+            leader.tokens,
             first_block,
             home.request.cache_salt,
             self.loop.states_read(leader),

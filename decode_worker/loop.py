@@ -107,7 +107,7 @@ class DecodeLoop:
             return
         sequence.prompt_done_at = time.monotonic()
         sequence.prefilled_remotely = True
-        sequence.num_computed = sequence.num_prompt
+        sequence.num_computed = sequence.num_given
         self.scheduler.add(sequence)
         self.scheduler.commit_blocks(sequence)
         self._arrived.append((sequence, last_hidden))
@@ -140,7 +140,7 @@ class DecodeLoop:
                 self.scheduler.advance(job)
         drawing = [job for job in jobs if job.reaches_end]
         drawing += [
-            RowJob(sequence, sequence.num_computed, sequence.num_prompt) for sequence, _ in arrived
+            RowJob(sequence, sequence.num_computed, sequence.num_given) for sequence, _ in arrived
         ]
         hidden += [row[None] for _, row in arrived]
         rows = sum(job.num_rows for job in jobs)
@@ -200,7 +200,7 @@ class DecodeLoop:
 
     def _note_start(self, sequence: Sequence, now: float) -> None:
         sequence.first_step_at = now
-        self._metrics.prefix_query_tokens.inc(sequence.num_prompt)
+        self._metrics.prefix_query_tokens.inc(sequence.num_given)
         self._metrics.prefix_hit_tokens.inc(sequence.num_cached)
 
     def _count(self, began: float, jobs: list[RowJob], verdicts: list[Verdict]) -> None:

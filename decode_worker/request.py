@@ -71,6 +71,12 @@ class HomeRequest:
     def time_left_s(self) -> float:
         return self.ends_at - time.monotonic()
 
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompt; tokens that another home drew were never anybody's to pay."""
+        found = self.leader.num_cached if self.remote is None else self.remote.cached_tokens
+        return min(found, self.leader.num_prompt)
+
     async def run_out(self) -> None:
         """Until every choice has ended. Raises WorkerError when one cannot."""
         try:
@@ -84,6 +90,7 @@ class HomeRequest:
         """Passes a token on."""
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
+            self.lane.began(pb.RequestBegan(cached_tokens=self.cached_tokens))
         if output.is_plain:
             self.num_tokens += 1
             self.lane.token(output.drawn.token_id)
@@ -117,7 +124,7 @@ class HomeRequest:
         done = leader.prompt_done_at or began
         stats = pb.RequestStats(
             prompt_tokens=leader.num_prompt,
-            cached_tokens=leader.num_cached,
+            cached_tokens=self.cached_tokens,
             completion_tokens=self.num_tokens,
             queue_ms=(began - self.arrived_at) * 1e3,
             prefill_ms=(done - began) * 1e3,
@@ -130,7 +137,6 @@ class HomeRequest:
             draft_ms=sum(sequence.draft_seconds for sequence in self.sequences) * 1e3,
         )
         if remote is not None:
-            stats.cached_tokens = remote.cached_tokens
             stats.queue_ms = remote.queue_ms
             stats.prefill_ms = remote.compute_ms
             stats.transfer_ms = remote.transfer_ms
@@ -163,12 +169,18 @@ def open_request(
     tokenizer: Tokenizer,
     grammar: CompiledGrammar | None = None,
 ) -> HomeRequest:
-    """A request's sequences, one per choice; `grammar`: the one it asked for, compiled."""
+    """A request's sequences, one per choice that is not done; `grammar`: what it asked for,
+    compiled.
+    """
     params = sampling_params(request.sampling)
     speculation = speculation_of(request)
     prompt = list(request.prompt_ids)
+    resumed = {item.choice: item for item in request.resumed}
     sequences: list[Sequence] = []
     for choice in range(max(1, request.n)):
+        got = resumed.get(choice, pb.Resumed())
+        if got.done:
+            continue
         stop = TextStop(tokenizer, params.stop) if params.stop else None
         sequences.append(
             Sequence(
@@ -181,6 +193,7 @@ def open_request(
                 leader=sequences[0] if sequences else None,
                 stop_watch=stop,
                 constraint=None if grammar is None else grammar.constraint(len(prompt)),
+                resumed=tuple(got.token_ids),
                 speculation=speculation,
             )
         )

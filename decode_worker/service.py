@@ -27,7 +27,7 @@ from triptych.obs.metrics import WorkerMetrics
 from triptych.tokenizer import Tokenizer
 from triptych.wire import grammar_of, to_status
 from triptych.worker.boot import EngineParts
-from triptych.worker.check import check_prompt, check_sampling, check_speculation
+from triptych.worker.check import check_prompt, check_resumed, check_sampling, check_speculation
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,10 @@ class DecodeService(DecodeWorkerServicer):
     def leave(self) -> None:
         """Refuses new requests from now on; the routers' calls end with their last open ones."""
         self._lanes.leave()
+
+    def hand_over(self) -> None:
+        """What is still open goes on elsewhere."""
+        self._lanes.hand_over()
 
     @property
     def num_open(self) -> int:
@@ -113,6 +117,7 @@ class DecodeService(DecodeWorkerServicer):
         parts = self._parts
         vocab_size = parts.model.config.vocab_size
         check_prompt(request.prompt_ids, vocab_size, parts.max_model_len)
+        check_resumed(request, vocab_size, parts.max_model_len)
         check_sampling(request.sampling, vocab_size)
         check_speculation(request.speculation, self._drafters)
         asked = grammar_of(request.sampling)

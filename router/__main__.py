@@ -96,10 +96,10 @@ async def serve(args: RouterArgs, tokenizer: Tokenizer) -> None:
         if config.metrics.vllm_aliases:
             VllmAliases(metrics, config.served_name, workers.workers, admission.num_queued)
         relay = Relay(
-            workers.workers,
+            workers,
             POLICIES[config.router.placement],
             model=config.served_name,
-            deadline_s=config.router.request_deadline_s,
+            config=config.router,
             metrics=metrics,
             prefixes=index.prefixes,
             slo=objectives(config.router.slo),

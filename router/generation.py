@@ -59,7 +59,7 @@ class Generation:
         self.first_word: Callable[[int], None] = lambda prompt_tokens: None
         self._relay = relay
         self._metrics = metrics
-        self._placements: dict[int, Placement] = {}  # by prompt
+        self._placements: dict[int, list[Placement]] = {}  # by prompt: where it began, went on, …
         self._stats: dict[int, pb.RequestStats] = {}  # by prompt
         self._completion_tokens = 0
         self._clocks = [_Clock(job, metrics) for _ in range(job.num_choices)]
@@ -99,12 +99,11 @@ class Generation:
         """Who does the work and why, for X-Triptych-Decision: "decode=decode-0; prefill=prefill-1;
         reason=prefix; cached=512; ttft_ms=120; itl_ms=9". The numbers are predictions.
         """
-        homes = dict.fromkeys(p.decode.worker_id for p in self._placements.values())
-        prefills = dict.fromkeys(
-            p.prefill.worker_id for p in self._placements.values() if p.prefill is not None
-        )
+        first = [placements[0] for placements in self._placements.values()]
+        homes = dict.fromkeys(p.decode.worker_id for p in first)
+        prefills = dict.fromkeys(p.prefill.worker_id for p in first if p.prefill is not None)
         names = f"decode={','.join(homes)}; prefill={','.join(prefills) or 'none'}"
-        return "; ".join([names, *_why(list(self._placements.values()))])
+        return "; ".join([names, *_why(first)])
 
     def running_usage(self, completion_tokens: int) -> Usage:
         """While the request goes on: as of so many tokens."""
@@ -134,7 +133,7 @@ class Generation:
 
     @property
     def timings(self) -> Timings:
-        homes = [p.decode.worker_id for p in self._placements.values()]
+        homes = [p.decode.worker_id for all_ in self._placements.values() for p in all_]
         return timings(list(self._stats.values()), homes)
 
     def _call(self, prompt: int) -> Call:
@@ -155,12 +154,12 @@ class Generation:
     ) -> AsyncGenerator[Sequence[Piece], None]:
         first = prompt * self.job.n
         async with self._relay.open(self._call(prompt)) as answer:
-            self._placements[prompt] = answer.placement
+            self._placements[prompt] = answer.placements
             self.first_word(len(self.job.prompts[prompt].ids))
-            answer.inbox.shortcut = shortcut and partial(shortcut, first)
+            answer.shorten(shortcut and partial(shortcut, first))
             while prompt not in self._stats:
                 pieces = []
-                for told in await answer.inbox.take():
+                for told in await answer.take():
                     if isinstance(told, TokenDelta):
                         pieces.append(self._grow(first + told.choice, told))
                     else:

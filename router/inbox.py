@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from router.progress import Progress
 from transport.protos import worker_pb2 as pb
 from triptych.request import TokenDelta
 
@@ -20,8 +21,11 @@ class Inbox:
     `_HOLD_TOKENS` tokens lie here, and `hold(False)` to go on, when they were taken.
     """
 
-    def __init__(self, request_id: str, hold: Callable[[bool], None]) -> None:
+    def __init__(
+        self, request_id: str, hold: Callable[[bool], None], progress: Progress | None = None
+    ) -> None:
         self.request_id = request_id
+        self.progress = progress or Progress()  # what was put here, taken or not, counts as got
         self.ended = False  # the home has said its last word
         self.stats: pb.RequestStats | None = None  # that word, if all went well
         # A quicker way for bare tokens, tried while the reader waits: it spares a task's turn for
@@ -36,6 +40,7 @@ class Inbox:
         self._reader: asyncio.Future[None] | None = None
 
     def put_token(self, token_id: int) -> None:
+        self.progress.add_token(token_id)
         if self.shortcut is not None and self._reader_waits():
             try:
                 if self.shortcut(token_id):
@@ -50,6 +55,7 @@ class Inbox:
         self._flush_tokens()
         self._told.append(told)
         if isinstance(told, TokenDelta):
+            self.progress.add(told)
             self._count(len(told.token_ids))
         else:
             self.ended, self.stats = True, told

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import itertools
 import logging
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import grpc
 
 from router.errors import DeadlineError
 from router.inbox import Inbox
+from router.progress import Progress
 from transport.protos import worker_pb2 as pb
 from transport.protos import worker_pb2_grpc
 from triptych.errors import TriptychError, WorkerError
@@ -29,12 +31,22 @@ _LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # gone, or goi
 _log = logging.getLogger(__name__)
 
 
+class Loss(enum.StrEnum):
+    """How a home was lost."""
+
+    GONE = "gone"  # the call to it broke
+    MOVED = "moved"  # it leaves, and hands over what it cannot finish
+    SILENT = "silent"  # it stopped reporting
+    STALLED = "stalled"  # it reports, and its engine stands still
+
+
 class HomeLost(Exception):
     """The home went away. Whether it had begun with the request is unknown."""
 
-    def __init__(self, reason: TriptychError) -> None:
+    def __init__(self, reason: TriptychError, kind: Loss = Loss.GONE) -> None:
         super().__init__(str(reason))
         self.reason = reason
+        self.kind = kind
 
 
 class HomeLink:
@@ -52,14 +64,16 @@ class HomeLink:
         self._speaking = asyncio.create_task(self._speak(), context=Context())
 
     @contextlib.contextmanager
-    def open(self, request: pb.GenerateRequest) -> Iterator[Inbox]:
-        """Asks the home; leaving the block before the end cancels the request there."""
+    def open(self, request: pb.GenerateRequest, progress: Progress) -> Iterator[Inbox]:
+        """Asks the home; leaving the block before the end cancels the request there. `progress`
+        grows with what the home tells.
+        """
         lane = next(self._numbers)
 
         def hold(wanted: bool) -> None:
             self._unsaid.put_nowait(pb.GenerateCall(lane=lane, hold=wanted))
 
-        inbox = self._inboxes[lane] = Inbox(request.request_id, hold)
+        inbox = self._inboxes[lane] = Inbox(request.request_id, hold, progress)
         self._unsaid.put_nowait(pb.GenerateCall(lane=lane, open=request))
         try:
             yield inbox
@@ -67,6 +81,13 @@ class HomeLink:
             del self._inboxes[lane]
             if not inbox.ended:
                 self._unsaid.put_nowait(pb.GenerateCall(lane=lane, cancel=True))
+
+    def give_up(self, error: HomeLost) -> None:
+        """The home does not answer any more: its requests hear why, and nothing that it may say
+        later.
+        """
+        self._break(error)
+        self._rpc.cancel()
 
     async def close(self) -> None:
         """Ends the call and with it all requests that are open on it."""
@@ -123,6 +144,11 @@ def _put(inbox: Inbox, reply: pb.GenerateReply) -> None:
             inbox.put(token_delta(inbox.request_id, reply.delta))
         case "stats":
             inbox.put(reply.stats)
+        case "began":
+            inbox.progress.add_cached(reply.began.cached_tokens)
+        case "moved":
+            leaving = WorkerError("the worker is leaving and could not finish the request")
+            inbox.fail(HomeLost(leaving, Loss.MOVED))
         case "error":
             code = _CODES.get(reply.error.code, grpc.StatusCode.UNKNOWN)
             inbox.fail(_as_error(code, reply.error.details))

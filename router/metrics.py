@@ -17,6 +17,8 @@ _TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 _REQUEST_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _ITL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
+_GAP_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)
+
 
 class RouterMetrics:
     """Units are in the names; `route` is a route's template, never a caller's path."""
@@ -75,6 +77,19 @@ class RouterMetrics:
             "load or at-home, home-lost in place of one that was lost; and whether a prefill "
             "worker was named",
             ["reason", "remote_prefill"],
+            registry=registry,
+        )
+        self.continuations = Counter(
+            "triptych_router_continuations_total",
+            "Streams that went on at another home, by how theirs was lost: gone (the call broke), "
+            "moved (it drains), silent (it stopped reporting), stalled (its engine stands still)",
+            ["reason"],
+            registry=registry,
+        )
+        self.continuation_gap = Histogram(
+            "triptych_router_continuation_gap_seconds",
+            "Last word of the lost home to first word of the next one, as the stream saw it",
+            buckets=_GAP_S,
             registry=registry,
         )
         self._workers = Gauge(

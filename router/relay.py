@@ -11,24 +11,29 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from contextvars import Context
 from dataclasses import asdict, dataclass, replace
 
+from router.continuation import Answer, Patience
 from router.errors import DeadlineError
+from router.home_watch import HomeWatch, Key, is_stuck, key_of
 from router.homes import Homes
 from router.inbox import Inbox
 from router.index.prefixes import HashedPrompt, Prediction, Prefixes
-from router.link import HomeLost
 from router.metrics import RouterMetrics
 from router.placement import DEFAULT_SLO, Placement, PlacementPolicy, PlacementRequest, Slo
+from router.progress import Progress
 from transport.protos import worker_pb2 as pb
-from transport.registry import WorkerView
-from triptych.errors import CapacityError, TriptychError
+from transport.registry import Directory, WorkerView
+from triptych.config import RouterConfig
 from triptych.obs.trace import traceparent
 from triptych.request import SamplingParams, Speculation
 from triptych.wire import generate_request
 
 _LEAST_S = 0.001  # 0 would say that there is no deadline
+_LOOK_S = 0.25  # for homes that hang, when nobody reports
 
 _log = logging.getLogger(__name__)
 
@@ -47,100 +52,108 @@ class Call:
     ends: float | None = None  # time.monotonic(); None: `deadline_s` from now on
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A home that has begun to answer a call."""
-
-    placement: Placement
-    inbox: Inbox
-
-
 class Relay:
     """Places calls and opens them at their homes. Lives on one event loop; `close` ends all."""
 
     def __init__(
         self,
-        workers: Callable[[], list[WorkerView]],
+        directory: Directory,
         policy: PlacementPolicy,
         *,
         model: str,
-        deadline_s: float,
+        config: RouterConfig,
         metrics: RouterMetrics,
         prefixes: Prefixes | None = None,
         slo: Slo = DEFAULT_SLO,
     ) -> None:
-        self._workers = workers
+        self._directory = directory
         self._policy = policy
         self._model = model
-        self._deadline_s = deadline_s
+        self._config = config
         self._metrics = metrics
-        self._prefixes = prefixes or Prefixes()
+        self.prefixes = prefixes or Prefixes()
         self._slo = slo
         self._homes = Homes()
         self._turns = itertools.count()
+        self._watching = asyncio.create_task(self._watch(), context=Context())
 
     @contextlib.asynccontextmanager
     async def open(self, call: Call) -> AsyncIterator[Answer]:
-        """Asks a home and waits for its first word. A home that was lost, or that had no room,
-        before that is replaced once.
+        """Asks a home and waits for its first word. Whenever a home is lost, another one goes on.
 
-        Leaving the block early cancels the request. This and what is taken from the inbox raise
+        Leaving the block early cancels the request. This and what is taken from the answer raise
         CapacityError, DeadlineError, WorkerError, or what the home raised.
         """
-        ends = time.monotonic() + self._deadline_s if call.ends is None else call.ends
-        lost: str | None = None
-        prompt = await self._prefixes.hash(call.prompt_ids, call.cache_salt, self._workers())
-        while True:
-            request, placement, prediction = await self._place(call, prompt, lost)
-            with self._ask(call, placement, ends) as inbox:
-                try:
-                    with (
-                        self._homes.under_way.prefill(placement, request),
-                        self._prefixes.expecting(prediction, placement),
-                    ):
-                        await inbox.wait()
-                except (HomeLost, CapacityError) as error:
-                    if lost is not None:
-                        raise _reason(error) from None
-                    lost = placement.decode.worker_id
-                    fields = {"id": call.request_id, "home": lost, "reason": str(error)}
-                    _log.warning("home gave no answer, trying another", extra={"fields": fields})
-                    continue
-                try:
-                    yield Answer(placement, inbox)
-                except HomeLost as error:
-                    raise error.reason from None
-                if inbox.stats is not None:
-                    self._prefixes.compare(prediction, placement, inbox.stats)
-                return
+        ends = call.ends
+        if ends is None:
+            ends = time.monotonic() + self._config.request_deadline_s
+        progress = Progress(len(call.prompt_ids), call.n)
+        placer = _Placer(self, call, progress, ends)
+        answer = Answer(
+            call.request_id,
+            progress,
+            placer,
+            Patience(self._config.max_lost_homes, self._config.home_wait_s, ends),
+            self._metrics,
+        )
+        with contextlib.closing(answer):
+            await answer.begin()
+            yield answer
+            placer.compare(answer.placements)
 
     async def close(self) -> None:
+        self._watching.cancel()
+        await asyncio.wait({self._watching})
         await self._homes.close()
 
-    async def _place(
-        self, call: Call, prompt: HashedPrompt, lost: str | None
-    ) -> tuple[PlacementRequest, Placement, Prediction]:
-        workers = self._workers()
-        await self._homes.forget_all_but(workers)
-        prediction = self._prefixes.predict(prompt)
+    async def _watch(self) -> None:
+        """Gives up homes that hang, for as long as this lives."""
+        watch = HomeWatch(self._config.step_limit_s)
+        while True:
+            await self.news(_LOOK_S)
+            workers = self._directory.workers()
+            for key, error in watch.lost(self._homes.in_use, workers, time.monotonic()).items():
+                self._homes.give_up(key, error)
+
+    async def news(self, timeout_s: float) -> None:
+        """Waits until the workers are other ones, or in another state; at most so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._directory.news()
+
+    async def hash(self, call: Call) -> HashedPrompt:
+        """The prompt's blocks, as the workers that are here name them."""
+        workers = self._directory.workers()
+        return await self.prefixes.hash(call.prompt_ids, call.cache_salt, workers)
+
+    async def place(
+        self, call: Call, prompt: HashedPrompt, num_given: int, avoided: Collection[Key]
+    ) -> Placed:
+        """`num_given`: the prompt's tokens, and those behind it. Raises CapacityError."""
+        attached = self._directory.workers()
+        await self._homes.forget_all_but(attached)
+        limit = self._config.step_limit_s
+        workers = [view for view in attached if not is_stuck(view, limit)]
+        prediction = self.prefixes.predict(prompt)
         under_way = self._homes.under_way
         request = PlacementRequest(
             model=self._model,
             turn=next(self._turns),
             choices=under_way.choices,
             prefilling=under_way.prefilling,
-            excluded=frozenset() if lost is None else frozenset([lost]),
+            excluded=frozenset(v.worker_id for v in workers if key_of(v) in avoided),
             cached=prediction.hits,
-            prompt_tokens=len(call.prompt_ids),
+            prompt_tokens=num_given,
             max_tokens=call.params.max_tokens,
             now=time.monotonic(),
             sent=under_way.sent,
             session=call.session and f"{call.cache_salt}\0{call.session}",
             slo=self._slo,
         )
-        placement = self._policy(request, workers)
-        if lost is not None:
-            placement = replace(placement, reason="home-lost")
+        return Placed(request, self._policy(request, workers), prediction)
+
+    def note(self, call: Call, placement: Placement) -> None:
+        """For metrics and log."""
         reason = placement.reason
         self._metrics.placements.labels(reason, "yes" if placement.prefill else "no").inc()
         prefill = placement.prefill.worker_id if placement.prefill else "home"
@@ -148,10 +161,12 @@ class Relay:
         _log.info("placed", extra={"fields": {**fields, "reason": reason}})
         if placement.prediction is not None:
             _log.debug("placed", extra={"fields": {**fields, **asdict(placement.prediction)}})
-        return request, placement, prediction
 
     @contextlib.contextmanager
-    def _ask(self, call: Call, placement: Placement, ends: float) -> Iterator[Inbox]:
+    def ask(
+        self, call: Call, placement: Placement, progress: Progress, ends: float
+    ) -> Iterator[Inbox]:
+        """The request is open at the placement's home until the block ends."""
         message = generate_request(
             call.request_id,
             call.prompt_ids,
@@ -162,19 +177,78 @@ class Relay:
             cache_salt=call.cache_salt,
             speculation=call.speculation,
             time_left_s=max(_LEAST_S, ends - time.monotonic()),
+            resumed=progress.resumed(),
         )
         message.trace_parent = traceparent()
         with (
-            self._homes.visit(placement, call.n) as home,
+            self._homes.visit(placement, progress.num_left) as home,
             self._metrics.live_streams.track_inprogress(),
-            home.open(message) as inbox,
+            home.open(message, progress) as inbox,
             _deadline(inbox, ends),
         ):
             yield inbox
 
+    @contextlib.contextmanager
+    def prefill(self, placed: Placed) -> Iterator[None]:
+        """The prompt is being computed until the block ends."""
+        with (
+            self._homes.under_way.prefill(placed.placement, placed.request),
+            self.prefixes.expecting(placed.prediction, placed.placement),
+        ):
+            yield
 
-def _reason(error: HomeLost | CapacityError) -> TriptychError:
-    return error.reason if isinstance(error, HomeLost) else error
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A placement, and what it was made of."""
+
+    request: PlacementRequest
+    placement: Placement
+    prediction: Prediction
+
+
+@dataclass(slots=True)
+class _Placer:
+    """The relay, for one call."""
+
+    relay: Relay
+    call: Call
+    progress: Progress
+    ends: float  # time.monotonic()
+    _prompt: HashedPrompt | None = None
+    _placed: Placed | None = None  # last
+    _inbox: Inbox | None = None  # last
+
+    async def place(self, avoided: Collection[Key], *, again: bool) -> Placement:
+        if self._prompt is None:
+            self._prompt = await self.relay.hash(self.call)
+        num_given = self.progress.num_given
+        placed = await self.relay.place(self.call, self._prompt, num_given, avoided)
+        if again:
+            placed = replace(placed, placement=replace(placed.placement, reason="home-lost"))
+        self._placed = placed
+        self.relay.note(self.call, placed.placement)
+        return placed.placement
+
+    async def news(self, timeout_s: float) -> None:
+        await self.relay.news(timeout_s)
+
+    @contextlib.contextmanager
+    def ask(self, placement: Placement, progress: Progress) -> Iterator[Inbox]:
+        with self.relay.ask(self.call, placement, progress, self.ends) as inbox:
+            self._inbox = inbox
+            yield inbox
+
+    def prefill(self, placement: Placement, progress: Progress) -> AbstractContextManager[object]:
+        assert self._placed is not None, "place() comes first"
+        return self.relay.prefill(self._placed)
+
+    def compare(self, placements: Sequence[Placement]) -> None:
+        """What was predicted with what became of it, where the first home told it all."""
+        if self._placed is None or self._inbox is None or self._inbox.stats is None:
+            return
+        if len(placements) == 1:
+            self.relay.prefixes.compare(self._placed.prediction, placements[0], self._inbox.stats)
 
 
 @contextlib.contextmanager

@@ -45,12 +45,19 @@ class Lane:
     def delta(self, message: pb.TokenDelta) -> None:
         self._say(pb.GenerateReply(lane=self.number, delta=message))
 
+    def began(self, message: pb.RequestBegan) -> None:
+        self._say(pb.GenerateReply(lane=self.number, began=message))
+
     def end(self, stats: pb.RequestStats) -> None:
         self._say(pb.GenerateReply(lane=self.number, stats=stats))
 
     def fail(self, code: grpc.StatusCode, details: str) -> None:
         error = pb.RequestError(code=code.value[0], details=details)
         self._say(pb.GenerateReply(lane=self.number, error=error))
+
+    def move(self) -> None:
+        """Another home is to go on behind what was said here."""
+        self._say(pb.GenerateReply(lane=self.number, moved=True))
 
     def hold(self, wanted: bool) -> None:
         """What the router asks for when its client does not read, and when it reads again."""
@@ -95,6 +102,12 @@ class LaneServer:
         self._leaving = True
         for call in self._calls:
             call.leave()
+
+    def hand_over(self) -> None:
+        """Leaves, and ends what is still open: the routers place it elsewhere."""
+        self.leave()
+        for call in self._calls:
+            call.hand_over()
 
     async def serve(
         self, calls: AsyncIterator[pb.GenerateCall]
@@ -154,10 +167,20 @@ class _RouterCall:
         self._lanes: dict[int, Lane] = {}  # the router listens, and there may be more to tell
         self._answers: dict[Lane, asyncio.Task[pb.RequestStats]] = {}
         self._leaving = False
+        self._moving: set[Lane] = set()
 
     def leave(self) -> None:
         self._leaving = True
         self._outbox.news.set()
+
+    def hand_over(self) -> None:
+        for number, lane in list(self._lanes.items()):
+            lane.hold(False)  # the next home would only draw again what is kept here
+            if lane in self._answers:
+                self._moving.add(lane)
+                self._answers[lane].cancel()
+            else:
+                self._lanes.pop(number)
 
     async def replies(
         self, calls: AsyncIterator[pb.GenerateCall]
@@ -206,7 +229,10 @@ class _RouterCall:
     def _ended(self, lane: Lane, answer: asyncio.Task[pb.RequestStats]) -> None:
         del self._answers[lane]
         if answer.cancelled():
-            if lane.number in self._lanes:  # the router did not ask for that
+            if lane in self._moving:
+                self._moving.discard(lane)
+                lane.move()
+            elif lane.number in self._lanes:  # the router did not ask for that
                 lane.fail(grpc.StatusCode.CANCELLED, "the request was cut short")
         elif error := answer.exception():
             lane.fail(*explain_error(error, self._to_status, "Generate"))

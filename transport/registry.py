@@ -59,6 +59,7 @@ class WorkerView:
     queued_pairs: float = 0.0  # of those prompt tokens, with the positions that each attends to
     pace: Pace = Pace()  # as measured there
     reported_at: float = field(default=0.0, compare=False)  # monotonic seconds of this process
+    step_s: float = 0.0  # age of its engine's step under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,10 @@ class Directory(RegistryServicer):
         except TimeoutError:
             attached = [view.worker_id for view in self.workers()]
             raise TimeoutError(f"not within {timeout_s:g} s; attached: {attached}") from None
+
+    async def news(self) -> None:
+        """Waits for the next report, arrival or departure."""
+        await self._news.wait()
 
     def close(self) -> None:
         """Ends every Attach call, so that a stopping router need not wait for its workers."""
@@ -272,6 +277,7 @@ def _seen(hello: pb.WorkerHello, load: pb.WorkerLoad) -> WorkerView:
         queued_pairs=load.queued_pairs,
         pace=Pace.of(load.pace),
         reported_at=time.monotonic(),
+        step_s=load.step_s,
     )
 
 

@@ -143,6 +143,15 @@ class RouterConfig(_Frozen):
     tenants: tuple[TenantConfig, ...] = ()
     slo: SloConfig = SloConfig()
     admission: AdmissionConfig = AdmissionConfig()
+    max_lost_homes: int = Field(
+        4, ge=0, description="in a row, without a new token; then a request's error is told"
+    )
+    home_wait_s: float = Field(
+        60.0, ge=0, description="how long a stream whose home was lost waits for another one"
+    )
+    step_limit_s: float = Field(
+        30.0, gt=0, description="a worker whose engine is longer in one step counts as hanging"
+    )
 
     @model_validator(mode="after")
     def _check_tenants(self) -> RouterConfig:

@@ -62,11 +62,13 @@ def generate_request(
     cache_salt: str = "",
     time_left_s: float = 0.0,
     speculation: Speculation | None = None,
+    resumed: Sequence[pb.Resumed] = (),
 ) -> pb.GenerateRequest:
     """One request for its home.
 
     `prefill` None: the home prefills by itself. `spare_prefill` are asked in turn when it fails.
-    `time_left_s` 0: nothing is said about a deadline.
+    `time_left_s` 0: nothing is said about a deadline. `resumed`: what choices got from another
+    home.
     """
     return pb.GenerateRequest(
         request_id=request_id,
@@ -78,6 +80,7 @@ def generate_request(
         cache_salt=cache_salt,
         time_left_s=time_left_s,
         speculation=None if speculation is None else speculation_message(speculation),
+        resumed=resumed,
     )
 
 

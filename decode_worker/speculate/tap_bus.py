@@ -58,7 +58,7 @@ class TapBus:
     def hand_in(self, sequence: Sequence, states: Tensor) -> None:
         """states [m, layers · H]: those of `read_at_start`, of the last rows of its prompt."""
         layers = self.read_at_start.layers
-        start = sequence.num_prompt - len(states)
+        start = sequence.num_given - len(states)
         for name, taps in self._drafters.readers.copy().items():
             self._drafters.feed(name, sequence, start, pick_layers(states, layers, taps))
 

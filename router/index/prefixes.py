@@ -125,6 +125,8 @@ class Prefixes:
         if self._audit is None or stats.fallbacks or identity not in prediction.prompt.keys:
             return
         told = prediction.told.get(worker.worker_id, 0)
+        if worker is prefill and prediction.told.get(home.worker_id, 0) > told:
+            return  # what the home has more of it may have lent
         hit = prediction.hits.get(worker.worker_id, PrefixHit(0))
         if hit.blocks == told:
             self._audit.compare(worker.worker_id, told * identity.block_tokens, stats.cached_tokens)

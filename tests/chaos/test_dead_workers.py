@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from triptych.testing.cluster import Cluster, eventually
+from triptych.testing.cluster import Cluster, eventually, parse_metrics
 
 pytestmark = pytest.mark.cluster
 
@@ -107,32 +107,107 @@ async def test_another_prefill_worker_takes_over_with_the_reservation_kept(
         assert moved and all(timings["prefill_worker"] not in {"", busy} for timings in moved)
 
 
-async def test_a_home_that_is_killed_ends_its_streams_with_an_error_and_comes_back(
-    start_cluster: StartCluster,
-) -> None:
+def mixed_bodies() -> list[dict[str, Any]]:
+    """Streamed and whole, greedy and seeded, with all that must not be lost."""
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0},
+        {"temperature": 0.9, "top_p": 0.9},
+        {"n": 2, "temperature": 1.0},
+        {"logprobs": 2},
+        {"temperature": 0.7, "presence_penalty": 0.5, "frequency_penalty": 0.5},
+        {"temperature": 0, "stop": ["never to be found"]},
+        {"repetition_penalty": 1.2, "min_tokens": 50},
+        {"n": 2, "temperature": 0.8, "logprobs": 1},
+    ]
+    return [
+        body_of(40 + 30 * i, 400 + i, max_tokens=400, stream=i % 2 == 0, **kind)
+        for i, kind in enumerate(kinds)
+    ]
+
+
+async def whole_answer(
+    cluster: Cluster, body: dict[str, Any], began: asyncio.Event | None = None
+) -> list[tuple[str, list[int], str]]:
+    """Text, tokens and finish reason of each choice, however they came."""
+    found = [("", list[int](), "") for _ in range(body.get("n", 1))]
+    async with cluster.http.stream("POST", "/v1/completions", json=body) as reply:
+        assert reply.status_code == 200
+        if not body["stream"]:
+            answer = json.loads(await reply.aread())
+            assert answer["usage"]["completion_tokens"] == 400 * len(found)
+            return [
+                (c["text"], c["token_ids"], c["finish_reason"])
+                for c in sorted(answer["choices"], key=lambda c: int(c["index"]))
+            ]
+        lines = [line async for line in _noted(reply, began) if line]
+    assert lines[-1] == "data: [DONE]", lines[-1]
+    for line in lines[:-1]:
+        for c in json.loads(line.removeprefix("data: "))["choices"]:
+            text, ids, finish = found[c["index"]]
+            ids += c.get("token_ids") or ()
+            found[c["index"]] = (text + c["text"], ids, c["finish_reason"] or finish)
+    return found
+
+
+async def _noted(reply: httpx.Response, began: asyncio.Event | None) -> AsyncIterator[str]:
+    async for line in reply.aiter_lines():
+        if began is not None:
+            began.set()
+        yield line
+
+
+@pytest.mark.parametrize("victim", ["decode-0", "prefill-0"])
+async def test_a_killed_worker_loses_no_stream(start_cluster: StartCluster, victim: str) -> None:
+    async with start_cluster() as cluster:
+        bodies = mixed_bodies()
+        expected = await asyncio.gather(*(whole_answer(cluster, body) for body in bodies))
+        old = await epoch_of(cluster, victim)
+        began = [asyncio.Event() for _ in bodies]
+        running = [
+            asyncio.create_task(whole_answer(cluster, body, event))
+            for body, event in zip(bodies, began, strict=True)
+        ]
+        for event, body in zip(began, bodies, strict=True):
+            if body["stream"]:
+                await event.wait()
+        os.kill(cluster.pid(victim), signal.SIGKILL)
+        assert await asyncio.gather(*running) == expected
+        if victim == "decode-0":
+            counted = parse_metrics((await cluster.http.get("/metrics")).text)
+            gone = ("triptych_router_continuations_total", frozenset([("reason", "gone")]))
+            assert counted[gone] >= 4
+        await until_attached(cluster, victim, not_epoch=old)
+        await cluster.until_at_rest(timeout_s=5)
+
+
+async def test_a_home_that_is_killed_comes_back(start_cluster: StartCluster) -> None:
     async with start_cluster() as cluster:
         old = await epoch_of(cluster, "decode-0")
-        body = body_of(20, 3, max_tokens=2000, stream=True)
-        async with cluster.http.stream("POST", "/v1/completions", json=body) as reply:
-            lines = reply.aiter_lines()
-            assert (await anext(lines)).startswith("data: {")
-            os.kill(cluster.pid("decode-0"), signal.SIGKILL)
-            rest = [line async for line in lines if line]
-        assert '"error"' in rest[-1] and "[DONE]" not in rest[-1]
+        os.kill(cluster.pid("decode-0"), signal.SIGKILL)
         await until_attached(cluster, "decode-0", not_epoch=old)
         tokens, timings = await ask(cluster, body_of(200, 4))
         assert len(tokens) == 8 and timings["kv_path"] == "shm"
         await cluster.until_at_rest(timeout_s=5)
 
 
-async def test_a_restarted_router_is_rebuilt_by_its_workers(start_cluster: StartCluster) -> None:
+async def test_a_restarted_router_is_rebuilt_by_its_workers_which_drop_its_orphans(
+    start_cluster: StartCluster,
+) -> None:
     async with start_cluster() as cluster:
         old = cluster.pid("router")
-        os.kill(old, signal.SIGKILL)
+        body = body_of(20, 3, max_tokens=2000, stream=True)
+        with contextlib.suppress(httpx.HTTPError):  # its clients' connections break
+            async with cluster.http.stream("POST", "/v1/completions", json=body) as reply:
+                lines = reply.aiter_lines()
+                await anext(lines)
+                os.kill(old, signal.SIGKILL)
+                async for _ in lines:
+                    pass
         url = await eventually(lambda: url_of_another_router(cluster, old), timeout_s=30)
         async with httpx.AsyncClient(base_url=url, timeout=60) as http:
             both = replace(cluster, url=url, http=http)
             await eventually(lambda: attached(both, 2), timeout_s=30)
+            await both.until_at_rest(timeout_s=5)
             _, timings = await ask(both, body_of(200, 5))
         assert timings["kv_path"] == "shm"
 

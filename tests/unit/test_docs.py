@@ -103,10 +103,7 @@ def families() -> list[Metric]:
     registry = CollectorRegistry(auto_describe=True)
     RouterMetrics(registry)
     IndexMetrics(registry).watch(list)
-<<<<<<< HEAD
     AdmissionMetrics(registry)
-=======
->>>>>>> w-index
     WorkerMetrics(registry)
     SpeculationMetrics(registry)
     ExpertCollector(ExpertTally(), registry)

@@ -19,7 +19,7 @@ class GenerateCall(_message.Message):
     def __init__(self, lane: _Optional[int] = ..., open: _Optional[_Union[GenerateRequest, _Mapping]] = ..., cancel: _Optional[bool] = ..., hold: _Optional[bool] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "prompt_ids", "sampling", "n", "prefill", "cache_salt", "spare_prefill", "time_left_s", "speculation", "trace_parent")
+    __slots__ = ("request_id", "prompt_ids", "sampling", "n", "prefill", "cache_salt", "spare_prefill", "time_left_s", "speculation", "trace_parent", "resumed")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class GenerateRequest(_message.Message):
     TIME_LEFT_S_FIELD_NUMBER: _ClassVar[int]
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
     TRACE_PARENT_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling: Sampling
@@ -40,7 +41,18 @@ class GenerateRequest(_message.Message):
     time_left_s: float
     speculation: Speculation
     trace_parent: str
-    def __init__(self, request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., n: _Optional[int] = ..., prefill: _Optional[_Union[PrefillTarget, _Mapping]] = ..., cache_salt: _Optional[str] = ..., spare_prefill: _Optional[_Iterable[_Union[PrefillTarget, _Mapping]]] = ..., time_left_s: _Optional[float] = ..., speculation: _Optional[_Union[Speculation, _Mapping]] = ..., trace_parent: _Optional[str] = ...) -> None: ...
+    resumed: _containers.RepeatedCompositeFieldContainer[Resumed]
+    def __init__(self, request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., n: _Optional[int] = ..., prefill: _Optional[_Union[PrefillTarget, _Mapping]] = ..., cache_salt: _Optional[str] = ..., spare_prefill: _Optional[_Iterable[_Union[PrefillTarget, _Mapping]]] = ..., time_left_s: _Optional[float] = ..., speculation: _Optional[_Union[Speculation, _Mapping]] = ..., trace_parent: _Optional[str] = ..., resumed: _Optional[_Iterable[_Union[Resumed, _Mapping]]] = ...) -> None: ...
+
+class Resumed(_message.Message):
+    __slots__ = ("choice", "token_ids", "done")
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    choice: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    done: bool
+    def __init__(self, choice: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., done: _Optional[bool] = ...) -> None: ...
 
 class Speculation(_message.Message):
     __slots__ = ("off", "drafters", "max_nodes", "problem_id")
@@ -126,16 +138,26 @@ class GenerateReplies(_message.Message):
     def __init__(self, lanes: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., others: _Optional[_Iterable[_Union[GenerateReply, _Mapping]]] = ...) -> None: ...
 
 class GenerateReply(_message.Message):
-    __slots__ = ("lane", "delta", "stats", "error")
+    __slots__ = ("lane", "delta", "stats", "error", "began", "moved")
     LANE_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     STATS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    BEGAN_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
     lane: int
     delta: TokenDelta
     stats: RequestStats
     error: RequestError
-    def __init__(self, lane: _Optional[int] = ..., delta: _Optional[_Union[TokenDelta, _Mapping]] = ..., stats: _Optional[_Union[RequestStats, _Mapping]] = ..., error: _Optional[_Union[RequestError, _Mapping]] = ...) -> None: ...
+    began: RequestBegan
+    moved: bool
+    def __init__(self, lane: _Optional[int] = ..., delta: _Optional[_Union[TokenDelta, _Mapping]] = ..., stats: _Optional[_Union[RequestStats, _Mapping]] = ..., error: _Optional[_Union[RequestError, _Mapping]] = ..., began: _Optional[_Union[RequestBegan, _Mapping]] = ..., moved: _Optional[bool] = ...) -> None: ...
+
+class RequestBegan(_message.Message):
+    __slots__ = ("cached_tokens",)
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    cached_tokens: int
+    def __init__(self, cached_tokens: _Optional[int] = ...) -> None: ...
 
 class RequestError(_message.Message):
     __slots__ = ("code", "details")
@@ -512,7 +534,7 @@ class WorkerHello(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., block_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., metrics_address: _Optional[str] = ..., follows_ffn: _Optional[bool] = ..., kv_identity: _Optional[str] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("running", "waiting", "queued_tokens", "free_blocks", "draining", "experts", "queued_pairs", "pace")
+    __slots__ = ("running", "waiting", "queued_tokens", "free_blocks", "draining", "experts", "queued_pairs", "pace", "step_s")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -521,6 +543,7 @@ class WorkerLoad(_message.Message):
     EXPERTS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_PAIRS_FIELD_NUMBER: _ClassVar[int]
     PACE_FIELD_NUMBER: _ClassVar[int]
+    STEP_S_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     queued_tokens: int
@@ -529,7 +552,8 @@ class WorkerLoad(_message.Message):
     experts: ExpertLoad
     queued_pairs: float
     pace: Pace
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., draining: _Optional[bool] = ..., experts: _Optional[_Union[ExpertLoad, _Mapping]] = ..., queued_pairs: _Optional[float] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ...) -> None: ...
+    step_s: float
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., draining: _Optional[bool] = ..., experts: _Optional[_Union[ExpertLoad, _Mapping]] = ..., queued_pairs: _Optional[float] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ..., step_s: _Optional[float] = ...) -> None: ...
 
 class Pace(_message.Message):
     __slots__ = ("prefill", "decode", "chunk_tokens", "tokens_per_step", "link_bytes_s", "token_bytes", "expert_wait")

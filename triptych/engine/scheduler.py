@@ -113,7 +113,7 @@ class Scheduler:
 
     @property
     def queued_tokens(self) -> int:
-        """Prompt tokens that nobody has computed yet."""
+        """Tokens that sequences came with and nobody has computed yet."""
         return sum(end - start for start, end in self._queued())
 
     @property
@@ -133,7 +133,7 @@ class Scheduler:
         waiting = [seq for seq in list(self._waiting) if _ready(seq)]
         starts = [(seq.num_computed, seq) for seq in list(self._running)]
         starts += [(seq.likely_cached, seq) for seq in waiting]
-        return [(start, seq.num_prompt) for start, seq in starts if start < seq.num_prompt]
+        return [(start, seq.num_given) for start, seq in starts if start < seq.num_given]
 
     def _grow(self, sequence: Sequence, end: int) -> bool:
         """Blocks for the rows before `end`; False if the sequence itself had to give way."""
@@ -191,7 +191,7 @@ class Scheduler:
         sequence.blocks = reservation.blocks
         sequence.num_computed = reservation.num_cached * self._block_tokens
         sequence.num_committed = reservation.num_cached
-        if sequence.num_output == 0:
+        if len(sequence.tokens) == sequence.num_given:
             sequence.num_cached = sequence.num_computed
         return True
 

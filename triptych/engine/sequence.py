@@ -38,7 +38,7 @@ class Sequence:
     """
 
     request_id: str
-    tokens: list[int]  # prompt, then output
+    tokens: list[int]  # prompt, then output; made with the prompt
     root: bytes  # parent hash of the first block
     block_tokens: int
     params: SamplingParams | None = None  # None: a prefill worker's prompt, nothing is drawn
@@ -46,15 +46,17 @@ class Sequence:
     leader: Sequence | None = None  # a sibling with the same prompt that computes it first
     stop_watch: StopWatch | None = None
     constraint: Constraint | None = None  # None: any token may follow any other
+    resumed: tuple[int, ...] = ()  # output that another home drew: it goes on behind these tokens
     speculation: Speculation = ANY_SPECULATION
     # Set: the sequence waits its turn for blocks only; called, once, when it has them. Its KV then
     # comes from elsewhere.
     on_room: Callable[[], object] | None = None
 
     num_prompt: int = field(init=False)
+    num_given: int = field(init=False)  # tokens that it began with: prompt and resumed ones
     num_computed: int = 0
     num_committed: int = 0  # blocks offered to the prefix cache
-    num_cached: int = 0  # prompt tokens found in the prefix cache
+    num_cached: int = 0  # given tokens found in the prefix cache
     likely_cached: int = 0  # those that were there when it was queued
     blocks: list[int] = field(default_factory=list)
     finished: bool = False
@@ -75,6 +77,11 @@ class Sequence:
     def __post_init__(self) -> None:
         assert self.tokens, "an empty prompt has no row to compute"
         self.num_prompt = len(self.tokens)
+        self.tokens.extend(self.resumed)
+        self.num_given = len(self.tokens)
+        if self.stop_watch is not None:  # what began before the cut may end behind it
+            for token_id in self.resumed:
+                self.stop_watch.push(token_id)
 
     @property
     def num_output(self) -> int:

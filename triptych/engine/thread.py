@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class StepThread:
         self._on_failure = on_failure
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._stopping = False
+        self._began_at: float | None = None  # monotonic seconds; None: it sleeps
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -35,6 +37,12 @@ class StepThread:
     def post(self, command: Command) -> None:
         """Runs `command` on the loop's thread before its next step."""
         self._inbox.put(command)
+
+    @property
+    def step_s(self) -> float:
+        """Age of the step under way, commands before it included; 0: none is. From any thread."""
+        began_at = self._began_at
+        return 0.0 if began_at is None else time.monotonic() - began_at
 
     def stop(self) -> None:
         """Ends after the step under way; commands posted before are still run."""
@@ -48,6 +56,7 @@ class StepThread:
         idle = True
         try:
             while not self._stopping:
+                self._began_at = None if idle else time.monotonic()
                 self._take_inbox(wait=idle)
                 idle = not self._step()
         except BaseException as error:
@@ -56,7 +65,10 @@ class StepThread:
 
     def _take_inbox(self, *, wait: bool) -> None:
         try:
-            self._inbox.get(block=wait)()
+            command = self._inbox.get(block=wait)
+            if wait:
+                self._began_at = time.monotonic()
+            command()
             while True:
                 self._inbox.get_nowait()()
         except queue.Empty:

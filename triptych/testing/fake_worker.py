@@ -28,8 +28,10 @@ from triptych.errors import WorkerError
 from triptych.request import FinishReason, TokenDelta, TokenLogprobs
 from triptych.wire import delta_message, to_status
 
-# A delta or stats is sent, an event is waited for, an error is raised, a status ends the call.
-Step = TokenDelta | pb.RequestStats | asyncio.Event | BaseException | grpc.StatusCode
+# A message is sent, an event is waited for, an error is raised, a status ends the call.
+Step = (
+    TokenDelta | pb.RequestStats | pb.RequestBegan | asyncio.Event | BaseException | grpc.StatusCode
+)
 Script = Callable[[pb.GenerateRequest], Iterable[Step]]
 
 
@@ -75,6 +77,7 @@ class FakeWorker(worker_pb2_grpc.DecodeWorkerServicer):
             num_blocks=16,
             kv_identity=kv_identity,
         )
+        self._lanes = LaneServer(self._play, _to_status)
         self._heard: asyncio.Queue[HeardCall] = asyncio.Queue()
         self._server: RunningServer | None = None
         self._membership: asyncio.Task[None] | None = None
@@ -98,10 +101,18 @@ class FakeWorker(worker_pb2_grpc.DecodeWorkerServicer):
 
     async def leave(self) -> None:
         """Detaches and stops serving; idempotent."""
+        await self.fall_silent()
+        await self.go_deaf()
+
+    async def fall_silent(self) -> None:
+        """Detaches; its calls stay open."""
         assert self._membership is not None, "not attached"
         self._membership.cancel()
-        await asyncio.gather(self._membership, return_exceptions=True)
-        await self.go_deaf()
+        await asyncio.wait({self._membership})
+
+    def hand_over(self) -> None:
+        """Ends what is open, for others to go on with."""
+        self._lanes.hand_over()
 
     async def next_call(self) -> HeardCall:
         """The oldest call that was not asked for yet; waits for one."""
@@ -117,8 +128,7 @@ class FakeWorker(worker_pb2_grpc.DecodeWorkerServicer):
         calls: AsyncIterator[pb.GenerateCall],
         context: grpc.aio.ServicerContext[pb.GenerateCall, pb.GenerateReplies],
     ) -> AsyncIterator[pb.GenerateReplies]:
-        lanes = LaneServer(self._play, _to_status)
-        async with contextlib.aclosing(lanes.serve(calls)) as replies:
+        async with contextlib.aclosing(self._lanes.serve(calls)) as replies:
             async for batch in replies:
                 yield batch
 
@@ -138,6 +148,8 @@ class FakeWorker(worker_pb2_grpc.DecodeWorkerServicer):
                         raise step
                     case grpc.StatusCode():
                         raise _ScriptedStatus(step)
+                    case pb.RequestBegan():
+                        lane.began(step)
                     case TokenDelta():
                         _tell(lane, step)
                         await lane.taken()

@@ -24,6 +24,28 @@ def check_prompt(prompt_ids: Sequence[int], vocab_size: int, max_model_len: int)
         )
 
 
+def check_resumed(request: pb.GenerateRequest, vocab_size: int, max_model_len: int) -> None:
+    """Raises RequestError for a request that cannot have got so far, or has nothing left to do."""
+    seen, n = set[int](), max(1, request.n)
+    for resumed in request.resumed:
+        problem = ""
+        if resumed.choice >= n or resumed.choice in seen:
+            problem = f"named twice, or not one of {n}"
+        elif not resumed.done and len(resumed.token_ids) >= request.sampling.max_tokens:
+            problem = f"has all of its {request.sampling.max_tokens} tokens"
+        elif len(request.prompt_ids) + len(resumed.token_ids) >= max_model_len:
+            problem = f"is longer than the context, {max_model_len}"
+        elif max(resumed.token_ids, default=0) >= vocab_size:
+            problem = f"holds a token id that is not in the vocabulary of {vocab_size}"
+        if problem:
+            raise RequestError(f"resumed: choice {resumed.choice}: {problem}", param="resumed")
+        seen.add(resumed.choice)
+    if sum(resumed.done for resumed in request.resumed) == n:
+        raise RequestError(
+            "resumed: every choice is done; there is nothing to ask", param="resumed"
+        )
+
+
 def check_speculation(asked: pb.Speculation, drafters: Collection[str]) -> None:
     """Raises RequestError for drafters that this worker does not have."""
     unknown = [name for name in asked.drafters if name not in drafters]

@@ -18,7 +18,7 @@ from typing import NoReturn
 import grpc
 import uvloop
 
-from transport.channel import start_server
+from transport.channel import RunningServer, start_server
 from transport.kv_feed import PrefixCache, publish_cache
 from transport.protos import worker_pb2 as pb
 from transport.registry import stay_attached
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 _REPORT_S = 0.25
 _TEND_S = 1.0
 _BLOCKING_CALLS = 128  # transfers waited for and digests computed at once
+_FAREWELL_S = 3.0  # for the last words to those whose requests go on elsewhere
 _NOTICE_S = 2 * _REPORT_S  # routers learn that a worker drains before its server says no
 
 
@@ -54,6 +55,8 @@ class RoleParts:
     close: Callable[[], Awaitable[None]]  # after the last call ended
     serving: Callable[[str], None] = lambda address: None  # called once, with its server's address
     leave: Callable[[], None] = lambda: None  # called when no new request may come any more
+    # Called when the drain is over: what is still open goes on elsewhere. None: it is cancelled.
+    hand_over: Callable[[], None] | None = None
     size: pb.WorkerHello = field(default_factory=pb.WorkerHello)  # what an engine has to tell
     on_note: Callable[[pb.RouterNote], None] = lambda note: None  # hears what the router tells
     cache: PrefixCache | None = None  # routers are told what it holds
@@ -169,6 +172,7 @@ async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
     def load() -> pb.WorkerLoad:
         report = role_parts.load()
         report.draining = leave.is_set()
+        report.step_s = role_parts.thread.step_s
         return report
 
     hello = pb.WorkerHello(
@@ -198,7 +202,7 @@ async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
         log.info("draining", extra={"fields": {"limit_s": args.config.drain_s}})
         await asyncio.sleep(_NOTICE_S)
         role_parts.leave()
-    await server.stop(0 if failures else args.config.drain_s)
+    await _stop(server, role_parts, 0 if failures else args.config.drain_s)
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
@@ -208,6 +212,16 @@ async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
     metrics_server.close()
     log.info("stopped")
     return 1 if failures else 0
+
+
+async def _stop(server: RunningServer, role: RoleParts, drain_s: float) -> None:
+    if role.hand_over is None or not drain_s:
+        await server.stop(drain_s)
+        return
+    stopping = asyncio.create_task(server.stop(drain_s + _FAREWELL_S))
+    await asyncio.wait({stopping}, timeout=drain_s)
+    role.hand_over()
+    await stopping
 
 
 def _report_end(fail: Fail, task: asyncio.Task[NoReturn] | asyncio.Task[None]) -> None:

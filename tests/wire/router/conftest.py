@@ -51,10 +51,10 @@ class World:
     def metric(self, name: str, **labels: str) -> float:
         return self.services.metrics.registry.get_sample_value(name, labels) or 0.0
 
-    async def counted(self, name: str, **labels: str) -> None:
-        """Waits until the metric is no longer zero: counters call nobody."""
+    async def counted(self, name: str, *, at_least: float = 1, **labels: str) -> None:
+        """Waits until the metric has come so far: counters call nobody."""
         async with asyncio.timeout(5):
-            while not self.metric(name, **labels):  # noqa: ASYNC110
+            while self.metric(name, **labels) < at_least:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 
 
@@ -125,10 +125,10 @@ async def _world(
             directory(f"unix:{run_dir}/registry.sock", ExpertsConfig(), index)
         )
         relay = Relay(
-            members.workers,
+            members,
             POLICIES[config.router.placement],
             model="tiny",
-            deadline_s=config.router.request_deadline_s,
+            config=config.router,
             metrics=metrics,
             prefixes=index.prefixes,
         )
