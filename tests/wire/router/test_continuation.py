@@ -95,7 +95,7 @@ async def test_an_answer_goes_on_at_another_home(start_world: Any, stream: bool)
     assert list(again.resumed) == [pb.Resumed(choice=0, token_ids=ids[:4])]
     assert (again.prompt_ids, again.sampling) == (first.prompt_ids, first.sampling)
     assert 0 < again.time_left_s < first.time_left_s
-    assert response.headers["x-triptych-decision"] == "decode=decode-0; prefill=none"
+    assert response.headers["x-triptych-decision"].startswith("decode=decode-0; prefill=none")
     assert world.metric("triptych_router_continuations_total", reason="gone") == 1
     assert world.metric("triptych_router_continuation_gap_seconds_count") == 1
 
@@ -201,7 +201,7 @@ async def test_a_home_whose_engine_stands_still_is_given_up_and_gets_nothing_new
     assert world.metric("triptych_router_continuations_total", reason="stalled") == 1
     for _ in range(4):
         response = await world.client.post(CHAT, json=QUESTION)
-        assert response.headers["x-triptych-decision"] == "decode=decode-1; prefill=none"
+        assert response.headers["x-triptych-decision"].startswith("decode=decode-1; prefill=none")
 
 
 async def test_an_answer_that_only_lacks_its_stats_is_whole(start_world: Any) -> None:
