@@ -169,12 +169,12 @@ class ExpertBalancer:
             try:
                 await self._make(move, views, units)
                 made += 1
+                self.num_moves += 1
             except (grpc.aio.AioRpcError, MoveRefused) as error:
                 stuck.update(_spots(move))
                 self._failed = True
                 reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
                 log.warning("an expert was not moved: %s", reason)
-        self.num_moves += made
         if made:
             log.info("experts moved", extra={"fields": {"moves": made}})
             self._pool_changed.set()  # there may be more to do than one round allows
