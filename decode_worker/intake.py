@@ -6,7 +6,6 @@ prefill worker, home. Whatever fails, the request goes on; only a deadline or th
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from triptych.engine.thread import StepThread
 from triptych.kv.pool import BlockPool
 from triptych.worker.fetch import Fetcher
 from triptych.worker.peers import Peer, PeerBook
+from triptych.worker.room import wait_for_room
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Intake:
         if not self._worth_asking(home):
             self.thread.post(partial(self.loop.submit, leader))
             return
-        await self._reserve(home)
+        await wait_for_room(leader, self.thread, partial(self.loop.submit, leader))
         try:
             delivery = await self._ask_in_turn(home)
         except WriterNotQuiet as error:
@@ -71,13 +71,6 @@ class Intake:
             num_targets=len(home.prefill_targets),
             min_remote_tokens=self.config.min_remote_tokens,
         )
-
-    async def _reserve(self, home: HomeRequest) -> None:
-        """All blocks of the prompt, in the same queue as the prompts that are computed here."""
-        event_loop, room = asyncio.get_running_loop(), asyncio.Event()
-        home.leader.on_room = partial(event_loop.call_soon_threadsafe, room.set)
-        self.thread.post(partial(self.loop.submit, home.leader))
-        await room.wait()
 
     async def _ask_in_turn(self, home: HomeRequest) -> Delivery | None:
         """From the first prefill worker that delivers; None: prefill here."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import grpc
 
+from prefill_worker.fetch_or_compute import FetchOrCompute
 from prefill_worker.intake import Intake
 from prefill_worker.loop import PrefillLoop
 from prefill_worker.service import PrefillService
@@ -47,7 +48,8 @@ def build_role(
     fetcher = Fetcher(
         parts.region, parts.layout, parts.model.config.hidden_size, parts.ledger, metrics
     )
-    service.connect(Intake(parts.pool, homes, fetcher, loop, thread))
+    choice = FetchOrCompute(metrics.pace, parts.scheduler.chunk_tokens)
+    service.connect(Intake(parts.pool, homes, fetcher, loop, thread, choice))
 
     def load() -> pb.WorkerLoad:
         return pb.WorkerLoad(

@@ -7,13 +7,13 @@ whatever fails, the prompt is computed from where it stands.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import dataclass
 from functools import partial
 
 import grpc
 
+from prefill_worker.fetch_or_compute import FetchOrCompute
 from prefill_worker.loop import PrefillLoop
 from transport.kv.base import KvLinkError, WriterNotQuiet
 from transport.protos import worker_pb2 as pb
@@ -23,6 +23,7 @@ from triptych.kv.pool import BlockPool
 from triptych.models.taps import StatesWanted
 from triptych.worker.fetch import Fetcher
 from triptych.worker.peers import PeerBook
+from triptych.worker.room import wait_for_room
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +39,14 @@ class Intake:
     fetcher: Fetcher
     loop: PrefillLoop
     thread: StepThread
+    choice: FetchOrCompute
 
     async def admit(self, sequence: Sequence, wanted: StatesWanted, history: pb.KvHistory) -> None:
         """Cancelled: every fetch is fenced; the blocks stay with the sequence until `remove`."""
         if not self._worth_fetching(sequence, history):
             self.thread.post(partial(self.loop.submit, sequence, wanted))
             return
-        await self._reserve(sequence, wanted)
+        await wait_for_room(sequence, self.thread, partial(self.loop.submit, sequence, wanted))
         try:
             num_tokens = await self._fetch(sequence, history)
         except WriterNotQuiet as error:
@@ -61,14 +63,11 @@ class Intake:
         here = self.pool.count_cached(sequence.reusable_hashes())
         missing = len(history.blocks) - here
         size = self.fetcher.layout.block_bytes
-        return self.loop.pace.is_worth_fetching(missing * sequence.block_tokens, missing * size)
-
-    async def _reserve(self, sequence: Sequence, wanted: StatesWanted) -> None:
-        """Blocks for the whole prompt, in the same queue as everybody's."""
-        event_loop, room = asyncio.get_running_loop(), asyncio.Event()
-        sequence.on_room = partial(event_loop.call_soon_threadsafe, room.set)
-        self.thread.post(partial(self.loop.submit, sequence, wanted))
-        await room.wait()
+        return self.choice.is_worth_fetching(
+            here * sequence.block_tokens,
+            len(history.blocks) * sequence.block_tokens,
+            missing * size,
+        )
 
     async def _fetch(self, sequence: Sequence, history: pb.KvHistory) -> int:
         """Tokens whose KV is here then: those that were cached at least. Raises WriterNotQuiet."""
@@ -86,13 +85,12 @@ class Intake:
         try:
             async with self.homes.use(history) as peer:
                 targets = sequence.blocks[first:end]
-                fetched = await self.fetcher.fetch(peer, ready, targets, _FETCH_S, self._note)
+                await self.fetcher.fetch(peer, ready, targets, _FETCH_S, self._note)
         except WriterNotQuiet:
             raise
         except (KvLinkError, grpc.aio.AioRpcError) as error:
             self._note("compute", f"{history.worker_id}: {error}")
             return sequence.num_computed
-        self.loop.pace.fetched(fetched.num_bytes, fetched.ended_at - fetched.began_at)
         return end * sequence.block_tokens
 
     def _note(self, step: str, why: str) -> None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from prefill_worker.pace import Pace
 from prefill_worker.states import LastStates
 from triptych.engine.rows import RowJob
 from triptych.engine.runner import Runner
@@ -61,7 +60,6 @@ class PrefillLoop:
         ends = range(self._group - 1, self._num_layers, self._group)
         self._group_ends = sorted({*ends, self._num_layers - 1})
         self._states = LastStates()
-        self.pace = Pace()
 
     def submit(self, sequence: Sequence, wanted: StatesWanted) -> None:
         """A prompt to compute; `wanted`: states that its home asks for."""
@@ -103,7 +101,6 @@ class PrefillLoop:
             if job.reaches_end:
                 job.sequence.prompt_done_at = time.monotonic()
                 self._emit(self._end(job.sequence, next(finished)))
-        self.pace.computed(sum(job.num_rows for job in jobs), time.monotonic() - began)
         self._metrics.steps.inc()
         self._metrics.step_rows.observe(sum(job.num_rows for job in jobs))
         seconds = time.monotonic() - began

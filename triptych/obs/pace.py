@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transport.pace import Pace
+from transport.pace import Pace, StepCost
 from triptych.obs.step_fit import StepFit
 
 _FOLLOW = 0.05  # weight of a new sample in the running means
@@ -16,6 +16,16 @@ class PaceMeter:
         self._prefill, self._decode = StepFit(), StepFit()
         self._tokens_per_step = 0.0
         self._link_bytes_s = 0.0
+
+    @property
+    def prefill(self) -> StepCost | None:
+        """Of steps with prompt rows; None: not known yet."""
+        return self._prefill.cost()
+
+    @property
+    def link_bytes_s(self) -> float:
+        """Of KV fetched from other workers, as one fetch sees it; 0: not known yet."""
+        return self._link_bytes_s
 
     def observe_step(
         self,
@@ -53,11 +63,11 @@ class PaceMeter:
     def pace(self, *, chunk_tokens: int, token_bytes: int, expert_wait: float = 0.0) -> Pace:
         """`expert_wait`: share of a step that waits for FFN workers."""
         return Pace(
-            prefill=self._prefill.cost(),
+            prefill=self.prefill,
             decode=self._decode.cost(),
             chunk_tokens=chunk_tokens,
             tokens_per_step=self._tokens_per_step,
-            link_bytes_s=self._link_bytes_s,
+            link_bytes_s=self.link_bytes_s,
             token_bytes=token_bytes,
             expert_wait=expert_wait,
         )

@@ -11,13 +11,14 @@ from typing import Any, cast
 
 import pytest
 
+from prefill_worker.fetch_or_compute import FetchOrCompute
 from prefill_worker.intake import Intake
-from prefill_worker.pace import Pace
 from transport.kv.base import KvLinkError, WriterNotQuiet
 from transport.protos import worker_pb2 as pb
 from triptych.engine.sequence import Sequence
 from triptych.kv.pool import BlockPool
 from triptych.models.taps import StatesWanted
+from triptych.obs.pace import PaceMeter
 from triptych.worker.fetch import Fetched
 
 SIZE = 4  # tokens of a block
@@ -28,7 +29,6 @@ class Loop:
     """Gives room at once; remembers what it was told."""
 
     pool: BlockPool
-    pace: Pace = field(default_factory=Pace)
     told: list[tuple[str, int]] = field(default_factory=list)
 
     def submit(self, sequence: Sequence, wanted: StatesWanted) -> None:
@@ -77,7 +77,14 @@ async def admitted(fetcher: Fetcher, lent: list[int]) -> tuple[list[tuple[str, i
     sequence = Sequence("r", list(range(18)), b"root", SIZE)
     thread = SimpleNamespace(post=lambda command: cast(Callable[[], None], command)())
     homes: Any = Homes()
-    intake = Intake(loop.pool, homes, cast(Any, fetcher), cast(Any, loop), cast(Any, thread))
+    intake = Intake(
+        loop.pool,
+        homes,
+        cast(Any, fetcher),
+        cast(Any, loop),
+        cast(Any, thread),
+        FetchOrCompute(PaceMeter(), 512),
+    )
     history = pb.KvHistory(
         worker_id="decode-0", blocks=lent, generations=[1] * len(lent), digests=[0] * len(lent)
     )
