@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class Placer(Protocol):
-    """Finds homes for one call, and opens it there behind what `progress` has."""
+    """Finds homes for one call, and opens it there behind what it has got."""
 
     async def place(self, avoided: Collection[Key], *, again: bool) -> Placement:
         """`again`: in place of a lost one. Raises CapacityError: there is no home now."""
@@ -40,11 +40,11 @@ class Placer(Protocol):
     async def news(self, timeout_s: float) -> None:
         """Waits until `place` may find another answer, at most so long."""
 
-    def ask(self, placement: Placement, progress: Progress) -> AbstractContextManager[Inbox]:
-        """The request is open there until the block ends."""
+    def ask(self) -> AbstractContextManager[Inbox]:
+        """The request is open where it was placed last, until the block ends."""
 
-    def prefill(self, placement: Placement, progress: Progress) -> AbstractContextManager[object]:
-        """For as long as the home has not said its first word."""
+    def prefill(self) -> AbstractContextManager[object]:
+        """For as long as that home has not said its first word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +158,9 @@ class Answer:
 
     async def _ask(self, placement: Placement) -> None:
         self._home = key_of(placement.decode)
-        inbox = self._at_home.enter_context(self._placer.ask(placement, self._progress))
+        inbox = self._at_home.enter_context(self._placer.ask())
         self._inbox, inbox.shortcut = inbox, self._shortcut
-        with self._placer.prefill(placement, self._progress):
+        with self._placer.prefill():
             await inbox.wait()
         self.placements.append(placement)
         self._heard_at = time.monotonic()

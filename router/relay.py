@@ -234,12 +234,14 @@ class _Placer:
         await self.relay.news(timeout_s)
 
     @contextlib.contextmanager
-    def ask(self, placement: Placement, progress: Progress) -> Iterator[Inbox]:
-        with self.relay.ask(self.call, placement, progress, self.ends) as inbox:
+    def ask(self) -> Iterator[Inbox]:
+        assert self._placed is not None, "place() comes first"
+        placement = self._placed.placement
+        with self.relay.ask(self.call, placement, self.progress, self.ends) as inbox:
             self._inbox = inbox
             yield inbox
 
-    def prefill(self, placement: Placement, progress: Progress) -> AbstractContextManager[object]:
+    def prefill(self) -> AbstractContextManager[object]:
         assert self._placed is not None, "place() comes first"
         return self.relay.prefill(self._placed)
 
