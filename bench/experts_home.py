@@ -47,14 +47,15 @@ def home_with_workers(model: str, workers: int, *more: str) -> Iterator[EnginePa
         pool = parts.experts.pool(
             config.experts, worker_id="bench", epoch=1, run_dir=run_dir, host="127.0.0.1"
         )
+        changed = threading.Event()
         addresses = [f"unix:{run_dir}/ffn-{number}.sock" for number in range(workers)]
-        owned.enter_context(_connected(pool, addresses))
+        owned.enter_context(_connected(pool, addresses, changed))
         until = time.monotonic() + _READY_S
         while pool.experts.tally.workers < workers:
-            pool.experts.take_changes()
-            if time.monotonic() > until:
+            if not changed.wait(until - time.monotonic()):
                 raise TimeoutError(f"FFN workers are not there after {_READY_S:g} s")
-            time.sleep(0.01)
+            changed.clear()
+            pool.experts.take_changes()
         yield parts
 
 
@@ -73,12 +74,14 @@ def _process(run_dir: Path, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _connected(pool: FfnPool, addresses: Sequence[str]) -> Iterator[None]:
-    """Runs the pool's connections on an event loop of their own."""
+def _connected(pool: FfnPool, addresses: Sequence[str], changed: threading.Event) -> Iterator[None]:
+    """Runs the pool's connections on an event loop of their own. `changed`: set whenever there is
+    something for whoever steps to take.
+    """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    pool.experts.run_on(lambda: None)  # whoever steps takes the changes
+    pool.experts.run_on(changed.set)
     try:
         note = asyncio.run_coroutine_threadsafe(_name_all(addresses), loop).result(_READY_S)
         loop.call_soon_threadsafe(pool.on_note, note)

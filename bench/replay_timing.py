@@ -47,37 +47,51 @@ def _llama_70b_on_8_a800() -> Machine:
     200 Gb/s NICs, dummy Llama-3-70B in bfloat16. Data sheet: 312 TFLOP/s and 2.0 TB/s a device, of
     which half and 0.7 are reached; 87 GB/s is their measured transfer rate.
     """
-    flops, bytes_s = 8 * 312e12 * 0.5, 8 * 2.0e12 * 0.7
-    parameters, layers, width, kv_heads, head = 70.6e9, 80, 8192, 8, 128
-    token_bytes = 2 * layers * kv_heads * head * 2
-    return Machine(
-        name="Llama-3-70B on 8 × A800",
-        overhead_s=0.005,
-        weights_s=2 * parameters / bytes_s,
-        row_s=2 * parameters / flops,
-        pair_s=4 * layers * width / flops,
-        read_s=token_bytes / bytes_s,
-        kv_tokens=int((8 * 80e9 * 0.9 - 2 * parameters) / token_bytes),
-        token_bytes=token_bytes,
-        link_bytes_s=87e9,
+    return _llama_3(
+        "Llama-3-70B on 8 × A800",
+        _Node(devices=8, flops=312e12, bytes_s=2.0e12, overhead_s=0.005, link_bytes_s=87e9),
+        parameters=70.6e9,
+        layers=80,
+        width=8192,
     )
 
 
 def _llama_8b_on_h100() -> Machine:
     """One H100-80G: 989 TFLOP/s and 3.35 TB/s by data sheet, 0.5 and 0.7 reached; 50 GB/s NIC."""
-    flops, bytes_s = 989e12 * 0.5, 3.35e12 * 0.7
-    parameters, layers, width, kv_heads, head = 8.03e9, 32, 4096, 8, 128
-    token_bytes = 2 * layers * kv_heads * head * 2
+    return _llama_3(
+        "Llama-3-8B on H100",
+        _Node(devices=1, flops=989e12, bytes_s=3.35e12, overhead_s=0.002, link_bytes_s=40e9),
+        parameters=8.03e9,
+        layers=32,
+        width=4096,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """Of devices with 80 GB; rates of one device by its data sheet."""
+
+    devices: int
+    flops: float
+    bytes_s: float
+    overhead_s: float
+    link_bytes_s: float
+
+
+def _llama_3(name: str, node: _Node, *, parameters: float, layers: int, width: int) -> Machine:
+    """bfloat16, with eight KV heads of 128."""
+    flops, bytes_s = node.devices * node.flops * 0.5, node.devices * node.bytes_s * 0.7
+    token_bytes = 2 * layers * 8 * 128 * 2
     return Machine(
-        name="Llama-3-8B on H100",
-        overhead_s=0.002,
+        name=name,
+        overhead_s=node.overhead_s,
         weights_s=2 * parameters / bytes_s,
         row_s=2 * parameters / flops,
         pair_s=4 * layers * width / flops,
         read_s=token_bytes / bytes_s,
-        kv_tokens=int((80e9 * 0.9 - 2 * parameters) / token_bytes),
+        kv_tokens=int((node.devices * 80e9 * 0.9 - 2 * parameters) / token_bytes),
         token_bytes=token_bytes,
-        link_bytes_s=40e9,
+        link_bytes_s=node.link_bytes_s,
     )
 
 
