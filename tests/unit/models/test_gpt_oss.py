@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.unit.models.long_prompt import PROMPT, YARN
 from triptych.errors import ModelError
 from triptych.models.config import ModelConfig
 from triptych.models.families import parse_config
@@ -22,20 +23,11 @@ from triptych.models.rope import YarnScaling
 from triptych.models.safetensors_source import SafetensorsSource
 from triptych.models.storage import WeightDtype
 from triptych.models.units import open_units
-from triptych.testing.checkpoints import VOCAB_SIZE, WINDOW, edit_config, tiny_checkpoint
+from triptych.testing.checkpoints import edit_config, tiny_checkpoint
 from triptych.testing.dense_kv import DenseSequence, greedy_tokens
 from triptych_kernels import clamped_swiglu_mul
 from triptych_kernels.packer import ReferencePacker
 
-PROMPT = torch.randint(
-    3, VOCAB_SIZE, (4 * WINDOW + 5,), generator=torch.Generator().manual_seed(1)
-).tolist()
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 128,
-}
 VARIANTS: list[dict[str, Any]] = [
     {"rope_parameters": YARN},
     {"rope_parameters": YARN | {"truncate": False}},

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.unit.models.long_prompt import PROMPT, YARN
 from triptych.models.build import build_model
 from triptych.models.checkpoint import open_checkpoint
 from triptych.models.layers import DenseFfn, LocalExperts
@@ -22,7 +23,6 @@ from triptych.models.units import num_units, open_units
 from triptych.models.weights import WeightReader
 from triptych.testing.checkpoints import (
     MIXTURES,
-    VOCAB_SIZE,
     WINDOW,
     edit_config,
     tiny_checkpoint,
@@ -33,15 +33,6 @@ from triptych_kernels import combine
 from triptych_kernels.packer import ReferenceLinear, ReferencePacker
 
 DTYPES: tuple[WeightDtype, ...] = ("float32", "bfloat16", "int8", "int4")
-PROMPT = torch.randint(
-    3, VOCAB_SIZE, (4 * WINDOW + 5,), generator=torch.Generator().manual_seed(1)
-).tolist()
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 128,
-}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((family, {}) for family in MIXTURES),
     ("mixtral", {"sliding_window": None, "num_experts_per_tok": 8, "max_shard_size": "40KB"}),

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from prometheus_client import CollectorRegistry
 
 from router.metrics import RouterMetrics
 from router.vllm_aliases import VllmAliases
-from transport.registry import WorkerView
+from tests.unit.router.views import HOME as IDLE
 
-HOME = WorkerView(
-    worker_id="decode-0",
-    epoch=1,
-    role="decode",
-    address="",
-    model="m",
-    max_model_len=4096,
-    block_tokens=16,
-    num_blocks=100,
-    metrics_address="",
-    running=3,
-    waiting=2,
-    free_blocks=25,
-)
+HOME = replace(IDLE, running=3, waiting=2, free_blocks=25)
 
 
 @pytest.fixture

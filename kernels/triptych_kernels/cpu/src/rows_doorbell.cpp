@@ -72,9 +72,9 @@ void Doorbell::ring() {
     syscall(SYS_futex, &page_->word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
-void Doorbell::wait(std::uint32_t seen, std::int64_t now_us, std::int64_t until_us, int spin_us) {
-    if (spin_us > 0 && spin(seen, std::min(now_us + spin_limit(spin_us), until_us))) return;
-    const std::int64_t left = until_us - now_us;
+void Doorbell::wait(std::uint32_t seen, std::int64_t now, std::int64_t until_us, int spin_us) {
+    if (spin_us > 0 && spin(seen, std::min(now + spin_limit(spin_us), until_us))) return;
+    const std::int64_t left = until_us - now;
     if (left > 0) sleep(seen, std::min(left, kLookAroundUs));
 }
 

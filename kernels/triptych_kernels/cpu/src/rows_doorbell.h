@@ -27,7 +27,7 @@ class Doorbell {
     // Until the value is another than `seen`, `until_us` at the latest, and never long: a peer
     // could have spoilt the page, so whoever waits looks around from time to time. One thread at a
     // time. `spin_us`: least time of spinning, 0: never.
-    void wait(std::uint32_t seen, std::int64_t now_us, std::int64_t until_us, int spin_us);
+    void wait(std::uint32_t seen, std::int64_t now, std::int64_t until_us, int spin_us);
 
   private:
     struct Page {

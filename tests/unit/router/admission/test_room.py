@@ -9,22 +9,10 @@ import pytest
 from router.admission.predictor import MeasuredTtft
 from router.admission.room import Load, RecentLoad, WorkerLimits, room_of
 from router.admission.tempo import TempoLimit
-from transport.registry import WorkerView
+from tests.unit.router.views import HOME
 from triptych.config import ClusterConfig
 
 LIMITS = WorkerLimits(prefill_tokens=2000, sequences=64)
-HOME = WorkerView(
-    worker_id="decode-0",
-    epoch=1,
-    role="decode",
-    address="",
-    model="m",
-    max_model_len=4096,
-    block_tokens=16,
-    num_blocks=100,
-    metrics_address="",
-    free_blocks=100,
-)
 PREFILL = replace(HOME, worker_id="prefill-0", role="prefill")
 
 
