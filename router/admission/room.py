@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from router.placement.candidates import usable
 from transport.registry import WorkerView
 from triptych.config import ClusterConfig
 
@@ -72,11 +73,10 @@ def room_of(
     What workers report beyond `ours`, the most that this router had under way since, is other
     routers' and counts against the room.
     """
-    usable = [view for view in workers if view.model == model and not view.draining]
-    homes = [view for view in usable if view.role == "decode"]
+    homes = usable("decode", model, workers)
     if not homes:
         return None
-    prefilling = [view for view in usable if view.role == "prefill"] or homes
+    prefilling = usable("prefill", model, workers) or homes
     sequences = sum(view.running + view.waiting for view in homes)
     tokens = sum(view.queued_tokens for view in prefilling)
     return Room(

@@ -15,7 +15,7 @@ Rank = Callable[[Sequence[WorkerView]], Sequence[WorkerView]]  # best first
 
 def homes(model: str, workers: Sequence[WorkerView]) -> list[WorkerView]:
     """The decode workers that take new requests for `model`."""
-    return _usable("decode", model, workers)
+    return usable("decode", model, workers)
 
 
 def home_candidates(
@@ -36,7 +36,7 @@ def prefill_candidates(
     request: PlacementRequest, workers: Sequence[WorkerView]
 ) -> Sequence[WorkerView]:
     """In turn; maybe none."""
-    return _in_turn(_usable("prefill", request.model, workers), request.turn)
+    return _in_turn(usable("prefill", request.model, workers), request.turn)
 
 
 def placed(
@@ -71,7 +71,7 @@ def queued_at(request: PlacementRequest, view: WorkerView) -> int:
     return max(view.queued_tokens, request.prefilling.get(view.worker_id, 0))
 
 
-def _usable(role: str, model: str, workers: Sequence[WorkerView]) -> list[WorkerView]:
+def usable(role: str, model: str, workers: Sequence[WorkerView]) -> list[WorkerView]:
     return [
         view for view in workers if view.role == role and view.model == model and not view.draining
     ]
