@@ -29,7 +29,7 @@ from triptych.worker.boot import EngineParts, build_engine
 def main() -> None:
     config = load_config(Path(sys.argv[1]))
     (pool,) = (pool for pool in config.pools if pool.role == "decode")
-    parts = build_engine(WorkerArgs(config, pool, "bare", 1, Path(), "", "", ""))
+    parts = build_engine(WorkerArgs(config, pool, "bare", 1, Path(), "", (), ""))
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         print(json.dumps(run_batch(parts, config.speculation, **json.loads(line))), flush=True)

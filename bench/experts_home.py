@@ -41,7 +41,7 @@ def home_with_workers(model: str, workers: int, *more: str) -> Iterator[EnginePa
         for number in range(workers):
             owned.enter_context(_process(run_dir, f"ffn-{number}"))
         parts = build_engine(
-            WorkerArgs(config, config.pool("decode"), "bench", 1, run_dir, "", "", "127.0.0.1")
+            WorkerArgs(config, config.pool("decode"), "bench", 1, run_dir, "", (), "127.0.0.1")
         )
         assert parts.experts is not None
         pool = parts.experts.pool(

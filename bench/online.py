@@ -40,7 +40,7 @@ NODES = 4
 def main() -> None:
     options = _options()
     config = load_config(None, ["dtype=bfloat16", "engine.prefix_cache=false"])
-    parts = build_engine(WorkerArgs(config, config.pool("decode"), "bench", 1, Path(), "", "", ""))
+    parts = build_engine(WorkerArgs(config, config.pool("decode"), "bench", 1, Path(), "", (), ""))
     tokenizer = Tokenizer.load(parts.model_path)
     eos = parts.eos_token_ids(tokenizer)
     texts = read_prompts(options.prompts, options.limit)[options.category]

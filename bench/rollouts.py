@@ -165,7 +165,7 @@ def spread(texts: Sequence[str], count: int) -> list[str]:
 
 def _engine(options: argparse.Namespace) -> EngineParts:
     config = load_config(None, [f"dtype={options.dtype}", "kv.memory=8GiB", *options.set])
-    return build_engine(WorkerArgs(config, config.pool("decode"), "bench", 1, Path(), "", "", ""))
+    return build_engine(WorkerArgs(config, config.pool("decode"), "bench", 1, Path(), "", (), ""))
 
 
 def _options() -> argparse.Namespace:

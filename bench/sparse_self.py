@@ -175,7 +175,7 @@ def _summary(
 def main() -> None:
     options = _options()
     config = load_config(None, [f"dtype={options.dtype}", "kv.memory=512MiB"])
-    parts = build_engine(WorkerArgs(config, config.pool("decode"), "bench", 1, Path(), "", "", ""))
+    parts = build_engine(WorkerArgs(config, config.pool("decode"), "bench", 1, Path(), "", (), ""))
     tokenizer = Tokenizer.load(parts.model_path)
     rows: list[dict[str, Any]] = []
     for context in options.context:

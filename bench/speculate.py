@@ -198,7 +198,7 @@ def main() -> None:
     settings = [f"dtype={options.dtype}", "engine.prefix_cache=false", "kv.memory=10GiB"]
     config = load_config(None, settings)
     pool = config.pool("decode")
-    parts = build_engine(WorkerArgs(config, pool, "bench", 1, Path(), "", "", ""))
+    parts = build_engine(WorkerArgs(config, pool, "bench", 1, Path(), "", (), ""))
     tokenizer = Tokenizer.load(parts.model_path)
     eos = parts.eos_token_ids(tokenizer)
     prompts = {

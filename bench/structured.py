@@ -61,7 +61,7 @@ class Engine:
     def __init__(self, model: str) -> None:
         config = load_config(None, [f"model={model}", "pools=[{name: decode, role: decode}]"])
         self._speculation = config.speculation
-        args = WorkerArgs(config, config.pools[0], "bench", 1, Path(), "", "", "")
+        args = WorkerArgs(config, config.pools[0], "bench", 1, Path(), "", (), "")
         self.parts: EngineParts = build_engine(args)
         self.tokenizer = Tokenizer.load(self.parts.model_path)
         self.eos = self.parts.eos_token_ids(self.tokenizer)

@@ -2,9 +2,10 @@
 
     python -m router --config cluster.yaml --run-dir DIR
 
-Workers attach to `<run-dir>/registry.sock`. `<run-dir>/router.json` appears when HTTP is served and
-holds {"url", "registry", "pid"}. SIGTERM or SIGINT: no new connections, open requests get
-`drain_s`, exit 0.
+Workers attach to `<run-dir>/router.sock`. `<run-dir>/router.json` appears when HTTP is served and
+holds {"url", "registry", "pid"}. Several routers of one cluster (`router.replicas`) are told apart
+by `--id`, which these files are named after; they share nothing but the workers. SIGTERM or SIGINT:
+no new connections, open requests get `drain_s`, exit 0.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from transport.registry import Change, Directory
 from triptych.config import ClusterConfig, ExpertsConfig, load_config
 from triptych.errors import ConfigError, TriptychError
 from triptych.hub import resolve_model
+from triptych.launch.rundir import RunDir
 from triptych.obs.log import setup_logging
 from triptych.obs.metrics import new_registry
 from triptych.obs.trace import setup_tracing
@@ -54,15 +56,17 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class RouterArgs:
     config: ClusterConfig
-    run_dir: Path
+    name: str  # one of config.router.names
+    port: int  # of HTTP; 0: any free one
+    place: RunDir
     registry_listen: str  # gRPC address
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     try:
         args = parse_args(argv)
-        setup_logging(args.config.log.level, args.config.log.format, "router")
-        flush_traces = setup_tracing(args.config.tracing, "router")
+        setup_logging(args.config.log.level, args.config.log.format, args.name)
+        flush_traces = setup_tracing(args.config.tracing, args.name)
         tokenizer = Tokenizer.load(resolve_model(args.config.model))
         uvloop.run(serve(args, tokenizer))
         flush_traces()
@@ -77,11 +81,20 @@ def parse_args(argv: Sequence[str] | None = None) -> RouterArgs:
     parser.add_argument(
         "--registry-listen", help="gRPC address for workers (default: a socket in the run dir)"
     )
+    parser.add_argument("--id", default="router", help="which of the cluster's routers this is")
+    parser.add_argument("--port", type=int, help="of HTTP (default: by the config)")
     options = parser.parse_args(argv)
+    config = load_config(options.config)
+    names = config.router.names
+    if options.id not in names:
+        raise ConfigError(f"--id {options.id}: router.replicas allows {', '.join(names)}")
+    place = RunDir(options.run_dir)
     return RouterArgs(
-        config=load_config(options.config),
-        run_dir=options.run_dir,
-        registry_listen=options.registry_listen or f"unix:{options.run_dir}/registry.sock",
+        config=config,
+        name=options.id,
+        port=config.router.port_of(options.id) if options.port is None else options.port,
+        place=place,
+        registry_listen=options.registry_listen or place.socket(options.id),
     )
 
 
@@ -90,7 +103,11 @@ async def serve(args: RouterArgs, tokenizer: Tokenizer) -> None:
     config = args.config
     metrics = RouterMetrics(new_registry())
     index = make_index(config.router.index, metrics.registry)
-    async with directory(args.registry_listen, config.experts, index) as (workers, registry):
+    balances = args.name == config.router.names[0]  # two would order each other's moves back
+    async with directory(args.registry_listen, config.experts, index, balances=balances) as (
+        workers,
+        registry,
+    ):
         metrics.watch_workers(lambda role: sum(view.role == role for view in workers.workers()))
         admission = Admission(config, workers.workers, metrics)
         if config.metrics.vllm_aliases:
@@ -122,9 +139,9 @@ async def serve(args: RouterArgs, tokenizer: Tokenizer) -> None:
 
 @contextlib.asynccontextmanager
 async def directory(
-    address: str, experts: ExpertsConfig, index: IndexParts
+    address: str, experts: ExpertsConfig, index: IndexParts, *, balances: bool = True
 ) -> AsyncIterator[tuple[Directory, str]]:
-    """A registry that workers can attach to, and its real address. It balances the FFN workers
+    """A registry that workers can attach to, and its real address. It `balances` the FFN workers
     among them, and hears what the others publish of their caches.
     """
     balancer = ExpertBalancer(lambda: workers.workers(), experts.rebalance_s, experts.copies)
@@ -148,7 +165,7 @@ async def directory(
         running = await start_server(address, [register], names, to_status)
     except (OSError, ValueError) as error:
         raise ConfigError(f"registry: {error}") from error
-    balancing = asyncio.create_task(balancer.run())
+    balancing = asyncio.create_task(balancer.run() if balances else _nothing())
     try:
         yield workers, running.address
     finally:
@@ -160,6 +177,10 @@ async def directory(
         await running.stop(grace_s=1.0)
 
 
+async def _nothing() -> None:
+    """Another router's business."""
+
+
 async def _serve_http(server: HttpServer, args: RouterArgs, registry: str) -> None:
     def leave() -> None:
         _log.info("draining", extra={"fields": {"limit_s": args.config.drain_s}})
@@ -168,13 +189,13 @@ async def _serve_http(server: HttpServer, args: RouterArgs, registry: str) -> No
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave)
-    listener = listen(args.config.router.host, args.config.router.port)
+    listener = listen(args.config.router.host, args.port)
     url = url_of(listener)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     heard = asyncio.create_task(server.listening.wait())
     await asyncio.wait({serving, heard}, return_when=asyncio.FIRST_COMPLETED)
     heard.cancel()
-    with announced(args.run_dir / "router.json", url=url, registry=registry):
+    with announced(args.place.router_file(args.name), url=url, registry=registry):
         gc.freeze()  # what was loaded stays; looking through it again would stop every stream
         _log.info("listening", extra={"fields": {"url": url, "registry": registry}})
         await serving

@@ -125,7 +125,12 @@ class RouterConfig(_Frozen):
     """The HTTP face."""
 
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535, description="0: any free port")
+    port: int = Field(
+        8000, ge=0, le=65535, description="0: any free port; further routers take the next ones"
+    )
+    replicas: int = Field(
+        1, ge=1, le=64, description="routers of this machine's cluster; each serves all of the API"
+    )
     api_keys: tuple[str, ...] = ()
     placement: PlacementName = Field("predicted", description="how homes are chosen")
     index: Annotated[Literal["events", "approximate", "off"], yaml_off] = Field(
@@ -157,6 +162,14 @@ class RouterConfig(_Frozen):
     def _check_tenants(self) -> RouterConfig:
         check_tenants(self.tenants, self.api_keys)
         return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the routers; workers attach to all of them. The first one moves experts."""
+        return ("router", *(f"router-{number}" for number in range(1, self.replicas)))
+
+    def port_of(self, name: str) -> int:
+        return self.port and self.port + self.names.index(name)
 
     @property
     def any_key(self) -> str | None:
@@ -221,6 +234,8 @@ class ClusterConfig(_Frozen):
         names = [pool.name for pool in self.pools]
         if len(set(names)) != len(names):
             raise ValueError(f"pools: two pools share a name: {sorted(names)}")
+        if "router" in names:
+            raise ValueError("pools: 'router' is the name of the routers; give the pool another")
         if not self.has_workers("decode"):
             raise ValueError("pools: a cluster needs at least one decode worker")
         required = self.transport.require

@@ -234,7 +234,7 @@ async def test_a_router_that_is_killed_and_comes_back_changes_nothing_between_th
     os.kill(old, signal.SIGKILL)
 
     async def url() -> str | None:
-        state = json.loads(cluster.launcher.run_dir.router_file.read_text())
+        state = json.loads(cluster.launcher.run_dir.router_file().read_text())
         return None if state["pid"] == old else str(state["url"])
 
     address = await eventually(url, timeout_s=60)

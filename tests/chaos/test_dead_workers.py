@@ -214,7 +214,7 @@ async def test_a_restarted_router_is_rebuilt_by_its_workers_which_drop_its_orpha
 
 async def url_of_another_router(cluster: Cluster, old: int) -> str | None:
     """None: the router with process id `old` was the last one that listened."""
-    state = json.loads(cluster.launcher.run_dir.router_file.read_text())
+    state = json.loads(cluster.launcher.run_dir.router_file().read_text())
     return None if state["pid"] == old else str(state["url"])
 
 

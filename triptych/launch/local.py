@@ -96,7 +96,7 @@ class LocalLauncher:
             raise
 
     async def wait_ready(self, timeout_s: float = 600.0) -> str:
-        """The router's URL, once every process was ready.
+        """The (first) router's URL, once every process was ready.
 
         Raises LaunchError with the end of its log when a process ends before, or when time is up.
         """
@@ -158,7 +158,7 @@ class LocalLauncher:
         await self._resources.enter_async_context(guarded(mark, grace_s, log_file))
         if self._probe is None:
             client = await self._resources.enter_async_context(httpx.AsyncClient(trust_env=False))
-            self._probe = RouterProbe(self.run_dir, client)
+            self._probe = RouterProbe(self.run_dir, client, self._config.router.names)
         for spec in self.specs:
             await self._start_child(spec, mark)
         self._unsettled.set()
@@ -213,12 +213,14 @@ class LocalLauncher:
                 self._outcome.set_exception(error)
 
     def _conclude(self, view: ClusterView) -> None:
-        assert self._outcome is not None and view.url is not None, "it is ready"
-        if not self._outcome.done():
-            # A router that crashes must come back under the same URL.
-            pinned = with_port(self._config, urlsplit(view.url).port)
-            self.run_dir.write_config(dump_config(pinned))
-            self._outcome.set_result(view.url)
+        assert self._outcome is not None, "it was started"
+        if self._outcome.done():
+            return
+        for child in self._children:
+            port = urlsplit(view.urls.get(child.spec.name, "")).port
+            if port is not None:  # a router that crashes must come back under the same URL
+                child.spec = with_port(child.spec, port)
+        self._outcome.set_result(view.urls[self._config.router.names[0]])
 
     async def _wind_down(self) -> None:
         if self._attendant is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ class ProcessSpec:
 
 
 def plan(config: ClusterConfig, run_dir: Path, *, cores: int | None = None) -> list[ProcessSpec]:
-    """The router, then the workers in the order of the config.
+    """The routers, then the workers in the order of the config.
 
     `cores` is what a worker with `threads: 0` uses; default: those of this machine. Raises
     ConfigError when `run_dir` is too long to hold sockets.
@@ -39,7 +39,7 @@ def plan(config: ClusterConfig, run_dir: Path, *, cores: int | None = None) -> l
     threads = {pool.name: pool.threads or cores for pool in config.pools}
     wanted = sum(threads[pool.name] * pool.replicas for pool in config.pools)
     place = RunDir(run_dir)
-    specs = [_router(place)]
+    specs = [_router(name, place) for name in config.router.names]
     for pool in config.pools:
         env = _thread_env(threads[pool.name], crowded=wanted > cores)
         specs += _workers(pool, place, env)
@@ -68,15 +68,15 @@ def scale_pool(config: ClusterConfig, role: Role, replicas: int) -> ClusterConfi
     return parse_config(data | {"pools": pools})
 
 
-def with_port(config: ClusterConfig, port: int | None) -> ClusterConfig:
-    """The same cluster with its router on `port`."""
-    return config.model_copy(update={"router": config.router.model_copy(update={"port": port})})
+def with_port(spec: ProcessSpec, port: int) -> ProcessSpec:
+    """The same router, on `port`."""
+    return replace(spec, argv=(*spec.argv, "--port", str(port)))
 
 
-def _router(place: RunDir) -> ProcessSpec:
+def _router(name: str, place: RunDir) -> ProcessSpec:
     where = ("--config", str(place.config_file), "--run-dir", str(place.path))
-    argv = (sys.executable, "-m", "router", *where)
-    return ProcessSpec("router", "router", argv, _thread_env(1, crowded=False), "listening")
+    argv = (sys.executable, "-m", "router", "--id", name, *where)
+    return ProcessSpec(name, "router", argv, _thread_env(1, crowded=False), "listening")
 
 
 def _workers(pool: PoolConfig, place: RunDir, env: Mapping[str, str]) -> Iterator[ProcessSpec]:

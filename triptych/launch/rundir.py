@@ -28,10 +28,13 @@ class RunDir:
         """The effective config; what every process is started with."""
         return self.path / "config.yaml"
 
-    @property
-    def router_file(self) -> Path:
-        """`{"url": …}`, written by the router when it listens."""
-        return self.path / "router.json"
+    def router_file(self, name: str = "router") -> Path:
+        """`{"url": …}`, written by that router when it listens."""
+        return self.path / f"{name}.json"
+
+    def socket(self, name: str) -> str:
+        """gRPC address of process `name`."""
+        return f"unix:{self.path}/{name}.sock"
 
     def log_file(self, name: str) -> Path:
         return self.path / "logs" / f"{name}.log"
@@ -45,10 +48,10 @@ class RunDir:
                 f"--run-dir {self.path}: {over} bytes too long for unix sockets; use a shorter one"
             )
 
-    def router_url(self) -> str | None:
-        """None: the router has not started to listen."""
+    def router_url(self, name: str = "router") -> str | None:
+        """None: that router has not started to listen."""
         try:
-            return str(json.loads(self.router_file.read_text())["url"])
+            return str(json.loads(self.router_file(name).read_text())["url"])
         except FileNotFoundError:
             return None
 
@@ -66,7 +69,8 @@ class RunDir:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise LaunchError(f"{self.path}: another cluster runs in this directory") from error
-            self.router_file.unlink(missing_ok=True)  # of an earlier run
+            for left in self.path.glob("router*.json"):  # of an earlier run
+                left.unlink()
             yield
 
     def write_config(self, text: str) -> None:

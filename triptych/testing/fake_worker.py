@@ -1,7 +1,7 @@
 """A decode worker without an engine: it answers Generate with what a test wrote down.
 
     worker = FakeWorker("decode-0", model="tiny", script=says([5, 6, 7]))
-    async with worker.attached(registry="unix:/run/registry.sock", listen="127.0.0.1:0"):
+    async with worker.attached(registry="unix:/run/router.sock", listen="127.0.0.1:0"):
         ...
         call = await worker.next_call()
         await call.cancelled.wait()

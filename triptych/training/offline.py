@@ -33,7 +33,7 @@ def offline_parts(overrides: Sequence[str] = (), config: Path | None = None) -> 
     """A decode worker's parts as configured, serving nobody. Raises ModelError or ConfigError."""
     loaded = load_config(config, overrides)
     pool = next(pool for pool in loaded.pools if pool.role == "decode")
-    return build_engine(WorkerArgs(loaded, pool, "offline", 1, Path(), "", "", ""))
+    return build_engine(WorkerArgs(loaded, pool, "offline", 1, Path(), "", (), ""))
 
 
 class OfflineEngine:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from triptych.config import ClusterConfig, PoolConfig, Role, load_config
 from triptych.errors import ConfigError
+from triptych.launch.rundir import RunDir
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class WorkerArgs:
     epoch: int  # random per process start: peers tell a restarted worker from the old one
     run_dir: Path
     listen: str  # gRPC address to bind
-    registry: str  # gRPC target of the router's registry
+    registries: tuple[str, ...]  # gRPC targets of the routers
     kv_host: str  # address on which other hosts may read this worker's KV, or send it rows (tcp)
     domain: str = ""  # what fails together with this worker: its host
 
@@ -34,7 +35,11 @@ def parse_worker_args(role: Role, argv: Sequence[str] | None = None) -> WorkerAr
     parser.add_argument("--id", required=True, help="unique worker id, e.g. decode-0")
     parser.add_argument("--run-dir", type=Path, required=True, help="the cluster's sockets")
     parser.add_argument("--listen", help="gRPC address (default: a unix socket in the run dir)")
-    parser.add_argument("--registry", help="registry's gRPC target (default: in the run dir)")
+    parser.add_argument(
+        "--registry",
+        action="append",
+        help="a router's gRPC target; may be given several times (default: those in the run dir)",
+    )
     parser.add_argument("--kv-host", default="127.0.0.1", help="address of tcp links")
     parser.add_argument(
         "--domain", default=socket.gethostname(), help="failure domain (default: this host)"
@@ -42,6 +47,7 @@ def parse_worker_args(role: Role, argv: Sequence[str] | None = None) -> WorkerAr
     options = parser.parse_args(argv)
     config = load_config(options.config)
     pool = config.pool(options.pool)
+    place = RunDir(options.run_dir)
     if pool.role != role:
         raise ConfigError(f"pool {pool.name!r} is for {pool.role} workers, this is a {role} worker")
     return WorkerArgs(
@@ -50,8 +56,8 @@ def parse_worker_args(role: Role, argv: Sequence[str] | None = None) -> WorkerAr
         worker_id=options.id,
         epoch=secrets.randbits(63) | 1,
         run_dir=options.run_dir,
-        listen=options.listen or f"unix:{options.run_dir}/{options.id}.sock",
-        registry=options.registry or f"unix:{options.run_dir}/registry.sock",
+        listen=options.listen or place.socket(options.id),
+        registries=tuple(options.registry or map(place.socket, config.router.names)),
         kv_host=options.kv_host,
         domain=options.domain,
     )

@@ -1,4 +1,4 @@
-"""The life of a worker process: serve, attach to the router, drain on SIGTERM, leave nothing
+"""The life of a worker process: serve, attach to the routers, drain on SIGTERM, leave nothing
 behind.
 """
 
@@ -60,6 +60,8 @@ class RoleParts:
     size: pb.WorkerHello = field(default_factory=pb.WorkerHello)  # what an engine has to tell
     on_note: Callable[[pb.RouterNote], None] = lambda note: None  # hears what the router tells
     cache: PrefixCache | None = None  # routers are told what it holds
+    # Adds the rows that it sent to each unit, for the router that moves experts: the first.
+    tell_units: Callable[[pb.WorkerLoad], None] = lambda load: None
 
 
 Fail = Callable[[BaseException], None]
@@ -133,17 +135,12 @@ def _with_ffn_pool(
     ExpertCollector(experts.tally, metrics.registry)
     role.size.follows_ffn = True
 
-    def load() -> pb.WorkerLoad:
-        report = role.load()
-        pool.report(report)
-        return report
-
     async def close() -> None:
         experts.run_on(experts.take_changes)  # the loop's thread has ended
         await pool.close()
         await role.close()
 
-    return replace(role, load=load, on_note=pool.on_note, close=close)
+    return replace(role, tell_units=pool.report, on_note=pool.on_note, close=close)
 
 
 async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
@@ -175,6 +172,11 @@ async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
         report.step_s = role_parts.thread.step_s
         return report
 
+    def load_with_units() -> pb.WorkerLoad:
+        report = load()
+        role_parts.tell_units(report)
+        return report
+
     hello = pb.WorkerHello(
         worker_id=args.worker_id,
         epoch=args.epoch,
@@ -184,14 +186,19 @@ async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
         metrics_address=metrics_server.address,
     )
     hello.MergeFrom(role_parts.size)
-    attachment = asyncio.create_task(
-        stay_attached(args.registry, hello, load, interval_s=_REPORT_S, on_note=role_parts.on_note)
-    )
-    tending = asyncio.create_task(_tend(role_parts))
-    tasks = [attachment, tending]
-    if role_parts.cache is not None:
-        publishing = publish_cache(args.registry, args.worker_id, args.epoch, role_parts.cache)
-        tasks.append(asyncio.create_task(publishing))
+    tasks = [asyncio.create_task(_tend(role_parts))]
+    for router in args.registries:
+        attachment = stay_attached(
+            router,
+            hello,
+            load_with_units if router == args.registries[0] else load,
+            interval_s=_REPORT_S,
+            on_note=role_parts.on_note,
+        )
+        tasks.append(asyncio.create_task(attachment))
+        if role_parts.cache is not None:
+            publishing = publish_cache(router, args.worker_id, args.epoch, role_parts.cache)
+            tasks.append(asyncio.create_task(publishing))
     for task in tasks:
         task.add_done_callback(partial(_report_end, fail))
     gc.freeze()  # what was loaded stays; looking through it again would stop every stream for 0.1 s

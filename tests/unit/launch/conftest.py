@@ -45,8 +45,8 @@ class FileProbe:
 
     async def look(self) -> ClusterView:
         names = frozenset(path.stem for path in self._place.glob("*.pid"))
-        url = "http://127.0.0.1:4711" if "router" in names else None
-        return ClusterView(url, url is not None, names - {"router"})
+        urls = {"router": "http://127.0.0.1:4711"} if "router" in names else {}
+        return ClusterView(urls, bool(urls), names - {"router"})
 
 
 @pytest.fixture

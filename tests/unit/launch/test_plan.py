@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from triptych.config import ClusterConfig, PoolConfig, load_config
+from triptych.config import ClusterConfig, PoolConfig, load_config, parse_config
 from triptych.errors import ConfigError
 from triptych.launch.plan import ProcessSpec, plan, scale_pool
 
@@ -34,9 +34,24 @@ def test_the_router_comes_first_then_the_workers_in_the_order_of_the_config() ->
 def test_each_process_is_started_by_module_name_with_the_written_config() -> None:
     router, prefill, _ = plan(ClusterConfig(), RUN, cores=4)
     where = ("--config", "/run/cluster/config.yaml", "--run-dir", "/run/cluster")
-    assert router.argv == (sys.executable, "-m", "router", *where)
+    assert router.argv == (sys.executable, "-m", "router", "--id", "router", *where)
     who = ("--pool", "prefill", "--id", "prefill-0")
     assert prefill.argv == (sys.executable, "-m", "prefill_worker", *who, *where)
+
+
+def test_further_routers_are_numbered_and_listen_on_the_next_ports() -> None:
+    config = parse_config({"router": {"replicas": 3, "port": 8000}})
+    routers = plan(config, RUN, cores=4)[:3]
+    assert names(routers) == ["router", "router-1", "router-2"]
+    assert {spec.ready for spec in routers} == {"listening"}
+    assert [config.router.port_of(spec.name) for spec in routers] == [8000, 8001, 8002]
+    anywhere = parse_config({"router": {"replicas": 2, "port": 0}})
+    assert anywhere.router.port_of("router-1") == 0
+
+
+def test_no_pool_is_named_like_the_routers() -> None:
+    with pytest.raises(ConfigError, match="give the pool another"):
+        parse_config({"pools": [{"name": "router", "role": "decode"}]})
 
 
 def test_a_pool_keeps_its_own_name_and_its_role_chooses_the_module() -> None:

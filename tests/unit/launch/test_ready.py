@@ -12,6 +12,7 @@ from triptych.launch.ready import ClusterView, RouterProbe, judge
 from triptych.launch.rundir import RunDir
 
 URL = "http://127.0.0.1:8000"
+URLS = {"router": URL}
 
 
 @pytest.mark.parametrize(
@@ -19,19 +20,19 @@ URL = "http://127.0.0.1:8000"
     [
         ("router", "listening", ClusterView(), "", (ProcessState.STARTING, "")),
         ("router", "listening", ClusterView(), "binding", (ProcessState.LOADING, "binding")),
-        ("router", "listening", ClusterView(URL), "binding", (ProcessState.READY, URL)),
-        ("decode-0", "attached", ClusterView(URL), "7/30", (ProcessState.LOADING, "7/30")),
+        ("router", "listening", ClusterView(URLS), "binding", (ProcessState.READY, URL)),
+        ("decode-0", "attached", ClusterView(URLS), "7/30", (ProcessState.LOADING, "7/30")),
         (
             "decode-0",
             "attached",
-            ClusterView(URL, True, frozenset({"decode-0"})),
+            ClusterView(URLS, True, frozenset({"decode-0"})),
             "7/30",
             (ProcessState.READY, ""),
         ),
         (
             "decode-1",
             "attached",
-            ClusterView(URL, True, frozenset({"decode-0"})),
+            ClusterView(URLS, True, frozenset({"decode-0"})),
             "",
             (ProcessState.STARTING, ""),
         ),
@@ -67,9 +68,9 @@ def refuse(request: httpx.Request) -> httpx.Response:
 @pytest.mark.parametrize(
     ("router", "expected"),
     [
-        (FakeRouter(), ClusterView(URL, True)),
-        (FakeRouter(ready=False), ClusterView(URL, False)),
-        (FakeRouter("decode-0"), ClusterView(URL, True, frozenset({"decode-0"}))),
+        (FakeRouter(), ClusterView(URLS, True)),
+        (FakeRouter(ready=False), ClusterView(URLS, False)),
+        (FakeRouter("decode-0"), ClusterView(URLS, True, frozenset({"decode-0"}))),
         (refuse, ClusterView()),
     ],
 )
@@ -80,5 +81,24 @@ async def test_the_router_is_asked_where_it_says_that_it_listens(
     async with httpx.AsyncClient(transport=httpx.MockTransport(router)) as client:
         probe = RouterProbe(place, client)
         assert await probe.look() == ClusterView()
-        place.router_file.write_text(f'{{"url": "{URL}"}}')
+        place.router_file().write_text(f'{{"url": "{URL}"}}')
         assert await probe.look() == expected
+
+
+async def test_routers_are_ready_when_all_are_and_count_who_is_attached_to_all(
+    tmp_path: Path,
+) -> None:
+    place, names = RunDir(tmp_path), ("router", "router-1")
+    routers = {8000: FakeRouter("decode-0", "decode-1"), 8001: FakeRouter("decode-1")}
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        return routers[request.url.port or 0](request)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(reply)) as client:
+        probe = RouterProbe(place, client, names)
+        place.router_file("router").write_text(f'{{"url": "{URL}"}}')
+        assert await probe.look() == ClusterView(URLS)
+        other = "http://127.0.0.1:8001"
+        place.router_file("router-1").write_text(f'{{"url": "{other}"}}')
+        both = {**URLS, "router-1": other}
+        assert await probe.look() == ClusterView(both, True, frozenset({"decode-1"}))

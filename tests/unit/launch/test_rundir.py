@@ -22,7 +22,7 @@ def test_a_claimed_directory_is_for_its_owner_only(tmp_path: Path) -> None:
 
 def test_the_url_of_an_earlier_router_is_forgotten(tmp_path: Path) -> None:
     place = RunDir(tmp_path)
-    place.router_file.write_text('{"url": "http://127.0.0.1:1"}')
+    place.router_file().write_text('{"url": "http://127.0.0.1:1"}')
     assert place.router_url() == "http://127.0.0.1:1"
     with place.claim():
         assert place.router_url() is None

@@ -122,7 +122,7 @@ async def _world(
     index = make_index(config.router.index, metrics.registry)
     async with contextlib.AsyncExitStack() as stack:
         members, registry = await stack.enter_async_context(
-            directory(f"unix:{run_dir}/registry.sock", ExpertsConfig(), index)
+            directory(f"unix:{run_dir}/router.sock", ExpertsConfig(), index)
         )
         relay = Relay(
             members,

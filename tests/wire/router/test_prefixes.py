@@ -113,7 +113,7 @@ async def test_what_a_worker_published_is_told_and_compared(
     compute(pool, hashes_of(PROMPT))
     await world.add_worker("decode-0", says([5], cached_tokens=cached), kv_identity=IDENTITY)
     publishing = asyncio.create_task(
-        publish_cache(f"unix:{run_dir}/registry.sock", "decode-0", 1, pool)
+        publish_cache(f"unix:{run_dir}/router.sock", "decode-0", 1, pool)
     )
     await world.counted("triptych_router_kv_snapshots_total", worker="decode-0")
     await ask(world)

@@ -67,7 +67,7 @@ async def told(process: Any, words: str) -> str:
 @contextlib.asynccontextmanager
 async def worker_at(run_dir: Path, script: Any) -> AsyncIterator[FakeWorker]:
     worker = FakeWorker("decode-0", model="tiny", script=script)
-    registry, listen = f"unix:{run_dir}/registry.sock", f"unix:{run_dir}/decode-0.sock"
+    registry, listen = f"unix:{run_dir}/router.sock", f"unix:{run_dir}/decode-0.sock"
     async with worker.attached(registry=registry, listen=listen):
         yield worker
 
@@ -84,7 +84,7 @@ async def test_it_serves_and_drains_on_sigterm(config: Path, run_dir: Path) -> N
         await told(process, "listening")
         state = json.loads((run_dir / "router.json").read_text())
         assert state["pid"] == process.pid
-        assert state["registry"] == f"unix:{run_dir}/registry.sock"
+        assert state["registry"] == f"unix:{run_dir}/router.sock"
         async with (
             worker_at(run_dir, pauses) as worker,
             httpx.AsyncClient(base_url=state["url"], timeout=30) as client,
