@@ -15,6 +15,7 @@ from decode_worker.service import DecodeService, worker_load
 from decode_worker.speculate.make import make_speculator
 from decode_worker.speculate.remote_links import RemoteLinks
 from transport.kv.links import make_links
+from transport.kv.neighbours import Neighbours
 from transport.protos.worker_pb2_grpc import (
     add_DecodeWorkerServicer_to_server,
     add_KvHolderServicer_to_server,
@@ -32,6 +33,7 @@ from triptych.worker.fetch import Fetcher
 from triptych.worker.kv_holder import KvHolder
 from triptych.worker.peers import PeerBook
 from triptych.worker.process import RoleParts, run_worker
+from triptych.worker.salvage import Salvager, salvaged_blocks
 
 
 def build_role(
@@ -71,7 +73,10 @@ def build_role(
     # Not over nixl: what homes lend is worth no second transport process.
     holder = KvHolder(args, parts, without=["nixl"])
     lender = Lender(args, parts, holder)
-    service.connect(Intake(parts.pool, peers, fetcher, loop, thread, transport, lender))
+    salvager = Salvager(
+        parts.pool, parts.region, _neighbours(args, parts), salvaged_blocks(metrics.registry)
+    )
+    service.connect(Intake(parts.pool, peers, fetcher, loop, thread, transport, lender, salvager))
 
     speculator.start()
 
@@ -80,6 +85,11 @@ def build_role(
         await drafting.close()
         await peers.close()
         holder.close()
+        salvager.close()
+
+    async def tend() -> None:
+        await peers.sweep()
+        await salvager.tend()
 
     def register(server: grpc.aio.Server) -> None:
         add_DecodeWorkerServicer_to_server(service, server)
@@ -91,11 +101,20 @@ def build_role(
         serving=lender.serving,
         service_name="triptych.DecodeWorker",
         load=lambda: worker_load(parts, service),
-        tend=peers.sweep,
+        tend=tend,
         close=close,
         leave=service.leave,
         hand_over=service.hand_over,
     )
+
+
+def _neighbours(args: WorkerArgs, parts: EngineParts) -> Neighbours | None:
+    config = args.config
+    cached = config.engine_of(args.pool).prefix_cache
+    keep_s = config.transport.keep_lost_s
+    if "shm" not in config.transport.links or not cached or not keep_s:
+        return None
+    return Neighbours(args.run_dir, parts.region, keep_s)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from triptych.kv.pool import BlockPool
 from triptych.worker.fetch import Fetcher
 from triptych.worker.peers import Peer, PeerBook
 from triptych.worker.room import wait_for_room
+from triptych.worker.salvage import Salvager
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Intake:
     thread: StepThread
     config: TransportConfig
     lender: Lender
+    salvager: Salvager
 
     async def admit(self, home: HomeRequest) -> None:
         """Brings the prompt's KV home and the request into the running set.
@@ -45,6 +47,8 @@ class Intake:
         Cancelled: every fetch is fenced; the blocks stay with the sequence, whose owner releases
         them.
         """
+        if home.request.resumed and (blocks := await self.salvager.salvage(home.sequences)):
+            log.info("KV of another home found", extra={"fields": {"blocks": blocks}})
         for sibling in home.sequences[1:]:
             self.thread.post(partial(self.loop.submit, sibling))
         leader = home.leader

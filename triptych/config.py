@@ -89,6 +89,12 @@ class TransportConfig(_Frozen):
     )
     prefill_deadline_s: float = Field(120.0, gt=0)
     announce_layers: int = Field(0, ge=0, description="layers per announcement; 0: whole chunks")
+    keep_lost_s: float = Field(
+        10.0,
+        ge=0,
+        description="how long homes keep the memory of a home that died, whose streams go on "
+        "there; over shm only; 0: they compute everything anew",
+    )
 
 
 class ExpertsConfig(_Frozen):

@@ -1,8 +1,10 @@
-"""A KV pool as bytes: anonymous shared memory with a generation per block.
+"""A KV pool as bytes: anonymous shared memory with a generation and a hash per block.
 
 Layout of the memfd: one header page (magic, sizes) and a probe page with a known pattern, then the
-generations (u64 per block), then the blocks from a page boundary on. The memfd has no name, so kill
--9 leaves nothing behind. The pool is reserved up front: a full tmpfs is an error at start, not a
+generations (u64 per block) and the hashes of the blocks that are in the prefix cache (16 bytes
+each; zeros: it is not), then the blocks from a page boundary on. The memfd has no name, so kill -9
+leaves nothing behind; for as long as somebody has it mapped, what the dead one computed can be read
+(triptych/worker/estate.py). The pool is reserved up front: a full tmpfs is an error at start, not a
 SIGBUS later.
 """
 
@@ -20,11 +22,10 @@ from numpy.typing import NDArray
 from transport.kv.memory import available_bytes
 
 PAGE = 4096
-# Populated: the first copy into or out of a block must not pay for thousands of page faults.
-_MAP_FLAGS = mmap.MAP_SHARED | mmap.MAP_POPULATE
 _HEADER = struct.Struct("<8sQQQ")  # magic, block bytes, blocks, offset of block 0
-_MAGIC = b"TRIKVP01"
+_MAGIC = b"TRIKVP02"
 PROBE_BYTES = PAGE
+HASH_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,12 @@ class RegionShape:
         return 2 * PAGE
 
     @property
+    def hashes_offset(self) -> int:
+        return self.generations_offset + 8 * self.num_blocks
+
+    @property
     def blocks_offset(self) -> int:
-        end = self.generations_offset + 8 * self.num_blocks
+        end = self.hashes_offset + HASH_BYTES * self.num_blocks
         return -(-end // PAGE) * PAGE
 
     @property
@@ -50,18 +55,25 @@ class Region:
     """Our own pool (`create`, writable) or a peer's (`attach`, read-only: a bug here cannot harm
     the peer).
 
-    `generations` u64 [num_blocks]; `blocks` u8 [num_blocks, block_bytes]: views of the mapping.
+    `generations` u64 [num_blocks]; `hashes` u8 [num_blocks, 16]; `blocks` u8 [num_blocks,
+    block_bytes]: views of the mapping. Populated: the first copy into or out of a block does not
+    pay for thousands of page faults.
     """
 
-    def __init__(self, fd: int, shape: RegionShape, *, writable: bool) -> None:
+    def __init__(
+        self, fd: int, shape: RegionShape, *, writable: bool, populate: bool = True
+    ) -> None:
         self.fd = fd
         self.shape = shape
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self._map = mmap.mmap(fd, shape.total_bytes, _MAP_FLAGS, protection)
+        flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0)
+        self._map = mmap.mmap(fd, shape.total_bytes, flags, protection)
         whole = np.frombuffer(self._map, dtype=np.uint8)
         self.probe: NDArray[np.uint8] = whole[PAGE : PAGE + PROBE_BYTES]
-        end = shape.generations_offset + 8 * shape.num_blocks
-        self.generations: NDArray[np.uint64] = whole[shape.generations_offset : end].view(np.uint64)
+        first, second = shape.generations_offset, shape.hashes_offset
+        self.generations: NDArray[np.uint64] = whole[first:second].view(np.uint64)
+        end = second + HASH_BYTES * shape.num_blocks
+        self.hashes: NDArray[np.uint8] = whole[second:end].reshape(-1, HASH_BYTES)
         self.blocks: NDArray[np.uint8] = whole[shape.blocks_offset : shape.total_bytes].reshape(
             shape.num_blocks, shape.block_bytes
         )
@@ -86,7 +98,7 @@ class Region:
             raise
 
     @classmethod
-    def attach(cls, fd: int) -> Region:
+    def attach(cls, fd: int, *, populate: bool = True) -> Region:
         """Maps a peer's pool from a received descriptor, which the region then owns."""
         magic, block_bytes, num_blocks, offset = _HEADER.unpack(os.pread(fd, _HEADER.size, 0))
         shape = RegionShape(block_bytes, num_blocks)
@@ -94,13 +106,13 @@ class Region:
             raise ValueError("not a KV pool, or of another version")
         if os.fstat(fd).st_size < shape.total_bytes:
             raise ValueError("KV pool is shorter than its header says")
-        return cls(fd, shape, writable=False)
+        return cls(fd, shape, writable=False, populate=populate)
 
     def close(self) -> None:
         """Drops our views; the mapping goes when the last outside view of it does."""
         if self.fd < 0:
             return
-        del self.probe, self.generations, self.blocks, self._map
+        del self.probe, self.generations, self.hashes, self.blocks, self._map
         os.close(self.fd)
         self.fd = -1
 

@@ -40,6 +40,7 @@ PIECE_BYTES = 8 << 20  # copied at once: bounds how long a fence takes (about 2 
 COPY_THREADS = 2  # of one session
 HELLO_S = 5.0
 MAX_HOMES = 256
+_SOCKET = "kv-{}.sock"
 _FD_MARK = b"\0"  # a descriptor needs at least one byte to travel with
 
 
@@ -59,8 +60,9 @@ class ShmLink:
         if fields["boot_id"] != boot_id():
             raise LinkUnusable("the source runs on another host")
         with ExitStack() as undo:
-            connection = undo.enter_context(_reach(Path(fields["socket"])))
-            peer = undo.enter_context(closing(_receive_pool(connection, fields["pool"])))
+            connection, peer = open_pool(Path(fields["socket"]), fields["pool"])
+            undo.enter_context(connection)
+            undo.enter_context(closing(peer))
             check_shapes(peer.shape, region.shape)
             if not np.array_equal(peer.probe, probe_pattern(peer.shape)):
                 raise LinkUnusable("the probe page of the mapped pool has other bytes")
@@ -74,7 +76,7 @@ class ShmSource:
     def __init__(self, region: Region, run_dir: Path) -> None:
         self._region = region
         self._pool = secrets.token_hex(8)  # tells this pool from another behind the same path
-        self._path = run_dir / f"kv-{self._pool}.sock"
+        self._path = run_dir / _SOCKET.format(self._pool)
         try:
             sweep_sockets(run_dir)
             listener = listen_at(self._path)
@@ -119,14 +121,7 @@ class ShmSession:
 
     @property
     def alive(self) -> bool:
-        if self._closed:
-            return False
-        try:
-            return bool(self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
+        return not self._closed and is_open(self._connection)
 
     def start(self, reads: Sequence[BlockRead]) -> CopyTransfer:
         return self._threads.start(partial(self._copy, reads))
@@ -169,6 +164,33 @@ class ShmSession:
             raise StaleBlock(f"block {table['source'][stale]} was handed out again")
 
 
+def pools_in(run_dir: Path) -> dict[str, Path]:
+    """Sockets of the pools that can be had here, by pool."""
+    before, after = _SOCKET.split("{}")
+    paths = run_dir.glob(_SOCKET.format("*"))
+    return {path.name.removeprefix(before).removesuffix(after): path for path in paths}
+
+
+def open_pool(path: Path, pool: str, *, populate: bool = True) -> tuple[socket.socket, Region]:
+    """A source's pool, mapped, and the connection whose end tells that the source is no more.
+
+    Raises PeerGone, or LinkUnusable.
+    """
+    with _reach(path) as connection:
+        region = _receive_pool(connection, pool, populate)
+        return connection.dup(), region
+
+
+def is_open(connection: socket.socket) -> bool:
+    """The source is still there."""
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
 def _reach(path: Path) -> socket.socket:
     try:
         connection = connect_to(path)
@@ -180,7 +202,7 @@ def _reach(path: Path) -> socket.socket:
     return connection
 
 
-def _receive_pool(connection: socket.socket, pool: str) -> Region:
+def _receive_pool(connection: socket.socket, pool: str, populate: bool) -> Region:
     """Maps the descriptor that the source sends first."""
     with ExitStack() as undo:
         try:
@@ -194,7 +216,7 @@ def _receive_pool(connection: socket.socket, pool: str) -> Region:
         if head.get("pool") != pool or not descriptors:
             raise LinkUnusable("another pool answers behind the path of the source")
         try:
-            region = Region.attach(descriptors[0])
+            region = Region.attach(descriptors[0], populate=populate)
         except (OSError, ValueError) as error:
             raise LinkUnusable(f"cannot map the source's pool: {error}") from error
         undo.pop_all()

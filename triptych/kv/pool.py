@@ -47,13 +47,19 @@ class Reservation:
 
 class BlockPool:
     """All blocks of one worker. `generations` u64 [num_blocks] rises with every hand-out of a
-    block.
+    block; `hashes` u8 [num_blocks, 16] tells others what the cached blocks are, zeros: not cached.
     """
 
     def __init__(
-        self, num_blocks: int, *, generations: NDArray[np.uint64] | None = None, cache: bool = True
+        self,
+        num_blocks: int,
+        *,
+        generations: NDArray[np.uint64] | None = None,
+        hashes: NDArray[np.uint8] | None = None,
+        cache: bool = True,
     ) -> None:
         self.num_blocks = num_blocks
+        self._hashes = hashes
         self.generations = (
             np.zeros(num_blocks, dtype=np.uint64) if generations is None else generations
         )
@@ -126,6 +132,8 @@ class BlockPool:
                 self._by_hash[block_hash] = block
                 self._blocks[block].hash = block_hash
                 self._journal.stored(block_hash)
+                if self._hashes is not None:
+                    self._hashes[block] = np.frombuffer(block_hash, np.uint8)
 
     def clear_cache(self) -> int:
         """Forgets every cached block that nobody holds; returns how many."""
@@ -196,6 +204,8 @@ class BlockPool:
         del self._by_hash[block_hash]
         self._blocks[block].hash = None
         self._journal.removed(block_hash)
+        if self._hashes is not None:  # before the generation rises, and long before it is written
+            self._hashes[block] = 0
 
     def _hold(self, blocks: Sequence[int], holder: Holder) -> None:
         for block in blocks:

@@ -94,7 +94,12 @@ def build_engine(args: WorkerArgs) -> EngineParts:
             f"kv.memory: cannot reserve {shape.total_bytes >> 20} MiB: {error.strerror}"
         ) from error
     engine = config.engine_of(args.pool)
-    pool = BlockPool(shape.num_blocks, generations=region.generations, cache=engine.prefix_cache)
+    pool = BlockPool(
+        shape.num_blocks,
+        generations=region.generations,
+        hashes=region.hashes,
+        cache=engine.prefix_cache,
+    )
     log.info(
         "model loaded",
         extra={

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from triptych.config import load_config
 from triptych.launch.base import LaunchError, ProcessEvent, ProcessState
 from triptych.launch.local import LocalLauncher
 from triptych.launch.plan import ProcessSpec
@@ -215,12 +214,17 @@ async def test_two_clusters_do_not_share_a_directory(
 
 
 async def test_a_restarted_router_keeps_the_port_that_was_chosen_for_it(
-    launcher: Launch, scripted: Spec, run_dir: Path
+    launcher: Launch, scripted: Spec, run_dir: Path, script: dict[str, str]
 ) -> None:
-    async with launcher(scripted("router"), scripted("decode-0")) as cluster:
-        assert load_config(run_dir / "config.yaml").router.port == 8000
+    notes = "open(pathlib.Path(sys.argv[1]) / 'lives', 'a').write(' '.join(sys.argv[3:]) + '|')\n"
+    source = f"import pathlib, sys\n{notes}" + script["obedient"]
+    async with launcher(scripted("router", source), scripted("decode-0")) as cluster:
         await cluster.wait_ready(30)
-        assert load_config(run_dir / "config.yaml").router.port == 4711
+        first = pid_of(run_dir, "router")
+        (run_dir / "router.pid").unlink()
+        os.kill(first, signal.SIGKILL)
+        await seen(cluster, "router", ProcessState.READY, restarts=1)
+        assert (run_dir / "lives").read_text() == "|--port 4711|"
 
 
 async def test_a_command_that_does_not_exist_ends_the_start(
