@@ -22,6 +22,12 @@ class StepCost:
     def seconds(self, rows: float, pairs: float, steps: float = 1) -> float:
         return steps * self.base_s + rows * self.row_s + pairs * self.pair_s
 
+    def rows_in(self, seconds: float, *, waste: float = 0.25) -> float:
+        """Rows of a step that takes about so long; more, where its base would be more than `waste`
+        of what they take.
+        """
+        return max(seconds - self.base_s, self.base_s / waste) / max(self.row_s, 1e-9)
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:

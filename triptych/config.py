@@ -57,6 +57,12 @@ class EngineConfig(_Frozen):
     chunk_tokens: int = Field(512, ge=16, description="rows of one step, prompt chunks included")
     max_running: int = Field(64, ge=1, description="sequences that hold KV blocks at once")
     prefix_cache: bool = Field(True, description="keep finished blocks for later requests")
+    catch_up_ms: float = Field(
+        250.0,
+        gt=0,
+        description="of a decode worker: how long a step should take, by the rows of prompts that "
+        "it computes, while streams whose home was lost catch up",
+    )
 
 
 class PoolConfig(_Frozen):

@@ -2,14 +2,17 @@
 
 Running sequences come first, in order of arrival, then waiting ones are admitted while rows and
 blocks last: those that are computed here and those that only need room for KV from elsewhere stand
-in one queue. A sequence is admitted with blocks for all its tokens, so half-filled prompts cannot
+in one queue; streams that were begun elsewhere come before requests that begin, for somebody reads
+them. A sequence is admitted with blocks for all its tokens, so half-filled prompts cannot
 starve each other. When a running one cannot grow, the youngest gives its blocks back and is
 computed again later: by the numerics contract with the same bits.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
+from collections.abc import Callable
 
 from triptych.engine.rows import RowJob
 from triptych.engine.sequence import Sequence
@@ -26,6 +29,9 @@ class Scheduler:
         self._landing: list[Sequence] = []  # have their blocks, their KV is on its way
         self._running: list[Sequence] = []
         self.num_preemptions = 0
+        # Rows of prompts in a step while streams that were begun elsewhere catch up: with whole
+        # chunks all of them would wait for each other, and so would the streams that run here.
+        self.patient_rows: Callable[[], int] = lambda: chunk_tokens
 
     # ---- the verbs of a step -------------------------------------------------------------------
 
@@ -38,25 +44,28 @@ class Scheduler:
         else:
             cached = self._pool.count_cached(sequence.reusable_hashes())
             sequence.likely_cached = cached * self._block_tokens
-            self._waiting.append(sequence)
+            self._waiting.insert(self._turn_of(sequence), sequence)
 
     def next_batch(self) -> list[RowJob]:
         """Row jobs of at most `chunk_tokens` rows together; [] when there is nothing to compute."""
         jobs: list[RowJob] = []
         budget = self._chunk_tokens
+        prompts = min(budget, self.patient_rows()) if self._anybody_catches_up() else budget
         preempted = self.num_preemptions
         for sequence in list(self._running):
             if budget == 0:
                 break
             start = sequence.num_computed
-            end = min(len(sequence.tokens), start + budget)
-            if end == start or (self.num_preemptions > preempted and sequence not in self._running):
+            missing = len(sequence.tokens) - start
+            rows = min(missing, budget if missing == 1 else prompts)
+            if not rows or (self.num_preemptions > preempted and sequence not in self._running):
                 continue
-            if self._grow(sequence, end):
-                jobs.append(RowJob(sequence, start, end))
-                budget -= end - start
+            if self._grow(sequence, start + rows):
+                jobs.append(RowJob(sequence, start, start + rows))
+                budget -= rows
+                prompts = min(budget, prompts if missing == 1 else prompts - rows)
         if self.num_preemptions == preempted:
-            jobs.extend(self._admit(budget))
+            jobs.extend(self._admit(prompts))
         return jobs
 
     def lease(self, sequence: Sequence, end: int, wanted: int) -> int:
@@ -127,6 +136,19 @@ class Scheduler:
         return self._chunk_tokens
 
     # ---- helpers -------------------------------------------------------------------------------
+
+    def _turn_of(self, sequence: Sequence) -> int:
+        """Its place in the queue."""
+        if not sequence.resumed:
+            return len(self._waiting)
+        begun = itertools.takewhile(lambda other: other.num_output, self._waiting)
+        return sum(1 for _ in begun)
+
+    def _anybody_catches_up(self) -> bool:
+        return any(
+            seq.resumed and seq.prompt_done_at is None
+            for seq in itertools.chain(self._running, self._waiting)
+        )
 
     def _queued(self) -> list[tuple[int, int]]:
         """[start, end) of what is left of each prompt; the cache may hold other parts by then."""
@@ -202,4 +224,8 @@ class Scheduler:
 
 
 def _ready(sequence: Sequence) -> bool:
-    return sequence.leader is None or sequence.leader.prompt_done
+    """Nobody else is computing blocks that it will share."""
+    leader = sequence.leader
+    if leader is None or leader.prompt_done:
+        return True
+    return leader.num_committed >= leader.num_prompt // leader.block_tokens

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A running cluster. `url` is the router's."""
+    """A running cluster. `url` is the router's, the first one's if there are several."""
 
     url: str
     launcher: LocalLauncher
@@ -34,6 +34,14 @@ class Cluster:
         pid = self.launcher.pid(name)
         assert pid is not None, f"{name} is not running"
         return pid
+
+    @contextlib.asynccontextmanager
+    async def at_router(self, name: str) -> AsyncIterator[Cluster]:
+        """The same cluster, asked at another one of its routers."""
+        url = self.launcher.run_dir.router_url(name)
+        assert url is not None, f"{name} does not listen"
+        async with httpx.AsyncClient(base_url=url, timeout=600.0) as http:
+            yield replace(self, url=url, http=http)
 
     async def workers(self) -> list[dict[str, Any]]:
         """The workers that are attached to the router."""

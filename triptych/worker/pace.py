@@ -7,8 +7,11 @@ from collections.abc import Sequence as Seq
 from transport.pace import pairs_between
 from transport.protos import worker_pb2 as pb
 from triptych.engine.rows import RowJob
+from triptych.engine.scheduler import Scheduler
 from triptych.obs.pace import PaceMeter
 from triptych.worker.boot import EngineParts
+
+_LEAST_ROWS = 16  # fewer take as long
 
 
 def observe_jobs(meter: PaceMeter, jobs: Seq[RowJob], seconds: float) -> None:
@@ -25,6 +28,14 @@ def observe_jobs(meter: PaceMeter, jobs: Seq[RowJob], seconds: float) -> None:
         prompt_rows=rows[True],
         prompt_pairs=pairs[True],
     )
+
+
+def patient_rows(scheduler: Scheduler, meter: PaceMeter, step_s: float) -> int:
+    """Rows of prompts in a step that takes about `step_s`, by what steps took so far."""
+    cost = meter.prefill
+    if cost is None:
+        return scheduler.chunk_tokens
+    return min(max(_LEAST_ROWS, round(cost.rows_in(step_s))), scheduler.chunk_tokens)
 
 
 def report_pace(load: pb.WorkerLoad, meter: PaceMeter, parts: EngineParts) -> None:
