@@ -153,3 +153,52 @@ def test_the_queue_is_reported_without_what_the_cache_holds() -> None:
     scheduler.add(sequence_of(12, 0))
     assert scheduler.queued_tokens == 12 - 8
     assert scheduler.queued_pairs == 4 * (8 + 12) / 2
+
+
+def going_on(length: int, first: int, resumed: int) -> Sequence:
+    tokens = list(range(first, first + length))
+    head, tail = tokens[: length - resumed], tuple(tokens[length - resumed :])
+    return Sequence(str(first), head, root=b"", block_tokens=4, resumed=tail)
+
+
+def test_streams_that_go_on_come_before_requests_that_begin() -> None:
+    pool = BlockPool(4)
+    scheduler = scheduler_of(pool)
+    running = sequence_of(16, 0)
+    scheduler.add(running)
+    spans(scheduler)
+    for sequence in (
+        sequence_of(4, 100),
+        going_on(4, 200, resumed=2),
+        sequence_of(4, 300),
+        going_on(4, 400, resumed=2),
+    ):
+        scheduler.add(sequence)
+    scheduler.remove(running)
+    assert [name for name, _, _ in spans(scheduler)] == ["200", "400", "100", "300"]
+
+
+def test_while_streams_catch_up_steps_are_short_and_other_streams_go_on_in_each() -> None:
+    scheduler = scheduler_of(BlockPool(32))
+    scheduler.patient_rows = lambda: 6
+    stream = sequence_of(4, 0)
+    scheduler.add(stream)
+    spans(scheduler)
+    late = going_on(9, 100, resumed=3)
+    scheduler.add(late)
+    for step, rows in enumerate([(0, 6), (6, 9)]):
+        stream.append(step)
+        assert spans(scheduler) == [("0", 4 + step, 5 + step), ("100", *rows)]
+    late.prompt_done_at = 1.0
+    scheduler.add(sequence_of(12, 200))
+    assert spans(scheduler) == [("200", 0, 12)], "nobody catches up any more"
+
+
+def test_siblings_begin_when_their_prompt_is_computed_whatever_their_leader_draws() -> None:
+    scheduler = scheduler_of(BlockPool(32), chunk_tokens=10)
+    leader = going_on(16, 0, resumed=8)
+    sibling = Sequence("sibling", list(range(8)), b"", 4, leader=leader, resumed=(50, 51, 52))
+    scheduler.add(leader)
+    scheduler.add(sibling)
+    assert spans(scheduler) == [("0", 0, 10)]
+    assert spans(scheduler) == [("0", 10, 16), ("sibling", 8, 11)]

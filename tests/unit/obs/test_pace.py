@@ -119,3 +119,11 @@ def test_the_link_is_as_fast_as_its_fetches() -> None:
 @pytest.mark.parametrize("pace", [Pace(), Pace(TRUE, None, 512, 1.5, 1e9, 4096, 0.25)])
 def test_a_pace_reaches_the_router_as_it_was_measured(pace: Pace) -> None:
     assert Pace.of(pace.message()) == pace
+
+
+def test_a_step_has_as_many_rows_as_fit_its_time_unless_its_base_would_be_wasted() -> None:
+    slow = StepCost(base_s=0.02, row_s=0.004, pair_s=0.0)
+    assert slow.rows_in(0.25) == pytest.approx(57.5)
+    assert slow.seconds(slow.rows_in(0.25), 0) == pytest.approx(0.25)
+    heavy = StepCost(base_s=0.2, row_s=0.004, pair_s=0.0)
+    assert heavy.rows_in(0.25) == pytest.approx(200), "four times the base, or more"
