@@ -31,20 +31,30 @@ _AVOID_S = 2.0
 _log = logging.getLogger(__name__)
 
 
-class Placer(Protocol):
-    """Finds homes for one call, and opens it there behind what it has got."""
+class Place(Protocol):
+    """The home that was found for a call."""
 
-    async def place(self, avoided: Collection[Key], *, again: bool) -> Placement:
+    @property
+    def placement(self) -> Placement: ...
+
+    def ask(self) -> AbstractContextManager[Inbox]:
+        """The call is open there, behind what it has got, until the block ends."""
+
+    def prefill(self) -> AbstractContextManager[object]:
+        """For as long as the home has not said its first word."""
+
+    def compare(self, stats: pb.RequestStats) -> None:
+        """With what was expected when the home was chosen."""
+
+
+class Placer(Protocol):
+    """Finds homes for one call."""
+
+    async def place(self, avoided: Collection[Key], *, again: bool) -> Place:
         """`again`: in place of a lost one. Raises CapacityError: there is no home now."""
 
     async def news(self, timeout_s: float) -> None:
         """Waits until `place` may find another answer, at most so long."""
-
-    def ask(self) -> AbstractContextManager[Inbox]:
-        """The request is open where it was placed last, until the block ends."""
-
-    def prefill(self) -> AbstractContextManager[object]:
-        """For as long as that home has not said its first word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +85,7 @@ class Answer:
         self._progress = progress
         self._shortcut: Callable[[int], bool] | None = None
         self._at_home = contextlib.ExitStack()
-        self._home: Key = ("", 0)
+        self._place: Place | None = None  # asked last
         self._inbox: Inbox | None = None
         self._heard_at = 0.0  # monotonic seconds
         self._lost_at: dict[Key, float] = {}
@@ -112,7 +122,11 @@ class Answer:
                 told = [pb.RequestStats()]  # all that it still owed
                 self._fallbacks.append(str(lost))
             self._heard_at = time.monotonic()
-            return [self._whole(item) for item in told] if self._fallbacks else told
+            if self._fallbacks:
+                return [self._whole(item) for item in told]
+            if isinstance(told[-1], pb.RequestStats) and self._place is not None:
+                self._place.compare(told[-1])
+            return told
 
     def close(self) -> None:
         self._at_home.close()
@@ -135,15 +149,15 @@ class Answer:
         """Asks homes in turn until one says something."""
         until = min(self._patience.ends, time.monotonic() + self._patience.wait_s)
         while True:
-            placement = await self._find(lost, until)
+            place = await self._find(lost, until)
             try:
-                await self._ask(placement)
+                await self._ask(place)
                 return
             except (HomeLost, CapacityError) as error:
                 self._leave(error)
                 lost = error
 
-    async def _find(self, lost: HomeLost | CapacityError | None, until: float) -> Placement:
+    async def _find(self, lost: HomeLost | CapacityError | None, until: float) -> Place:
         while True:
             now = time.monotonic()
             avoided = frozenset(key for key, at in self._lost_at.items() if now - at < _AVOID_S)
@@ -156,13 +170,13 @@ class Answer:
                 raise lost.reason
             await self._placer.news(min(until - now, _AVOID_S))
 
-    async def _ask(self, placement: Placement) -> None:
-        self._home = key_of(placement.decode)
-        inbox = self._at_home.enter_context(self._placer.ask())
+    async def _ask(self, place: Place) -> None:
+        self._place = place
+        inbox = self._at_home.enter_context(place.ask())
         self._inbox, inbox.shortcut = inbox, self._shortcut
-        with self._placer.prefill():
+        with place.prefill():
             await inbox.wait()
-        self.placements.append(placement)
+        self.placements.append(place.placement)
         self._heard_at = time.monotonic()
 
     def _leave(self, error: HomeLost | CapacityError) -> None:
@@ -179,6 +193,11 @@ class Answer:
         self._fallbacks.append(f"{self._home[0]}: {reason}")
         fields = {"id": self._request_id, "home": self._home[0], "reason": str(error)}
         _log.warning("home lost, trying another", extra={"fields": fields})
+
+    @property
+    def _home(self) -> Key:
+        assert self._place is not None, "it was asked"
+        return key_of(self._place.placement.decode)
 
     def _whole(self, told: Told) -> Told:
         if not isinstance(told, pb.RequestStats):

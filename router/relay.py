@@ -88,18 +88,16 @@ class Relay:
         if ends is None:
             ends = time.monotonic() + self._config.request_deadline_s
         progress = Progress(len(call.prompt_ids), call.n)
-        placer = _Placer(self, call, progress, ends)
         answer = Answer(
             call.request_id,
             progress,
-            placer,
+            _Placer(self, call, progress, ends),
             Patience(self._config.max_lost_homes, self._config.home_wait_s, ends),
             self._metrics,
         )
         with contextlib.closing(answer):
             await answer.begin()
             yield answer
-            placer.compare(answer.placements)
 
     async def close(self) -> None:
         self._watching.cancel()
@@ -128,7 +126,7 @@ class Relay:
 
     async def place(
         self, call: Call, prompt: HashedPrompt, num_given: int, avoided: Collection[Key]
-    ) -> Placed:
+    ) -> Decision:
         """`num_given`: the prompt's tokens, and those behind it. Raises CapacityError."""
         attached = self._directory.workers()
         await self._homes.forget_all_but(attached)
@@ -150,7 +148,7 @@ class Relay:
             session=call.session and f"{call.cache_salt}\0{call.session}",
             slo=self._slo,
         )
-        return Placed(request, self._policy(request, workers), prediction)
+        return Decision(request, self._policy(request, workers), prediction)
 
     def note(self, call: Call, placement: Placement) -> None:
         """For metrics and log."""
@@ -189,17 +187,17 @@ class Relay:
             yield inbox
 
     @contextlib.contextmanager
-    def prefill(self, placed: Placed) -> Iterator[None]:
+    def prefill(self, made: Decision) -> Iterator[None]:
         """The prompt is being computed until the block ends."""
         with (
-            self._homes.under_way.prefill(placed.placement, placed.request),
-            self.prefixes.expecting(placed.prediction, placed.placement),
+            self._homes.under_way.prefill(made.placement, made.request),
+            self.prefixes.expecting(made.prediction, made.placement),
         ):
             yield
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class Decision:
     """A placement, and what it was made of."""
 
     request: PlacementRequest
@@ -216,41 +214,41 @@ class _Placer:
     progress: Progress
     ends: float  # time.monotonic()
     _prompt: HashedPrompt | None = None
-    _placed: Placed | None = None  # last
-    _inbox: Inbox | None = None  # last
 
-    async def place(self, avoided: Collection[Key], *, again: bool) -> Placement:
+    async def place(self, avoided: Collection[Key], *, again: bool) -> _Place:
         if self._prompt is None:
             self._prompt = await self.relay.hash(self.call)
         num_given = self.progress.num_given
-        placed = await self.relay.place(self.call, self._prompt, num_given, avoided)
+        made = await self.relay.place(self.call, self._prompt, num_given, avoided)
         if again:
-            placed = replace(placed, placement=replace(placed.placement, reason="home-lost"))
-        self._placed = placed
-        self.relay.note(self.call, placed.placement)
-        return placed.placement
+            made = replace(made, placement=replace(made.placement, reason="home-lost"))
+        self.relay.note(self.call, made.placement)
+        return _Place(self, made)
 
     async def news(self, timeout_s: float) -> None:
         await self.relay.news(timeout_s)
 
-    @contextlib.contextmanager
-    def ask(self) -> Iterator[Inbox]:
-        assert self._placed is not None, "place() comes first"
-        placement = self._placed.placement
-        with self.relay.ask(self.call, placement, self.progress, self.ends) as inbox:
-            self._inbox = inbox
-            yield inbox
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The relay, for one call at one home."""
+
+    placer: _Placer
+    made: Decision
+
+    @property
+    def placement(self) -> Placement:
+        return self.made.placement
+
+    def ask(self) -> AbstractContextManager[Inbox]:
+        placer = self.placer
+        return placer.relay.ask(placer.call, self.placement, placer.progress, placer.ends)
 
     def prefill(self) -> AbstractContextManager[object]:
-        assert self._placed is not None, "place() comes first"
-        return self.relay.prefill(self._placed)
+        return self.placer.relay.prefill(self.made)
 
-    def compare(self, placements: Sequence[Placement]) -> None:
-        """What was predicted with what became of it, where the first home told it all."""
-        if self._placed is None or self._inbox is None or self._inbox.stats is None:
-            return
-        if len(placements) == 1:
-            self.relay.prefixes.compare(self._placed.prediction, placements[0], self._inbox.stats)
+    def compare(self, stats: pb.RequestStats) -> None:
+        self.placer.relay.prefixes.compare(self.made.prediction, self.placement, stats)
 
 
 @contextlib.contextmanager

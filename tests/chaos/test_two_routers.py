@@ -38,7 +38,7 @@ async def stream(cluster: Cluster, body: dict[str, Any], began: asyncio.Event) -
         async for line in reply.aiter_lines():
             if line.startswith("data: {"):
                 for choice in json.loads(line.removeprefix("data: "))["choices"]:
-                    token_ids += choice["token_ids"]
+                    token_ids += choice.get("token_ids") or ()
                 began.set()
     return token_ids
 
