@@ -27,7 +27,6 @@ class Inbox:
         self.request_id = request_id
         self.progress = progress or Progress()  # what was put here, taken or not, counts as got
         self.ended = False  # the home has said its last word
-        self.stats: pb.RequestStats | None = None  # that word, if all went well
         # A quicker way for bare tokens, tried while the reader waits: it spares a task's turn for
         # each token. False: not this one.
         self.shortcut: Callable[[int], bool] | None = None
@@ -58,7 +57,7 @@ class Inbox:
             self.progress.add(told)
             self._count(len(told.token_ids))
         else:
-            self.ended, self.stats = True, told
+            self.ended = True
             self._wake_reader()
 
     def fail(self, error: Exception) -> None:
