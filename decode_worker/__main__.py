@@ -34,7 +34,7 @@ from triptych.worker.kv_holder import KvHolder
 from triptych.worker.pace import patient_rows
 from triptych.worker.peers import PeerBook
 from triptych.worker.process import RoleParts, run_worker
-from triptych.worker.salvage import Salvager, salvaged_blocks
+from triptych.worker.salvage import Salvager
 
 
 def build_role(
@@ -76,9 +76,7 @@ def build_role(
     # Not over nixl: what homes lend is worth no second transport process.
     holder = KvHolder(args, parts, without=["nixl"])
     lender = Lender(args, parts, holder)
-    salvager = Salvager(
-        parts.pool, parts.region, _neighbours(args, parts), salvaged_blocks(metrics.registry)
-    )
+    salvager = Salvager(parts.pool, parts.region, _neighbours(args, parts), metrics)
     service.connect(Intake(parts.pool, peers, fetcher, loop, thread, transport, lender, salvager))
 
     speculator.start()

@@ -135,6 +135,11 @@ class WorkerMetrics:
             ["step"],
             registry=registry,
         )
+        self.kv_salvaged_blocks = Counter(
+            "triptych_kv_salvaged_blocks_total",
+            "Blocks of streams whose home was lost that were copied from its memory",
+            registry=registry,
+        )
         self.kv_path_info = Gauge(
             "triptych_kv_path_info",
             "1 for the path that the last probe proved for this peer",

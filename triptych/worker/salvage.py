@@ -13,12 +13,11 @@ import contextlib
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter
-
 from transport.kv.neighbours import Neighbours
 from transport.kv.region import Region
 from triptych.engine.sequence import Sequence
 from triptych.kv.pool import BlockPool, Holder
+from triptych.obs.metrics import WorkerMetrics
 
 
 @dataclass(slots=True)
@@ -28,7 +27,7 @@ class Salvager:
     pool: BlockPool
     region: Region
     neighbours: Neighbours | None
-    counter: Counter
+    metrics: WorkerMetrics
 
     async def salvage(self, sequences: Seq[Sequence]) -> int:
         """Brings what can be found of them into the prefix cache, before they are admitted; how
@@ -63,13 +62,5 @@ class Salvager:
                     break
                 self.pool.commit(block, source.hash)
                 fetched += 1
-        self.counter.inc(fetched)
+        self.metrics.kv_salvaged_blocks.inc(fetched)
         return fetched
-
-
-def salvaged_blocks(registry: CollectorRegistry) -> Counter:
-    return Counter(
-        "triptych_kv_salvaged_blocks_total",
-        "Blocks of streams from other homes that were read from their memory",
-        registry=registry,
-    )

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
 
 from transport.kv.neighbours import Neighbours
 from transport.kv.region import Region, RegionShape
@@ -17,7 +16,8 @@ from transport.kv.shm import ShmLink, ShmSource
 from triptych.engine.sequence import Sequence
 from triptych.kv.hashing import root_hash
 from triptych.kv.pool import BlockPool
-from triptych.worker.salvage import Salvager, salvaged_blocks
+from triptych.obs.metrics import WorkerMetrics, new_registry
+from triptych.worker.salvage import Salvager
 
 SHAPE = RegionShape(block_bytes=4096, num_blocks=16)
 BLOCK_TOKENS = 4
@@ -87,7 +87,7 @@ def neighbours(heir: Worker, tmp_path: Path) -> Iterator[Neighbours]:
 
 
 def salvager_of(heir: Worker, neighbours: Neighbours) -> Salvager:
-    return Salvager(heir.pool, heir.region, neighbours, salvaged_blocks(CollectorRegistry()))
+    return Salvager(heir.pool, heir.region, neighbours, WorkerMetrics(new_registry()))
 
 
 async def test_a_stream_goes_on_with_the_blocks_of_its_dead_home(
