@@ -102,6 +102,12 @@ async def continuations(cluster: Cluster) -> dict[str, float]:
     }
 
 
+async def salvaged_blocks(cluster: Cluster, *, without: str) -> float:
+    """What the other home copied out of its neighbours' memory."""
+    [heir] = {"decode-0", "decode-1"} - {without}
+    return (await cluster.metrics(heir))["triptych_kv_salvaged_blocks_total", frozenset()]
+
+
 @contextlib.asynccontextmanager
 async def streaming(
     cluster: Cluster, bodies: list[dict[str, Any]]
@@ -141,6 +147,7 @@ async def test_whatever_was_asked_of_an_answer_holds_when_its_home_is_killed(
         for body, task, answer in zip(bodies, running, expected, strict=True):
             assert task.result() == answer, body
         assert (await continuations(cluster))["gone"] >= 1
+        assert await salvaged_blocks(cluster, without=victim) > 0
         await cluster.until_at_rest(timeout_s=10)
 
 
@@ -159,6 +166,7 @@ async def test_a_home_that_hangs_is_left_and_comes_back_to_no_harm(
                 os.kill(cluster.pid(home["worker_id"]), signal.SIGCONT)
         assert answers == expected
         assert (await continuations(cluster))["silent"] >= 1
+        assert await salvaged_blocks(cluster, without=home["worker_id"]) > 0
 
         async def is_back() -> bool:
             now = await cluster.worker(home["worker_id"])
