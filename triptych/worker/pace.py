@@ -12,6 +12,7 @@ from triptych.obs.pace import PaceMeter
 from triptych.worker.boot import EngineParts
 
 _LEAST_ROWS = 16  # fewer take as long
+_UNKNOWN_ROWS = 64  # of a worker that has just started, as one that replaces a lost one has
 
 
 def observe_jobs(meter: PaceMeter, jobs: Seq[RowJob], seconds: float) -> None:
@@ -33,9 +34,8 @@ def observe_jobs(meter: PaceMeter, jobs: Seq[RowJob], seconds: float) -> None:
 def patient_rows(scheduler: Scheduler, meter: PaceMeter, step_s: float) -> int:
     """Rows of prompts in a step that takes about `step_s`, by what steps took so far."""
     cost = meter.prefill
-    if cost is None:
-        return scheduler.chunk_tokens
-    return min(max(_LEAST_ROWS, round(cost.rows_in(step_s))), scheduler.chunk_tokens)
+    rows = _UNKNOWN_ROWS if cost is None else max(_LEAST_ROWS, round(cost.rows_in(step_s)))
+    return min(rows, scheduler.chunk_tokens)
 
 
 def report_pace(load: pb.WorkerLoad, meter: PaceMeter, parts: EngineParts) -> None:
