@@ -53,10 +53,10 @@ class Stream:
     retried: bool = False
 
     def pause(self, begin: float, end: float) -> float:
-        """The longest one of those that ended between two moments, or last beyond them."""
+        """The longest one of those that ended between two moments."""
         times = [at for at, _ in self.seen]
         pairs = zip(times, times[1:], strict=False)
-        return max((b - a for a, b in pairs if b > begin and a < end), default=0.0)
+        return max((b - a for a, b in pairs if begin < b <= end), default=0.0)
 
     def tokens_at(self, moment: float) -> int:
         """Prompt and output, of a stream that was running; else 0."""
@@ -64,6 +64,19 @@ class Stream:
         if not before or self.seen[-1][0] <= moment:
             return 0
         return self.prompt_tokens + before[-1]
+
+
+@dataclass(slots=True)
+class Beginning:
+    """Over when each of so many streams has its first token."""
+
+    streams: int
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def count(self) -> None:
+        self.streams -= 1
+        if not self.streams:
+            self.over.set()
 
 
 @dataclass(slots=True)
@@ -104,9 +117,9 @@ async def run_bench(model: str, dtype: str, streams: int, max_tokens: int) -> Re
         routers = [await stack.enter_async_context(cluster.at_router(name)) for name in _ROUTERS]
         calm = await run_all(routers, bodies)
         row_s = await prompt_row_s(cluster)
-        began, kills = asyncio.Event(), list[Kill]()
-        killing = asyncio.create_task(kill_in_turn(cluster, began, kills))
-        shaken = await run_all(routers, bodies, began)
+        beginning, kills = Beginning(streams), list[Kill]()
+        killing = asyncio.create_task(kill_in_turn(cluster, beginning, kills))
+        shaken = await run_all(routers, bodies, beginning)
         killing.cancel()
         await asyncio.wait({killing})
     for kill, after in zip(kills, [*kills[1:], None], strict=True):
@@ -154,16 +167,18 @@ def body_of(number: int, max_tokens: int) -> dict[str, Any]:
 
 
 async def run_all(
-    routers: Sequence[Cluster], bodies: Sequence[dict[str, Any]], began: asyncio.Event | None = None
+    routers: Sequence[Cluster],
+    bodies: Sequence[dict[str, Any]],
+    beginning: Beginning | None = None,
 ) -> list[Stream]:
     """One stream per body, at the routers in turn."""
 
     async def run(number: int, body: dict[str, Any]) -> Stream:
         try:
-            return await follow(routers[number % len(routers)], number, body, began)
+            return await follow(routers[number % len(routers)], number, body, beginning)
         except httpx.HTTPError:  # only a client of the dead router's may see this
             assert number % len(routers), f"stream {number} broke at a router that lives"
-        stream = await follow(routers[0], number, body, began)
+        stream = await follow(routers[0], number, body)
         stream.retried = True
         return stream
 
@@ -171,7 +186,7 @@ async def run_all(
 
 
 async def follow(
-    router: Cluster, number: int, body: dict[str, Any], began: asyncio.Event | None
+    router: Cluster, number: int, body: dict[str, Any], beginning: Beginning | None = None
 ) -> Stream:
     """Raises httpx.HTTPError when the connection breaks, RuntimeError when the answer fails."""
     stream, tokens = Stream(number, [[] for _ in range(body.get("n", 1))]), 0
@@ -187,17 +202,17 @@ async def follow(
                 stream.choices[choice["index"]] += ids
                 tokens += len(ids)
             if event["choices"]:
+                if beginning is not None and not stream.seen:
+                    beginning.count()
                 stream.seen.append((time.monotonic(), tokens))
             if event.get("usage"):
                 stream.prompt_tokens = event["usage"]["prompt_tokens"]
-            if began is not None:
-                began.set()
     return stream
 
 
-async def kill_in_turn(cluster: Cluster, began: asyncio.Event, kills: list[Kill]) -> None:
+async def kill_in_turn(cluster: Cluster, beginning: Beginning, kills: list[Kill]) -> None:
     """Until cancelled, or all victims have died and come back."""
-    await began.wait()
+    await beginning.over.wait()
     for name in _VICTIMS:
         pid = cluster.pid(name)
         epoch = None if name in _ROUTERS else ((await cluster.worker(name)) or {})["epoch"]
