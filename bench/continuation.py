@@ -19,7 +19,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -121,7 +121,8 @@ async def run_bench(model: str, dtype: str, streams: int, max_tokens: int) -> Re
         killing = asyncio.create_task(kill_in_turn(cluster, beginning, kills))
         shaken = await run_all(routers, bodies, beginning)
         killing.cancel()
-        await asyncio.wait({killing})
+        with suppress(asyncio.CancelledError):
+            await killing
     for kill, after in zip(kills, [*kills[1:], None], strict=True):
         judge(kill, shaken, after.at if after else float("inf"), row_s)
     kept = [stream for stream in shaken if not stream.retried]
