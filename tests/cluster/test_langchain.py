@@ -5,10 +5,12 @@ The model is a tiny random one: what it says means nothing, and what a grammar a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal
 
+import openai
 import pytest
+import pytest_asyncio
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessageChunk, HumanMessage, SystemMessage
 from langchain_core.tools import tool
@@ -38,18 +40,22 @@ def count(word: Literal["one", "two"]) -> str:
     return f"{word}, and so on"
 
 
-@pytest.fixture
-def make_chat(cluster: Cluster) -> Iterator[Any]:
-    def make(**options: Any) -> BaseChatModel:
-        return ChatOpenAI(
-            model="tiny",
-            base_url=f"{cluster.url}/v1",
-            api_key="none",
-            max_retries=0,
-            **{"max_tokens": 300, "seed": 1, **options},
-        )
+@pytest_asyncio.fixture(loop_scope="module")
+async def served(cluster: Cluster) -> AsyncIterator[dict[str, Any]]:
+    """How a model finds the cluster. LangChain closes no connections of its own making."""
+    async with openai.DefaultAsyncHttpxClient() as http:
+        yield {
+            "model": "tiny",
+            "base_url": f"{cluster.url}/v1",
+            "api_key": "none",
+            "max_retries": 0,
+            "http_async_client": http,
+        }
 
-    yield make
+
+@pytest.fixture
+def make_chat(served: dict[str, Any]) -> Callable[..., BaseChatModel]:
+    return lambda **options: ChatOpenAI(**{**served, "max_tokens": 300, "seed": 1, **options})
 
 
 async def test_an_answer_is_the_same_whole_streamed_and_in_a_batch(make_chat: Any) -> None:
@@ -106,9 +112,7 @@ async def test_structured_output_goes_with_tools(make_chat: Any) -> None:
         assert isinstance(found["parsed"], Person) != bool(called) and all(called)
 
 
-async def test_plain_completions_are_served(cluster: Cluster) -> None:
-    model = OpenAI(
-        model="tiny", base_url=f"{cluster.url}/v1", api_key="none", max_tokens=4, temperature=0
-    )
+async def test_plain_completions_are_served(served: dict[str, Any]) -> None:
+    model = OpenAI(**served, max_tokens=4, temperature=0)
     whole = await model.ainvoke("One, two,")
     assert "".join([text async for text in model.astream("One, two,")]) == whole

@@ -68,7 +68,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "formats": _object(
         day={"type": "string", "format": "date"},
-        at={"type": "string", "format": "time"},
+        at={"type": "string", "format": "time", "maxLength": 15},
         id={"type": "string", "format": "uuid"},
         ip={"type": "string", "format": "ipv4"},
     ),
