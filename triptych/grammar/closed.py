@@ -65,7 +65,7 @@ def _names_all(schema: Mapping[str, Any]) -> bool:
     required, fewest = schema.get("required", []), schema.get("minProperties", 0)
     return (
         isinstance(required, list)
-        and all(name in properties for name in required)
+        and all(isinstance(name, str) and name in properties for name in required)
         and isinstance(fewest, int | float)
         and fewest <= len(properties)
     )

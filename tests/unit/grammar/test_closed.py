@@ -50,7 +50,10 @@ def test_objects_hold_what_is_named(schema: Any, expected: Any) -> None:
         {**A, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
         {"$ref": "#/$defs/a", "properties": {"b": {}}, "$defs": {"a": A}},
         {"not": A},
-        {"properties": 3, "required": "a", "anyOf": 1},
+        {"properties": 3, "required": "a"},
+        {**A, "required": [["a"], 3]},
+        {**A, "required": "a"},
+        {"anyOf": 1, "allOf": {}, "items": [3]},
     ],
 )
 def test_what_may_be_named_elsewhere_stays_open(schema: Any) -> None:
