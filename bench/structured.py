@@ -3,17 +3,21 @@
     python -m bench.structured [--model NAME] [--sequences 8] [--rounds 3] [--answers 100]
 
 Both kinds of steps are taken in turns in one process; the ratio is what counts. Then so many
-answers are drawn under a schema, with drafts, and each is parsed.
+answers are drawn under schemas of many kinds, greedy and sampled, with drafts and without: each is
+checked by the `jsonschema` library, and drafts must not change a character.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jsonschema
+from llguidance import LLTokenizer
 from torch import Tensor
 
 from bench.report import finish, print_table
@@ -28,7 +32,8 @@ from triptych.grammar.source import json_schema
 from triptych.grammar.vocabulary import grammar_vocabulary
 from triptych.obs.metrics import WorkerMetrics, new_registry
 from triptych.request import FinishReason, SamplingParams
-from triptych.testing.grammars import PERSON, is_person
+from triptych.testing.grammars import PERSON
+from triptych.testing.schemas import SCHEMAS
 from triptych.tokenizer import Tokenizer
 from triptych.worker.args import WorkerArgs
 from triptych.worker.boot import EngineParts, build_engine
@@ -69,22 +74,32 @@ class Engine:
         self.vocab_size = self.parts.model.config.vocab_size
 
     def run(
-        self, params: list[SamplingParams], grammar: CompiledGrammar | None, masks: list[float]
+        self,
+        params: list[SamplingParams],
+        grammars: list[CompiledGrammar | None],
+        masks: list[float],
+        *,
+        drafts: str = "auto",
     ) -> tuple[float, list[Sequence]]:
-        """Seconds from the first token of all to the last of all, and what was drawn."""
+        """Seconds from the first token of all to the last of all, and what was drawn.
+
+        `grammars`: one each; `drafts`: `speculation.mode`.
+        """
+        speculation = self._speculation.model_copy(update={"mode": drafts})
         parts, sampler = self.parts, Sampler(self.eos)
         loop = DecodeLoop(
             parts.scheduler,
             parts.runner,
             sampler,
-            make_speculator(self._speculation, parts, sampler),
+            make_speculator(speculation, parts, sampler),
             lambda outputs: None,
             WorkerMetrics(new_registry()),
             eos_token_ids=self.eos,
             max_model_len=parts.max_model_len,
         )
         sequences = [
-            self._sequence(number, each, grammar, masks) for number, each in enumerate(params)
+            self._sequence(number, each, grammar, masks)
+            for number, (each, grammar) in enumerate(zip(params, grammars, strict=True))
         ]
         for sequence in sequences:
             loop.submit(sequence)
@@ -94,6 +109,10 @@ class Engine:
         while loop.step():
             pass
         return time.perf_counter() - began, sequences
+
+    def text_of(self, sequence: Sequence) -> str:
+        """Of its answer."""
+        return self.tokenizer.decode(sequence.tokens[sequence.num_prompt :])
 
     def _sequence(
         self,
@@ -126,14 +145,56 @@ def main() -> None:
         for seed in range(options.sequences)
     ]
     masks, plain, bound = list[float](), list[float](), list[float]()
-    engine.run(params, None, masks)  # warm
+    free: list[CompiledGrammar | None] = [None] * len(params)
+    engine.run(params, free, masks)  # warm
     for _ in range(options.rounds):
-        plain.append(engine.run(params, None, masks)[0])
-        bound.append(engine.run(params, people, masks)[0])
-    person = compile_grammar(vocabulary, json_schema(PERSON))
-    answers = [SamplingParams(seed=seed, max_tokens=200) for seed in range(options.answers)]
-    _, sequences = engine.run(answers, person, [])
-    _report(engine, vocabulary_s, compile_s, masks, plain, bound, sequences)
+        plain.append(engine.run(params, free, masks)[0])
+        bound.append(engine.run(params, [people] * len(params), masks)[0])
+    answers = draw_answers(engine, vocabulary, options.answers)
+    _report(engine, vocabulary_s, compile_s, masks, plain, bound, answers)
+
+
+class Answer(NamedTuple):
+    schema: str
+    text: str
+    plain_text: str  # without drafts
+    ended: bool
+    drafted: int
+    accepted: int
+
+    @property
+    def valid(self) -> bool:
+        try:
+            jsonschema.validate(json.loads(self.text), SCHEMAS[self.schema])
+        except (ValueError, jsonschema.ValidationError):
+            return False
+        return True
+
+
+def draw_answers(engine: Engine, vocabulary: LLTokenizer, count: int) -> list[Answer]:
+    """Of all schemas in turn, every other one greedy."""
+    compiled = {
+        name: compile_grammar(vocabulary, json_schema(schema)) for name, schema in SCHEMAS.items()
+    }
+    names = [[*SCHEMAS][number % len(SCHEMAS)] for number in range(count)]
+    params = [
+        SamplingParams(seed=seed, max_tokens=400, temperature=float(seed // len(SCHEMAS) % 2))
+        for seed in range(count)
+    ]
+    grammars: list[CompiledGrammar | None] = [compiled[name] for name in names]
+    _, drafted = engine.run(params, grammars, [], drafts="fixed")
+    _, plain = engine.run(params, grammars, [], drafts="off")
+    return [
+        Answer(
+            name,
+            engine.text_of(one),
+            engine.text_of(other),
+            one.finish_reason is FinishReason.STOP,
+            one.num_drafted,
+            one.num_accepted,
+        )
+        for name, one, other in zip(names, drafted, plain, strict=True)
+    ]
 
 
 def _report(
@@ -143,13 +204,13 @@ def _report(
     masks: list[float],
     plain: list[float],
     bound: list[float],
-    sequences: list[Sequence],
+    answers: list[Answer],
 ) -> None:
     masks.sort()
     ratios = [with_it / without for with_it, without in zip(bound, plain, strict=True)]
-    texts = [engine.tokenizer.decode(s.tokens[s.num_prompt :]) for s in sequences]
-    valid = [is_person(text) for text in texts]
-    ended = [sequence.finish_reason is FinishReason.STOP for sequence in sequences]
+    for answer in answers:
+        if not answer.valid or answer.text != answer.plain_text:
+            print(f"{answer.schema}: {answer.text!r}, without drafts {answer.plain_text!r}")
     found: dict[str, Any] = {
         "vocabulary": engine.vocab_size,
         "vocabulary_ms": round(vocabulary_s * 1e3, 1),
@@ -157,11 +218,13 @@ def _report(
         "mask_us_median": round(statistics.median(masks) * 1e6),
         "mask_us_p99": round(masks[len(masks) * 99 // 100] * 1e6),
         "time_ratio": round(statistics.median(ratios), 3),
-        "answers": len(sequences),
-        "answers_ended": sum(ended),
-        "answers_valid": sum(valid),
-        "drafted": sum(sequence.num_drafted for sequence in sequences),
-        "accepted": sum(sequence.num_accepted for sequence in sequences),
+        "schemas": len(SCHEMAS),
+        "answers": len(answers),
+        "answers_ended": sum(answer.ended for answer in answers),
+        "answers_valid": sum(answer.valid for answer in answers),
+        "answers_same": sum(answer.text == answer.plain_text for answer in answers),
+        "drafted": sum(answer.drafted for answer in answers),
+        "accepted": sum(answer.accepted for answer in answers),
     }
     print_table("what a grammar costs", ["", "found"], [*found.items()])
     finish(found)

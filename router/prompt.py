@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from router.off_loop import off_loop
 from router.sampling import check_token_ids
-from router.schema import Message
+from router.schema import ChatRequest, Message
 from router.tools.told import with_tools_told
+from triptych.errors import RequestError
 from triptych.tokenizer import Tokenizer
 
 
@@ -24,6 +26,7 @@ async def chat_prompt(
     messages: Sequence[Message],
     *,
     tools: Sequence[Mapping[str, Any]] = (),
+    variables: Mapping[str, Any] = MappingProxyType({}),
     add_generation_prompt: bool = True,
 ) -> Prompt:
     """Raises RequestError when the model's template refuses the messages."""
@@ -34,10 +37,32 @@ async def chat_prompt(
 
     def encode() -> list[int]:
         return tokenizer.encode_chat(
-            turns, tools=tools, add_generation_prompt=add_generation_prompt
+            turns, tools=tools, add_generation_prompt=add_generation_prompt, extra=variables
         )
 
     return Prompt(await off_loop(encode, size))
+
+
+def template_variables(body: ChatRequest, template: str) -> dict[str, Any]:
+    """What a request sets of the chat template's own variables.
+
+    Raises RequestError for a `reasoning_effort` that the model's template knows no way to obey.
+    """
+    found = dict(body.chat_template_kwargs or {})
+    effort = body.reasoning_effort
+    if effort is None:
+        return found
+    if "reasoning_effort" in template:
+        found.setdefault("reasoning_effort", effort)
+    elif "enable_thinking" in template:
+        found.setdefault("enable_thinking", effort != "none")
+    elif effort != "none":
+        raise RequestError(
+            'reasoning_effort: this model\'s chat template knows none; leave it out or send "none"',
+            param="reasoning_effort",
+            code="unsupported_parameter",
+        )
+    return found
 
 
 def _turn(message: Message) -> dict[str, Any]:

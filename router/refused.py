@@ -11,6 +11,8 @@ from router.errors import HttpError, Problem
 from router.services import Services
 
 _NOT_HERE = {
+    "/v1/responses": "this server keeps no conversations; send the messages to "
+    "/v1/chat/completions (LangChain: use_responses_api=False)",
     "/v1/embeddings": "this server generates text and computes no embeddings; "
     "there are /v1/chat/completions and /v1/completions",
 }

@@ -112,6 +112,7 @@ class ToolCall(Reply):
 
 class ChatMessage(Reply):
     role: Literal["assistant"]
+    reasoning_content: str | None = None  # thoughts, of models that think before they answer
     content: str | None  # null: calls and nothing else
     tool_calls: list[ToolCall] | None = None
 
@@ -149,6 +150,7 @@ class ToolCallDelta(Reply):
 
 class Delta(Reply):
     role: Literal["assistant"] | None = None
+    reasoning_content: str | None = None
     content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
 

@@ -105,6 +105,8 @@ class Message(Body):
     """One turn. The refusable fields are what OpenAI's client adds when an answer is sent back."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
+    reasoning_content: str | None = None  # of an assistant; the template says what becomes of it
+    reasoning: str | None = None  # the same, in vLLM's newer spelling
     content: (
         Annotated[
             str | Annotated[list[TextPart], Field(fail_fast=True)],
@@ -133,6 +135,7 @@ class Message(Body):
     @property
     def num_chars(self) -> int:
         called = sum(len(call.function.arguments) for call in self.tool_calls or ())
+        called += len(self.reasoning_content or self.reasoning or "")
         if self.content is None or isinstance(self.content, str):
             return called + len(self.content or "")
         return called + sum(len(part.text) for part in self.content)
@@ -214,6 +217,7 @@ class GenerationBody(Body):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: Annotated[Any, harmless("in_memory", "in-memory")] = None
     metadata: Annotated[dict[str, str], Field(max_length=64), at_most(64)] | None = None
     store: Annotated[Any, harmless(False)] = None
     service_tier: Annotated[Any, harmless("auto", "default")] = None
@@ -242,7 +246,7 @@ class FunctionTool(Body):
     name: FunctionName
     description: str | None = None
     parameters: JsonSchema | None = None  # none: the function takes no arguments
-    strict: bool | None = None  # as with `tool_choice` "required", where the model calls at all
+    strict: bool | None = None  # calls of the model's own accord obey `parameters`, too
 
 
 class Tool(Body):
@@ -259,20 +263,35 @@ class NamedTool(Body):
     function: NamedFunction
 
 
+class Allowed(Body):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedTools(Body):
+    type: Literal["allowed_tools"]
+    allowed_tools: Allowed
+
+
+ToolChoice = Annotated[NamedTool | AllowedTools, Field(discriminator="type")]
+TemplateVariables = Annotated[dict[str, Any], Field(max_length=64), at_most(64)]
+
+
 class ChatRequest(GenerationBody):
     messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1, le=_MAX_COUNT)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), at_most(MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None  # default true; without tools it asks for nothing
     functions: Annotated[Any, harmless([])] = None
     function_call: Annotated[Any, harmless("none", "auto")] = None
     modalities: Annotated[Any, harmless(["text"])] = None
     audio: Annotated[Any, harmless()] = None
     prediction: Annotated[Any, harmless()] = None
-    reasoning_effort: Annotated[Any, harmless("none")] = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    chat_template_kwargs: TemplateVariables | None = None  # e.g. enable_thinking
     verbosity: Annotated[Any, harmless("medium")] = None
     web_search_options: Annotated[Any, harmless()] = None
 
@@ -286,12 +305,27 @@ class ChatRequest(GenerationBody):
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
             raise field_error("tools", "two functions share a name")
-        wanted = self.tool_choice
-        if wanted == "required" and not names:
+        if self.tool_choice == "required" and not names:
             raise field_error("tool_choice", '"required" needs tools')
-        if isinstance(wanted, NamedTool) and wanted.function.name not in names:
+        if not self._chosen_names <= set(names):
             raise field_error("tool_choice", "names a function that is not among tools")
         return self
+
+    @property
+    def tool_mode(self) -> str | None:
+        """Of `tool_choice`, where it lists what is allowed."""
+        chosen = self.tool_choice
+        return chosen.allowed_tools.mode if isinstance(chosen, AllowedTools) else None
+
+    @property
+    def _chosen_names(self) -> set[str]:
+        match self.tool_choice:
+            case NamedTool(function=function):
+                return {function.name}
+            case AllowedTools(allowed_tools=allowed):
+                return {tool.function.name for tool in allowed.tools}
+            case _:
+                return set()
 
 
 class CompletionRequest(GenerationBody):

@@ -1,12 +1,13 @@
-"""A chat completion in which the model may call tools."""
+"""A chat completion in which the model may think and call tools."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from router.chat_shape import ChatShape
 from router.generation import Job
+from router.reading import AnswerReading
 from router.reply import (
     CalledFunction,
     ChatMessage,
@@ -17,20 +18,21 @@ from router.reply import (
     ToolCallDelta,
 )
 from router.text import Piece
-from router.tool_use import ToolUse
-from router.tools.source import Arguments, CallStart, Found, Prose
+from router.tools.source import Arguments, CallStart, Found, Prose, Thought
 from triptych.request import FinishReason
 from triptych.tokenizer import Tokenizer
 
 
 class ToolShape(ChatShape):
-    """Calls in chunks: index, id and name first, then the arguments as they come."""
+    """Thoughts in chunks of their own; calls: index, id and name first, then the arguments as they
+    come.
+    """
 
     shows_text = False
 
-    def __init__(self, model: str, tokenizer: Tokenizer, job: Job, tools: ToolUse) -> None:
+    def __init__(self, model: str, tokenizer: Tokenizer, job: Job, reading: AnswerReading) -> None:
         super().__init__(model, tokenizer, job)
-        self._choices = [_Choice(tools) for _ in range(job.num_choices)]
+        self._choices = [_Choice(reading) for _ in range(job.num_choices)]
 
     def deltas(self, piece: Piece) -> Sequence[Delta]:
         return self._choices[piece.choice].read(piece)
@@ -38,10 +40,14 @@ class ToolShape(ChatShape):
     def message(self, pieces: Sequence[Piece]) -> ChatMessage:
         deltas = [delta for piece in pieces for delta in self.deltas(piece)]
         text = "".join(delta.content or "" for delta in deltas)
+        thought = "".join(delta.reasoning_content or "" for delta in deltas)
         calls = _whole_calls(call for delta in deltas for call in delta.tool_calls or ())
-        if not calls:
-            return ChatMessage(role="assistant", content=text)
-        return ChatMessage(role="assistant", content=text or None, tool_calls=calls)
+        found: dict[str, Any] = {"content": text}
+        if calls:
+            found = {"content": text or None, "tool_calls": calls}
+        if thought:
+            found["reasoning_content"] = thought
+        return ChatMessage(role="assistant", **found)
 
     def ending(self, last: Piece) -> Ending:
         if last.finish_reason is FinishReason.STOP and self._choices[last.choice].num_calls:
@@ -52,10 +58,9 @@ class ToolShape(ChatShape):
 class _Choice:
     """Where one choice's text is in its calls."""
 
-    def __init__(self, tools: ToolUse) -> None:
-        self._tools = tools
-        self._parser = tools.parser()
-        self._most = None if tools.parallel else 1
+    def __init__(self, reading: AnswerReading) -> None:
+        self._reading = reading
+        self._parser = reading.parser()
         self._silent = False  # behind the last call that is wanted
         self.num_calls = 0
 
@@ -70,15 +75,17 @@ class _Choice:
         match found:
             case Prose(text):
                 return Delta(content=text) if text and not self._silent else None
+            case Thought(text):
+                return Delta(reasoning_content=text) if text and not self._silent else None
             case CallStart(name):
-                self._silent = self._silent or self.num_calls == self._most
+                self._silent = self._silent or self.num_calls == self._reading.most_calls
                 if self._silent:
                     return None
                 self.num_calls += 1
                 function = FunctionDelta(name=name, arguments="")
                 call = ToolCallDelta(
                     index=self.num_calls - 1,
-                    id=self._tools.format.new_id(),
+                    id=self._reading.new_id(),
                     type="function",
                     function=function,
                 )

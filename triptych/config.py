@@ -133,6 +133,11 @@ class ExpertsConfig(_Frozen):
     )
 
 
+ToolParserName = Literal[
+    "auto", "hermes", "llama3_json", "pythonic", "mistral", "deepseek", "harmony"
+]
+
+
 class RouterConfig(_Frozen):
     """The HTTP face."""
 
@@ -150,10 +155,13 @@ class RouterConfig(_Frozen):
         description="how the router knows who holds which prefix: workers tell it, by its own "
         "placements alone, or not at all",
     )
-    tool_parser: Literal["auto", "hermes", "llama3_json", "pythonic", "mistral", "deepseek"] = (
-        Field(
-            "auto", description="how the model writes tool calls; auto: as its chat template tells"
-        )
+    tool_parser: ToolParserName = Field(
+        "auto", description="how the model writes tool calls; auto: as its chat template tells"
+    )
+    reasoning_parser: Annotated[Literal["auto", "off", "think", "mistral"], yaml_off] = Field(
+        "auto",
+        description="how the model marks its thoughts; auto: as its chat template tells; "
+        "off: they are text like any other",
     )
     max_body: ByteSize = Field(ByteSize(8 << 20), description="larger requests get a 413")
     request_deadline_s: float = Field(600.0, gt=0)

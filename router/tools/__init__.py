@@ -1,1 +1,1 @@
-"""Tool calls: what families of models write, and grammars that make them."""
+"""Tool calls and thoughts: what families of models write, and grammars that make them."""

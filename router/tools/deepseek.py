@@ -28,6 +28,8 @@ class DeepSeek:
 
     markers = (_CALLS, _CALLS_END, _CALL, _CALL_END, _SEPARATOR)
     marks = (_CALLS,)
+    opening = _CALLS
+    prose = ""
     new_id = staticmethod(long_id)
 
     def read(self, source: Source, names: Collection[str]) -> Reading[None]:
@@ -40,10 +42,9 @@ class DeepSeek:
                 except Unreadable:  # cut off: what was told stands
                     continue
 
-    def rules(self, functions: Sequence[Function], most: int, spell: Spell) -> str:
+    def rules(self, functions: Sequence[Function], most: int, spell: Spell, begin: str) -> str:
         """As V3.1 writes them; `read` knows both."""
-        calls = repeated("call", '""', most)
-        rules = [f"start: {spell(_CALLS)} {calls} {spell(_CALLS_END)}"]
+        rules = [f"calls: {begin} call{repeated('call', most - 1)} {spell(_CALLS_END)}"]
         rules.append(f"call: {' | '.join(f'call_{index}' for index in range(len(functions)))}")
         for index, function in enumerate(functions):
             head = f"{spell(_CALL)} {literal(function.name)} {spell(_SEPARATOR)}"

@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from router.tools.source import Reading, Source
-from triptych.grammar.source import with_blanks
+from triptych.grammar.source import json_term
 
 MOST_CALLS = 16  # that a grammar allows in one answer: a small model would never stop
+TEXT = r"/(.|\n)*/"  # of ordinary tokens, as a term of a Lark grammar
 
 
 class Function(NamedTuple):
@@ -17,6 +18,11 @@ class Function(NamedTuple):
 
     name: str
     parameters: dict[str, Any]  # JSON schema of the arguments
+
+    @property
+    def loose(self) -> Function:
+        """With any arguments."""
+        return Function(self.name, {"type": "object", "additionalProperties": True})
 
 
 Spell = Callable[[str], str]  # a marker as a term of a Lark grammar: text, or a special token
@@ -31,11 +37,19 @@ class ToolFormat(Protocol):
     def marks(self) -> tuple[str, ...]:
         """A chat template that has one of these is of this family."""
 
+    @property
+    def opening(self) -> str:
+        """The marker that begins the calls, with any text before it. "": there is none."""
+
+    @property
+    def prose(self) -> str:
+        """Without an opening: a term of texts that cannot be taken for a call. Else ""."""
+
     def read(self, source: Source, names: Collection[str]) -> Reading[None]:
         """An answer's text, to its end; `names` of the functions that there are."""
 
-    def rules(self, functions: Sequence[Function], most: int, spell: Spell) -> str:
-        """A Lark grammar of an answer that is 1 to `most` calls."""
+    def rules(self, functions: Sequence[Function], most: int, spell: Spell, begin: str) -> str:
+        """Lark rule `calls`: 1 to `most` of them. `begin`: the opening, as a term."""
 
     def new_id(self) -> str:
         """Of a call."""
@@ -46,14 +60,11 @@ def literal(text: str) -> str:
 
 
 def schema_term(function: Function) -> str:
-    """The arguments, as a term of a Lark grammar.
-
-    Other arguments than those that are named are left out where the schema leaves it open.
-    """
+    """The arguments, as a term of a Lark grammar."""
     schema: dict[str, Any] = {"type": "object", **function.parameters}
-    if "properties" in schema or not function.parameters:
-        schema.setdefault("additionalProperties", False)
-    return f"%json {json.dumps(with_blanks(schema), ensure_ascii=False)}"
+    if not function.parameters:
+        schema["additionalProperties"] = False
+    return json_term(schema)
 
 
 def object_rules(functions: Sequence[Function], arguments: str) -> str:
@@ -65,6 +76,17 @@ def object_rules(functions: Sequence[Function], arguments: str) -> str:
     return "\n".join(rules) + "\n"
 
 
-def repeated(rule: str, separator: str, most: int) -> str:
-    """RULE (SEPARATOR RULE)*, at most so many."""
-    return rule if most == 1 else f"{rule} ({separator} {rule}){{0,{most - 1}}}"
+def text_until(rule: str, mark: str, term: str) -> str:
+    """A Lark rule: any text, and the mark that ends it, spelled as `term`."""
+    is_text = term == literal(mark)  # a special token cannot be in a text
+    return f"{rule}{'[lazy]' if is_text else ''}: {TEXT} {term}\n"
+
+
+def repeated(term: str, most: int) -> str:
+    """Up to so many more of them, behind what stands before."""
+    return f" ({term}){{0,{most}}}" if most else ""
+
+
+def separated(rule: str, separator: str, most: int) -> str:
+    """1 to `most` of them, with a text between."""
+    return rule + repeated(f"{literal(separator)} {rule}", most - 1)

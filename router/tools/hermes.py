@@ -13,6 +13,8 @@ from router.tools.source import Reading, Source, read_prose, skip, skip_blanks
 class Hermes:
     markers = ("<tool_call>", "</tool_call>")
     marks = ("<tool_call>",)
+    opening = "<tool_call>"
+    prose = ""
     new_id = staticmethod(long_id)
 
     def read(self, source: Source, names: Collection[str]) -> Reading[None]:
@@ -24,9 +26,10 @@ class Hermes:
                 yield from skip(source, end)
                 yield from skip_blanks(source)
 
-    def rules(self, functions: Sequence[Function], most: int, spell: Spell) -> str:
-        begin, end = map(spell, self.markers)
-        line = literal("\n")
-        return (
-            f"start: {repeated('tagged', line, most)}\ntagged: {begin} {line} call {line} {end}\n"
-        ) + object_rules(functions, "arguments")
+    def rules(self, functions: Sequence[Function], most: int, spell: Spell, begin: str) -> str:
+        line, (again, end) = literal("\n"), map(spell, self.markers)
+        rest = f"{line} call {line} {end}"
+        more = repeated("more", most - 1)
+        return f"calls: {begin} {rest}{more}\nmore: {line} {again} {rest}\n" + object_rules(
+            functions, "arguments"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from router.tools.call import read_call
-from router.tools.format import Function, Spell, literal, object_rules, repeated
+from router.tools.format import Function, Spell, object_rules, separated
 from router.tools.ids import long_id
 from router.tools.source import Reading, Source, peek, read_prose, skip, skip_blanks
 
@@ -13,6 +13,8 @@ from router.tools.source import Reading, Source, peek, read_prose, skip, skip_bl
 class Llama:
     markers: tuple[str, ...] = ("<|python_tag|>",)
     marks: tuple[str, ...] = ("<|python_tag|>", "Environment: ipython")
+    opening = ""
+    prose = r"/\s*([^\s{\[](.|\n)*)?/"
     new_id = staticmethod(long_id)
 
     def read(self, source: Source, names: Collection[str]) -> Reading[None]:
@@ -24,10 +26,8 @@ class Llama:
         while (yield from read_prose(source, self.markers)):
             yield from self._read_calls(source, None)
 
-    def rules(self, functions: Sequence[Function], most: int, spell: Spell) -> str:
-        return f"start: {repeated('call', literal('; '), most)}\n" + object_rules(
-            functions, "parameters"
-        )
+    def rules(self, functions: Sequence[Function], most: int, spell: Spell, begin: str) -> str:
+        return f"calls: {separated('call', '; ', most)}\n" + object_rules(functions, "parameters")
 
     def _read_calls(self, source: Source, names: Collection[str] | None) -> Reading[None]:
         yield from skip_blanks(source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from router.tools.call import read_arguments, read_call
-from router.tools.format import Function, Spell, literal, object_rules, repeated
+from router.tools.format import Function, Spell, literal, object_rules, separated
 from router.tools.ids import short_id
 from router.tools.source import (
     Arguments,
@@ -25,6 +25,8 @@ from router.tools.source import (
 class Mistral:
     markers = ("[TOOL_CALLS]", "[ARGS]")
     marks = ("[TOOL_CALLS]",)
+    opening = "[TOOL_CALLS]"
+    prose = ""
     new_id = staticmethod(short_id)
 
     def read(self, source: Source, names: Collection[str]) -> Reading[None]:
@@ -38,10 +40,9 @@ class Mistral:
                 yield from self._read_named(source)
             yield from skip_blanks(source)
 
-    def rules(self, functions: Sequence[Function], most: int, spell: Spell) -> str:
-        begin, calls = spell(self.markers[0]), repeated("call", literal(", "), most)
-        start = f"start: {begin} {literal('[')} {calls} {literal(']')}\n"
-        return start + object_rules(functions, "arguments")
+    def rules(self, functions: Sequence[Function], most: int, spell: Spell, begin: str) -> str:
+        calls = f"{literal('[')} {separated('call', ', ', most)} {literal(']')}"
+        return f"calls: {begin} {calls}\n" + object_rules(functions, "arguments")
 
     def _read_list(self, source: Source) -> Reading[None]:
         while True:

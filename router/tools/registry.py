@@ -7,6 +7,7 @@ from typing import Final
 
 from router.tools.deepseek import DeepSeek
 from router.tools.format import ToolFormat
+from router.tools.harmony import Harmony
 from router.tools.hermes import Hermes
 from router.tools.llama import Llama
 from router.tools.mistral import Mistral
@@ -14,6 +15,7 @@ from router.tools.pythonic import Pythonic
 
 # Looked through in this order: a template may mention the marks of a later one.
 FORMATS: Final[Mapping[str, ToolFormat]] = {
+    "harmony": Harmony(),
     "mistral": Mistral(),
     "deepseek": DeepSeek(),
     "hermes": Hermes(),

@@ -22,6 +22,13 @@ class Prose:
 
 
 @dataclass(frozen=True, slots=True)
+class Thought:
+    """Text that is not for the user."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class CallStart:
     name: str
 
@@ -33,7 +40,7 @@ class Arguments:
     text: str
 
 
-Found = Prose | CallStart | Arguments
+Found = Prose | Thought | CallStart | Arguments
 Reading = Generator[Found | None, None, _T]
 
 
@@ -86,7 +93,9 @@ class ToolParser:
         return found
 
 
-def read_prose(source: Source, markers: Sequence[str]) -> Reading[str | None]:
+def read_prose(
+    source: Source, markers: Sequence[str], tell: Callable[[str], Found] = Prose
+) -> Reading[str | None]:
     """Up to the first of `markers`, which is returned and taken; None: there is none any more.
 
     Blanks before a marker are dropped.
@@ -98,16 +107,16 @@ def read_prose(source: Source, markers: Sequence[str]) -> Reading[str | None]:
             at = min(starts)
             said = source.take(at).rstrip()
             if said:
-                yield Prose(said)
+                yield tell(said)
             source.take(len(starts[at]))
             return starts[at]
         if source.ended:
             if source.text:
-                yield Prose(source.take(len(source.text)))
+                yield tell(source.take(len(source.text)))
             return None
         safe = _certain_length(source.text, markers)
         if safe:
-            yield Prose(source.take(safe))
+            yield tell(source.take(safe))
         yield None
 
 

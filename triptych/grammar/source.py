@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, grammar_from
 
 from triptych.errors import RequestError
+from triptych.grammar.closed import closed
 from triptych.request import Grammar, GrammarKind
 
 # Between JSON's tokens: nothing, one blank, or a line break with its indentation. Where any run of
@@ -29,9 +31,22 @@ def json_schema(schema: object) -> Grammar:
     return Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema, ensure_ascii=False))
 
 
-def with_blanks(schema: dict[str, object]) -> dict[str, object]:
-    """A schema inside another grammar, written with the blanks of `json_schema`."""
-    return {"x-guidance": {"whitespace_pattern": _JSON_BLANKS}, **schema}
+def json_term(schema: Any) -> str:
+    """JSON of a schema, as a term of a Lark grammar."""
+    if isinstance(schema, dict):
+        schema = {"x-guidance": {"whitespace_pattern": _JSON_BLANKS}, **closed(schema)}
+    return f"%json {json.dumps(schema, ensure_ascii=False)}"
+
+
+def term(grammar: Grammar) -> str:
+    """All of a grammar, as a term of a Lark grammar. Raises RequestError like `compiler_input`."""
+    if grammar.kind is GrammarKind.JSON_SCHEMA:
+        return json_term(json.loads(grammar.text))
+    source = compiler_input(grammar)
+    if grammar.kind is GrammarKind.REGEX:
+        [wrapped] = json.loads(source)["grammars"]
+        source = wrapped["lark_grammar"]
+    return f"%lark {{\n{source}\n}}"
 
 
 def compiler_input(grammar: Grammar) -> str:
@@ -40,7 +55,8 @@ def compiler_input(grammar: Grammar) -> str:
         match grammar.kind:
             case GrammarKind.JSON_SCHEMA:
                 return LLMatcher.grammar_from_json_schema(
-                    grammar.text, defaults={"whitespace_pattern": _JSON_BLANKS}
+                    json.dumps(closed(json.loads(grammar.text)), ensure_ascii=False),
+                    defaults={"whitespace_pattern": _JSON_BLANKS},
                 )
             case GrammarKind.REGEX:
                 return LLMatcher.grammar_from_regex(grammar.text)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from router.prompt import chat_prompt, text_prompts
-from router.schema import Message
+from router.prompt import chat_prompt, template_variables, text_prompts
+from router.schema import ChatRequest, Message
 from triptych.errors import RequestError
 from triptych.testing.tiny_tokenizers import byte_level, save_folder
 from triptych.tokenizer import Tokenizer
@@ -103,3 +103,37 @@ async def test_to_another_template_they_are_told_as_text(tokenizer: Tokenizer) -
     assert found.index('"name": "weather"') < found.index("Rain?")
     assert '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}' in found
     assert "<tool_response>\nNo.\n</tool_response>" in found
+
+
+@pytest.mark.parametrize(
+    ("template", "fields", "variables"),
+    [
+        ("", {}, {}),
+        ("", {"reasoning_effort": "none"}, {}),
+        ("", {"chat_template_kwargs": {"a": [1]}}, {"a": [1]}),
+        ("{{ reasoning_effort }}", {"reasoning_effort": "low"}, {"reasoning_effort": "low"}),
+        ("{{ enable_thinking }}", {"reasoning_effort": "none"}, {"enable_thinking": False}),
+        ("{{ enable_thinking }}", {"reasoning_effort": "high"}, {"enable_thinking": True}),
+        (
+            "{{ enable_thinking }}",
+            {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": False}},
+            {"enable_thinking": False},
+        ),
+    ],
+)
+def test_a_request_sets_variables_of_the_template(
+    template: str, fields: dict[str, Any], variables: dict[str, Any]
+) -> None:
+    body = ChatRequest.model_validate({"messages": [{"role": "user", "content": "Hi"}], **fields})
+    assert template_variables(body, template) == variables
+
+
+def test_an_effort_that_the_model_cannot_make_is_refused_by_name() -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    body = ChatRequest.model_validate({"messages": messages, "reasoning_effort": "low"})
+    with pytest.raises(RequestError) as refused:
+        template_variables(body, "")
+    assert (refused.value.param, refused.value.code) == (
+        "reasoning_effort",
+        "unsupported_parameter",
+    )

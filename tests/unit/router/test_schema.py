@@ -74,7 +74,6 @@ def test_what_clients_send_without_meaning_anything_is_accepted(fields: dict[str
         ("store", 0),
         ("service_tier", "flex"),
         ("modalities", ["text", "audio"]),
-        ("reasoning_effort", "high"),
         ("prompt_logprobs", 2),
         ("audio", {}),
     ],

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from router.answer_form import answer_grammar
 from router.body import parse_body
+from router.reading import answer_reading
 from router.schema import ChatRequest
 from router.structured import asked_grammar
-from router.tool_use import answer_grammar, tool_use
+from router.tool_use import tool_use
+from triptych.config import RouterConfig
 from triptych.errors import RequestError
 from triptych.request import Grammar, GrammarKind
 from triptych.testing.tiny_chat import save_tiny_chat
@@ -18,7 +21,9 @@ from triptych.tokenizer import Tokenizer
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 BAD = {"type": "objec"}
-TOOL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+FUNCTION = {"name": "f", "parameters": SCHEMA}
+TOOL = {"type": "function", "function": FUNCTION}
+STRICT = {"type": "function", "function": {**FUNCTION, "strict": True}}
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +34,17 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def chat(**fields: Any) -> ChatRequest:
     messages = [{"role": "user", "content": "Hi"}]
     return parse_body(json.dumps({"messages": messages, **fields}).encode(), ChatRequest)
+
+
+def allowed(mode: str, tool: Any = TOOL) -> dict[str, Any]:
+    named = {"type": "function", "function": {"name": tool["function"]["name"]}}
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [named]}}
+
+
+async def grammar_for(body: ChatRequest, tokenizer: Tokenizer) -> Grammar | None:
+    return await answer_grammar(
+        body, answer_reading(RouterConfig(), tokenizer, [1], tool_use(body))
+    )
 
 
 def format_of(schema: Any) -> dict[str, Any]:
@@ -89,28 +105,31 @@ async def test_what_cannot_be_obeyed_is_refused_by_field(
         ({"tools": []}, False, False),
         ({"tools": [TOOL], "tool_choice": "none"}, False, False),
         ({"tools": [TOOL]}, True, False),
+        ({"tools": [STRICT]}, True, True),
+        ({"tools": [TOOL], "response_format": format_of(SCHEMA)}, True, True),
         ({"tools": [TOOL], "tool_choice": "required"}, True, True),
         (
             {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
             True,
             True,
         ),
+        ({"tools": [TOOL], "tool_choice": allowed("auto")}, True, False),
+        ({"tools": [TOOL], "tool_choice": allowed("required")}, True, True),
     ],
 )
 async def test_tool_choice_says_whether_an_answer_may_or_must_be_a_call(
     tokenizer: Tokenizer, fields: dict[str, Any], is_use: bool, has_grammar: bool
 ) -> None:
     body = chat(**fields)
-    use = tool_use(body, "auto", tokenizer)
-    assert (use is not None) == is_use
-    assert (await answer_grammar(body, use) is not None) == has_grammar
+    assert (tool_use(body) is not None) == is_use
+    assert (await grammar_for(body, tokenizer) is not None) == has_grammar
 
 
-async def test_with_a_name_only_that_function_can_be_called(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_with_a_name_only_that_function_can_be_called(wrapped: bool) -> None:
     other = {"type": "function", "function": {"name": "other"}}
-    choice = {"type": "function", "function": {"name": "other"}}
-    body = chat(tools=[TOOL, other], tool_choice=choice)
-    use = tool_use(body, "auto", tokenizer)
+    choice = allowed("auto", other) if wrapped else other
+    use = tool_use(chat(tools=[TOOL, other], tool_choice=choice))
     assert use is not None and [function.name for function in use.functions] == ["other"]
     assert [each["function"]["name"] for each in use.described] == ["f", "other"]
 
@@ -119,7 +138,8 @@ async def test_with_a_name_only_that_function_can_be_called(tokenizer: Tokenizer
     ("param", "fields"),
     [
         ("tools[1].function.parameters", {"tool_choice": "required"}),
-        ("tool_choice", {"response_format": {"type": "json_object"}}),
+        ("tools[1].function.parameters", {"tool_choice": allowed("required")}),
+        ("min_tokens", {"tool_choice": "required", "min_tokens": 3}),
     ],
 )
 async def test_tools_that_cannot_be_obeyed_are_refused_by_field(
@@ -128,5 +148,5 @@ async def test_tools_that_cannot_be_obeyed_are_refused_by_field(
     bad = {"type": "function", "function": {"name": "g", "parameters": BAD}}
     body = chat(tools=[TOOL, bad], **fields)
     with pytest.raises(RequestError) as refused:
-        await answer_grammar(body, tool_use(body, "auto", tokenizer))
+        await grammar_for(body, tokenizer)
     assert refused.value.param == param

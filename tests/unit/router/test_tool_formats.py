@@ -87,12 +87,31 @@ ANSWERS: list[tuple[str, str, str, list[Call]]] = [
         "",
         [("get_weather", PARIS)],
     ),
+    ("harmony", "<|channel|>final<|message|>It is 1 < 2. <|return|>", "It is 1 < 2.", []),
+    (
+        "harmony",
+        "<|channel|>analysis<|message|>Who asks?<|end|><|start|>assistant<|channel|>commentary"
+        "<|message|>I look.<|end|><|start|>assistant<|channel|>commentary to=functions.get_weather "
+        f"<|constrain|>json<|message|>{PARIS_TEXT}<|call|>",
+        "I look.",
+        [("get_weather", PARIS)],
+    ),
+    (
+        "harmony",
+        f" to=functions.get_weather<|channel|>commentary json<|message|>{PARIS_TEXT}<|end|>"
+        "<|start|>assistant to=functions.now<|channel|>commentary<|message|><|call|>",
+        "",
+        [("get_weather", PARIS), ("now", {})],
+    ),
+    ("harmony", "No head < at all.", "No head < at all.", []),
+    ("harmony", "<|channel|>analysis to=python<|message|>1 + 1<|call|>", "", []),
 ]
 TEMPLATES = {
     "hermes": "{{ '<tool_call>' }}",
     "llama3_json": "Environment: ipython",
     "mistral": "[AVAILABLE_TOOLS] [TOOL_CALLS]",
     "deepseek": "<｜tool▁calls▁begin｜>",
+    "harmony": "<|channel|>",
     "pythonic": "<|python_start|>",
 }
 
@@ -157,6 +176,14 @@ def test_an_answer_that_is_cut_off_tells_a_beginning_of_what_the_whole_would_tel
         ("llama3_json", ['{"name": "now", "parameters": {"a', '": 1', "2}}"]),
         ("mistral", ['[TOOL_CALLS][{"name": "now", "arguments": {"a', '": 1', "2}}]"]),
         (
+            "harmony",
+            [
+                '<|channel|>commentary to=functions.now<|message|>{"a',
+                '": 1',
+                "2}<|call|>",
+            ],
+        ),
+        (
             "deepseek",
             ['<｜tool▁call▁begin｜>now<｜tool▁sep｜>{"a', '": 1', "2}<｜tool▁call▁end｜>"],
         ),
@@ -193,5 +220,6 @@ def test_every_format_has_a_grammar_for_its_calls(name: str, most: int) -> None:
     functions = [Function("get_weather", {"properties": {"city": {"type": "string"}}})]
     functions.append(Function("now", {}))
     for spell in (literal, lambda marker: "<[3]>"):
-        rules = FORMATS[name].rules(functions, most, spell)
-        check_grammar(Grammar(GrammarKind.LARK, rules), "tools")
+        opening = FORMATS[name].opening
+        rules = FORMATS[name].rules(functions, most, spell, spell(opening) if opening else "")
+        check_grammar(Grammar(GrammarKind.LARK, f"start: calls\n{rules}"), "tools")

@@ -197,6 +197,31 @@ async def test_a_bad_schema_is_refused_by_its_path(talk: Any) -> None:
     assert "nowhere" in refused.value.message
 
 
+async def test_thoughts_are_told_beside_the_answer(start_world: Any) -> None:
+    world = await start_world(reasoning_parser="think")
+    said = world.tokenizer.encode("<think>\nHm, 5?\n</think>\n\nFive.")
+    await world.add_worker("decode-0", says([*said, world.tokenizer.eos_token_ids[0]]))
+    async with openai.AsyncOpenAI(
+        base_url=f"{await world.serve()}/v1", api_key="none", max_retries=0
+    ) as client:
+        answer = await client.chat.completions.create(model="tiny", messages=MESSAGES)
+        message = answer.choices[0].message
+        assert (message.content, message.reasoning_content) == ("Five.", "Hm, 5?")
+        stream = await client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
+        deltas = [chunk.choices[0].delta async for chunk in stream]
+        thought = [getattr(delta, "reasoning_content", None) or "" for delta in deltas]
+        assert "".join(thought) == "Hm, 5?" and len([each for each in thought if each]) > 1
+        assert "".join(delta.content or "" for delta in deltas) == "Five."
+        again: Any = [*MESSAGES, message.model_dump(exclude_none=True), *MESSAGES]
+        await client.chat.completions.create(model="tiny", messages=again)
+
+
+async def test_the_responses_api_is_refused_in_words(talk: Any) -> None:
+    _, _, client = talk
+    with pytest.raises(openai.NotFoundError, match="/v1/chat/completions"):
+        await client.responses.create(model="tiny", input="Hi")
+
+
 async def test_embeddings_are_refused_in_words(talk: Any) -> None:
     _, _, client = talk
     with pytest.raises(openai.NotFoundError, match="no embeddings"):
