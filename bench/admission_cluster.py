@@ -18,6 +18,7 @@ from router.admission.gate import Gate, Ticket
 from router.admission.predictor import MeasuredTtft
 from router.admission.room import Load, Room, WorkerLimits, room_of
 from router.admission.tempo import TempoLimit
+from transport.pace import Pace, StepCost
 from transport.registry import WorkerView
 from triptych.admission_config import AdmissionConfig, TenantConfig
 from triptych.config import ClusterConfig, EngineConfig
@@ -95,6 +96,7 @@ class Worker:
             self.name, 1, "decode", "", "m", 32768, BLOCK_TOKENS, KV_TOKENS // BLOCK_TOKENS, "",
             running=len(self.running), waiting=len(self.waiting), queued_tokens=queued,
             free_blocks=self.kv_tokens // BLOCK_TOKENS,
+            pace=Pace(prefill=StepCost(FIXED_S, ROW_S, 0.0), chunk_tokens=CHUNK_TOKENS),
         )  # fmt: skip
 
     def _step(self) -> None:

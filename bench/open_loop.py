@@ -119,7 +119,7 @@ class Client:
             await asyncio.sleep(pause_s)
 
     async def _send(self, asked: Asked) -> Attempt:
-        connection = self._idle.pop() if self._idle else await self._connect()
+        connection = await self._connection()
         attempt = Attempt(time.perf_counter())
         asked.attempts.append(attempt)
         try:
@@ -131,7 +131,10 @@ class Client:
             self._idle.append(connection)
         return attempt
 
-    async def _connect(self) -> _Connection:
+    async def _connection(self) -> _Connection:
+        while self._idle:
+            if (connection := self._idle.pop()).reusable:  # the server may have closed it
+                return connection
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(_Connection, *self._address)
         return connection

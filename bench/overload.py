@@ -41,8 +41,7 @@ from triptych.testing.cluster import Cluster, running_cluster
 TINY_LAYERS = 24
 WEIGHTS = {"gold": 4.0, "silver": 2.0, "bronze": 1.0, "tin": 1.0}
 TIMES = 3.0  # the capacity, in the overloaded phase
-EAGER = 8  # times the first rate: more than it can do
-STEPS = (0.6, 0.8, 1.0, 1.2)  # of what got done then, to sweep
+STEPS = (0.5, 0.65, 0.8, 1.0, 1.2)  # of what got done at the first rate, to sweep
 PATIENCE_S = 60.0  # behind a phase, until an open request counts as stuck
 
 
@@ -107,7 +106,8 @@ class Phase:
             "good_tokens": self.good_tokens,
             "attempts_s": len(self.attempts) / self.seconds,
             "served": len(done),
-            "late": len(done) - sum(map(self.slo.kept, done)),
+            "late": sum(attempt.ttft_s > self.slo.ttft_s for attempt in done),
+            "slow": sum(attempt.itl_s > self.slo.itl_s for attempt in done),
             "share_429": len(turned) / max(1, len(self.attempts)),
             "ttft_p50_s": quantile([a.ttft_s for a in done], 50),
             "ttft_p99_s": quantile([a.ttft_s for a in done], 99),
@@ -232,8 +232,8 @@ async def measure(config: ClusterConfig, options: argparse.Namespace) -> dict[st
                     print(json.dumps(phase.row() | {"codes": phase.codes()}), flush=True)
                     return phase
 
-                await load(options.first_rate, sweep_s)  # warms up, and teaches the predictor
-                eager = await load(EAGER * options.first_rate, sweep_s)
+                await load(options.first_rate, sweep_s)  # warms up
+                eager = await load(options.first_rate, sweep_s)
                 sweep = [eager, *[await load(step * eager.served, sweep_s) for step in STEPS]]
                 best = max(sweep, key=lambda phase: phase.goodput)
                 rate = TIMES * best.goodput
@@ -275,9 +275,11 @@ def report(
         for name, phase in phases.items()
     }
     for name, found in overloaded.items():
-        print_table(f"clients that ask {name}: memory, MiB", ["", "start", "10 s", "end", "MiB/min"], [
-            [process, *course.values()] for process, course in found["memory"].items()
-        ])  # fmt: skip
+        print_table(
+            f"clients that ask {name}: memory, MiB",
+            ["", "start", "10 s", "end", "MiB/min"],
+            [[process, *course.values()] for process, course in found["memory"].items()],
+        )
         print_table(f"clients that ask {name}", ["", "value"], [
             [key, found[key]] for key in ("of_best", "tokens_of_best", "jain", "work", "rest")
         ])  # fmt: skip
@@ -332,7 +334,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prefill", type=int, default=2, help="prefill workers of `pd`")
     parser.add_argument("--seconds", type=float, default=60.0, help="of overload")
     parser.add_argument("--sweep-seconds", type=float, default=20.0, help="of each other load")
-    parser.add_argument("--first-rate", type=float, default=2.0, help="requests per second")
+    parser.add_argument("--first-rate", type=float, default=8.0, help="requests a second, too many")
     parser.add_argument("--prompt-tokens", type=int, default=64, help="median")
     parser.add_argument("--answer-tokens", type=int, default=12, help="median")
     parser.add_argument("--ttft", type=float, default=2.0, help="SLO, seconds")
