@@ -8,9 +8,10 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-_MEMORY_S = 10.0
 _MEMORY_REQUESTS = 64
-_ENOUGH_S = 0.5  # of backlogged time, for a rate worth having
+_MEMORY_S = 10.0  # of backlogged time
+_ENOUGH_S = 0.5  # of it, for a rate worth having
+_FAITH_S = 3.0  # in what requests took; after 10, storms were remembered for a minute
 _ENOUGH_REQUESTS = 4
 
 
@@ -109,7 +110,7 @@ class MeasuredTtft:
         """In what was measured on requests, 0-1: full where there is nothing else to believe in."""
         if self._pace is None:
             return 1.0
-        return math.exp(min(0.0, self._answered_at - now) / _MEMORY_S)
+        return math.exp(min(0.0, self._answered_at - now) / _FAITH_S)
 
     def _line(self) -> Line:
         """Least squares, with neither a negative time for nothing nor one for a token."""
