@@ -11,6 +11,7 @@ from router.admission.room import Load, RecentLoad, WorkerLimits, pace_of, room_
 from router.admission.tempo import TempoLimit
 from tests.unit.router.views import HOME
 from transport.pace import Pace, StepCost
+from transport.registry import WorkerView
 from triptych.config import ClusterConfig
 
 LIMITS = WorkerLimits(prefill_tokens=2000, sequences=64)
@@ -95,12 +96,18 @@ def test_a_storm_is_forgotten_though_nobody_who_is_turned_away_can_tell_that_it_
     assert calm < 0.05
 
 
+def line(*workers: WorkerView) -> tuple[float, float]:
+    found = pace_of(workers)
+    assert found is not None
+    return found.fixed_s, found.per_token_s
+
+
 def test_prompts_are_as_fast_as_all_who_compute_them_together() -> None:
     slow = replace(HOME, pace=Pace(prefill=StepCost(0.1, 0.001, 0.0), chunk_tokens=100))
     fast = replace(HOME, pace=Pace(prefill=StepCost(0.1, 0.0, 0.0), chunk_tokens=100))
-    assert pace_of([slow]) == Line(0.1, pytest.approx(0.002))
-    assert pace_of([slow, fast]) == Line(0.1, pytest.approx(1 / 1500))
-    assert pace_of([slow, HOME]) == Line(0.1, pytest.approx(0.001))  # as fast as the others
+    assert line(slow) == pytest.approx((0.1, 0.002))
+    assert line(slow, fast) == pytest.approx((0.1, 1 / 1500))
+    assert line(slow, HOME) == pytest.approx((0.1, 0.001))  # as fast as the others
     assert pace_of([HOME]) is None
 
 
