@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ WEIGHTS = {"gold": 4.0, "silver": 2.0, "bronze": 1.0, "flood": 1.0}
 EVEN = dict.fromkeys(WEIGHTS, 1.0)
 FLOOD = {"gold": 0.1, "silver": 0.1, "bronze": 0.05}  # of the capacity; the flood asks for the rest
 RATES = range(4, 41, 2)  # requests per second to try
+STORM_LOADS = (0.1, 0.25, 0.5)  # times the capacity, before and behind it
 WINDOW_S = 10.0  # in which nobody may get nothing
 WARM_S = 5.0  # of which nothing is judged: the predictor begins with nothing
 
@@ -96,12 +97,45 @@ def arrivals(rates: Mapping[str, float], seconds: float, seed: int) -> list[Requ
     return sorted(found, key=lambda request: request.arrived)
 
 
-def simulate(rates: Mapping[str, float], seconds: float, *, admission: bool, seed: int = 1) -> Run:
-    tenants = [TenantConfig(name=n, keys=(n,), weight=w) for n, w in WEIGHTS.items()]
-    cluster = Cluster(WORKERS, tenants, SLO if admission else None)
+def simulate(
+    rates: Mapping[str, float],
+    seconds: float,
+    *,
+    admission: bool,
+    seed: int = 1,
+    retry_s: float | None = None,
+) -> Run:
+    """`retry_s`: until who was turned away asks again; None: never."""
     requests = arrivals(rates, seconds, seed)
+    return play(requests, seconds, admission=admission, retry_s=retry_s)
+
+
+def play(
+    requests: Sequence[Request],
+    seconds: float,
+    *,
+    admission: bool,
+    slowness: Callable[[float], float] = lambda now: 1.0,
+    retry_s: float | None = None,
+) -> Run:
+    """`slowness`: how many times as long a step takes that begins at that time."""
+    tenants = [TenantConfig(name=n, keys=(n,), weight=w) for n, w in WEIGHTS.items()]
+    slo = SLO if admission else None
+    cluster = Cluster(WORKERS, tenants, slo, slowness=slowness, retry_s=retry_s)
     cluster.run(requests, seconds + 60)  # what began in time may end
     return Run(requests, cluster, seconds)
+
+
+def kept_after_storm(rate: float, storm: float) -> float:
+    """Ten seconds of `storm` requests a second before workers that take 60 times as long, in the
+    midst of `rate`: of the requests from 10 s after it until 20 s, those that were good.
+    """
+    calm = arrivals(spread(EVEN, rate), 40.0, seed=1)
+    burst = [r for r in arrivals(spread(EVEN, storm), 20.0, seed=2) if r.arrived >= 10]
+    requests = sorted([*calm, *burst], key=lambda request: request.arrived)
+    play(requests, 40.0, admission=True, slowness=lambda now: 60.0 if 10 <= now < 20 else 1.0)
+    after = [request for request in requests if request.arrived >= 30]
+    return sum(request.good(*SLO) for request in after) / len(after)
 
 
 def best_sustained(seconds: float) -> tuple[int, Run]:
@@ -151,7 +185,16 @@ def main() -> None:
         ["tenant", "with admission", "without"],
         [[name, *kept] for name, kept in flood.items()],
     )
+    storm = {times: kept_after_storm(rate * times, 3 * rate) for times in STORM_LOADS}
+    print_table(
+        "10 s after a storm: requests within the SLO",
+        ["load", "kept"],
+        [[times, kept] for times, kept in storm.items()],
+    )
+    impatient = simulate(spread(EVEN, 3 * rate), options.seconds, admission=True, retry_s=0.05)
     result = {
+        "after_storm": storm,
+        "impatient_of_best": impatient.goodput / best.goodput,
         "slo_s": SLO,
         "best_rate": rate,
         "best_goodput": best.goodput,

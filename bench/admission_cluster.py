@@ -18,6 +18,7 @@ from router.admission.gate import Gate, Ticket
 from router.admission.predictor import MeasuredTtft
 from router.admission.room import Load, Room, WorkerLimits, room_of
 from router.admission.tempo import TempoLimit
+from transport.pace import Pace, StepCost
 from transport.registry import WorkerView
 from triptych.admission_config import AdmissionConfig, TenantConfig
 from triptych.config import ClusterConfig, EngineConfig
@@ -26,6 +27,7 @@ FIXED_S, ROW_S = 0.012, 0.00006  # of a step
 CHUNK_TOKENS, MAX_RUNNING = 512, 64
 KV_TOKENS, BLOCK_TOKENS = 200_000, 32
 REPORT_S = 0.25
+MAX_ATTEMPTS = 20
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +45,7 @@ class Request:
     turned: str | None = None  # why it was turned away
     went_at: float | None = None
     ticket: Ticket | None = None
+    attempts: int = 1
 
     def good(self, ttft_s: float, itl_s: float) -> bool:
         if self.first_at is None or self.ended_at is None:
@@ -83,6 +86,7 @@ class Worker:
     running: list[Request] = field(default_factory=list)
     busy: bool = False
     kv_tokens: int = KV_TOKENS  # free
+    slowness: Callable[[float], float] = lambda now: 1.0  # of a step that begins then
 
     def add(self, request: Request) -> None:
         self.waiting.append(request)
@@ -95,6 +99,7 @@ class Worker:
             self.name, 1, "decode", "", "m", 32768, BLOCK_TOKENS, KV_TOKENS // BLOCK_TOKENS, "",
             running=len(self.running), waiting=len(self.waiting), queued_tokens=queued,
             free_blocks=self.kv_tokens // BLOCK_TOKENS,
+            pace=Pace(prefill=StepCost(FIXED_S, ROW_S, 0.0), chunk_tokens=CHUNK_TOKENS),
         )  # fmt: skip
 
     def _step(self) -> None:
@@ -114,7 +119,8 @@ class Worker:
                     saying.append(request)
         self.busy = rows > 0
         if self.busy:
-            self.clock.at(self.clock.now + FIXED_S + ROW_S * rows, lambda: self._end(saying))
+            took_s = (FIXED_S + ROW_S * rows) * self.slowness(self.clock.now)
+            self.clock.at(self.clock.now + took_s, lambda: self._end(saying))
 
     def _end(self, saying: Sequence[Request]) -> None:
         for request in saying:
@@ -136,10 +142,19 @@ class Cluster:
     """Workers, and a router with or without admission."""
 
     def __init__(
-        self, workers: int, tenants: Sequence[TenantConfig], slo: tuple[float, float] | None
+        self,
+        workers: int,
+        tenants: Sequence[TenantConfig],
+        slo: tuple[float, float] | None,
+        *,
+        slowness: Callable[[float], float] = lambda now: 1.0,
+        retry_s: float | None = None,  # until who was turned away asks again; None: never
     ) -> None:
         self.clock = Clock()
-        self.workers = [Worker(f"decode-{i}", self.clock, self._told) for i in range(workers)]
+        self._retry_s = retry_s
+        self.workers = [
+            Worker(f"decode-{i}", self.clock, self._told, slowness=slowness) for i in range(workers)
+        ]
         self._reports = [worker.view() for worker in self.workers]
         self._waiting: dict[Ticket, Request] = {}
         self._tempo = TempoLimit(slo[1] if slo else None)
@@ -181,7 +196,7 @@ class Cluster:
         ask = Ask(request.tenant, request.prompt_tokens, 4096, 1, self.clock.now)
         ticket = self.gate.offer(ask, self.clock.now)
         if isinstance(ticket, Turned):
-            request.turned = ticket.reason
+            self._turn(request, ticket)
             return
         request.ticket = ticket
         if ticket.state == "running":
@@ -218,7 +233,18 @@ class Cluster:
         for ticket in going:
             self._go(self._waiting.pop(ticket))
         for ticket, turned in lost:
-            self._waiting.pop(ticket).turned = turned.reason
+            self._turn(self._waiting.pop(ticket), turned)
+
+    def _turn(self, request: Request, turned: Turned) -> None:
+        request.turned = turned.reason
+        if self._retry_s is not None and request.attempts < MAX_ATTEMPTS:
+            self.clock.at(self.clock.now + self._retry_s, lambda: self._ask_again(request))
+
+    def _ask_again(self, request: Request) -> None:
+        """A new request, as far as the router can see."""
+        request.turned, request.arrived = None, self.clock.now
+        request.attempts += 1
+        self._arrive(request)
 
     def _look(self) -> None:
         self._reports = [worker.view() for worker in self.workers]

@@ -26,6 +26,7 @@ from transport.channel import connect
 from transport.pace import Pace
 from transport.protos import worker_pb2 as pb
 from transport.protos.worker_pb2_grpc import RegistryServicer, RegistryStub
+from transport.replaced import Replaced
 
 SERVICE_NAME = "triptych.Registry"
 FFN_ROLE = "ffn"
@@ -90,7 +91,7 @@ class Directory(RegistryServicer):
         self._on_change = on_change
         self._on_experts = on_experts
         self._members: dict[str, _Member] = {}  # by worker id
-        self._replaced: set[tuple[str, int]] = set()
+        self._replaced = Replaced()
         self._news = asyncio.Event()  # set and exchanged at every report and departure
 
     def workers(self) -> list[WorkerView]:
@@ -208,7 +209,7 @@ class Directory(RegistryServicer):
         if old is not None:
             old.dismiss("attached again")
         if old is not None and old.view.epoch != member.view.epoch:
-            self._replaced.add((old.view.worker_id, old.view.epoch))
+            self._replaced.add(old.view.worker_id, old.view.epoch)
             self._tell("left", old.view, "replaced by a newer process")
         if old is None or old.view.epoch != member.view.epoch:
             self._tell("joined", member.view, member.view.address)

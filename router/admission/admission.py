@@ -163,4 +163,4 @@ class Admission:
             "retry_after_s": round(turned.retry_after_s, 2),
         }
         _log.info("turned away", extra={"fields": fields})
-        return turned.error()
+        return turned.error(self.headers(ask.tenant))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from router.errors import Refusal
@@ -19,6 +19,13 @@ Reason = Literal[
     "deadline",
     "no_workers",
 ]
+
+# The limits of a tenant, and the codes that say so: OpenAI's where it has one.
+_OF_A_TENANT: dict[Reason, str] = {
+    "requests_per_s": "rate_limit_exceeded",
+    "tokens_per_s": "rate_limit_exceeded",
+    "max_concurrent": "concurrency_limit_exceeded",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +49,15 @@ class Turned:
     reason: Reason
     message: str
     retry_after_s: float
-    headers: Mapping[str, str] = field(default_factory=dict)
 
-    def error(self) -> CapacityError:
+    def error(self, headers: Mapping[str, str]) -> CapacityError:
+        """`headers`: what the answer tells of the tenant's limits."""
         if self.reason == "no_workers":
             return CapacityError(self.message)
-        tenants_own = self.reason in ("requests_per_s", "tokens_per_s", "max_concurrent")
         return Refusal(
             self.message,
-            type="rate_limit_error" if tenants_own else "overloaded_error",
-            code="rate_limit_exceeded" if tenants_own else self.reason,
+            type="rate_limit_error" if self.reason in _OF_A_TENANT else "overloaded_error",
+            code=_OF_A_TENANT.get(self.reason, self.reason),
             retry_after_s=self.retry_after_s,
-            headers=self.headers,
+            headers=headers,
         )

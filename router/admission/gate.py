@@ -101,13 +101,14 @@ class Gate:
         room = self._room(self._recent.peak(self.load, now))
         if room is None:
             return _NO_WORKERS
+        self._predictor.paced(room.pace)
         limits = self._limits[ask.tenant]
         ticket = self._ticket(ask)
         turned = limits.check(ticket.cost, now)
         if turned is not None:
             return turned
         goes = not self._queue and room.takes_more(self.load)
-        turned = self._too_late(ticket, now) or (None if goes else self._too_many(ticket))
+        turned = self._too_late(ticket, now) or (None if goes else self._too_many(ticket, now))
         if turned is not None:
             return turned
         limits.enter(ticket.cost, now)
@@ -126,15 +127,16 @@ class Gate:
         if room is None:
             lost = [(ticket, _NO_WORKERS) for ticket in self._queue]
         else:
+            self._predictor.paced(room.pace)
             lost = self._lost(now)
         for ticket, _ in lost:
             self.leave(ticket, now)
         going: list[Ticket] = []
         while self._queue and room is not None and room.takes_more(self.load):
             ticket = self._queue.head()
-            if self.load.sequences and self._seconds(0.0, ticket) > ticket.lost_at - now:
+            if self.load.sequences and self._seconds(0.0, ticket, now) > ticket.lost_at - now:
                 self.leave(ticket, now)
-                lost.append((ticket, self._missed(ticket)))
+                lost.append((ticket, self._missed(ticket, now)))
                 continue
             self._queue.pop()
             self._queued_prompts[ticket.ask.tenant] -= ticket.ask.prompt_tokens
@@ -149,7 +151,7 @@ class Gate:
             return
         if not ticket.answered:
             ticket.answered = True
-            self._predictor.answered(ticket.went_behind, now - ticket.went_at)
+            self._predictor.answered(ticket.went_behind, now - ticket.went_at, now)
         self._computed(ticket, min(ticket.prefill, prompt_tokens * ticket.per_prompt_token))
 
     def leave(self, ticket: Ticket, now: float, spent: tuple[int, int] | None = None) -> None:
@@ -221,9 +223,9 @@ class Gate:
         if not self._queue:
             self._drained_at = None
 
-    def _seconds(self, queued: float, ticket: Ticket) -> float:
+    def _seconds(self, queued: float, ticket: Ticket, now: float) -> float:
         """To its first token, if so much goes before it; 0: nobody knows."""
-        return self._predictor.seconds(queued, self._prefill + ticket.prefill) or 0.0
+        return self._predictor.seconds(queued, self._prefill + ticket.prefill, now) or 0.0
 
     def _too_late(self, ticket: Ticket, now: float) -> Turned | None:
         if ticket.patience_s == math.inf:
@@ -234,12 +236,12 @@ class Gate:
             return None  # nothing is before it: how long it takes is best found out
         due = self._queue.due(ask.arrived, ask.priority, ask.deadline)
         queued = self._queue.ahead(ask.tenant, ticket.cost, due)
-        predicted = self._seconds(queued, ticket)
+        predicted = self._seconds(queued, ticket, now)
         if predicted <= left:
             return None
         return self._late(ticket, f"would come after {predicted:.2f} s", predicted - left)
 
-    def _too_many(self, ticket: Ticket) -> Turned | None:
+    def _too_many(self, ticket: Ticket, now: float) -> Turned | None:
         """A full queue still takes tenants that have less than their share of it: one who floods
         it keeps nobody else out. So it holds twice the limits at most.
         """
@@ -250,7 +252,7 @@ class Gate:
         mine, _ = self._queue.queued(tenant)
         if self._fill(mine, self._queued_prompts[tenant]) < self._shares[tenant] < 1:
             return None
-        wait_s = self._predictor.seconds(ticket.cost, 0.0) or _FULL_S
+        wait_s = self._predictor.seconds(ticket.cost, 0.0, now) or _FULL_S
         message = f"the router's queue is full ({requests} requests); try again later"
         return Turned("queue_full", message, wait_s)
 
@@ -265,10 +267,10 @@ class Gate:
         lost = [ticket for ticket in self._queue if ticket.lost_at <= now]
         left = (ticket.lost_at for ticket in self._queue if ticket.lost_at > now)
         self._next_loss = min(left, default=math.inf)
-        return [(ticket, self._missed(ticket)) for ticket in lost]
+        return [(ticket, self._missed(ticket, now)) for ticket in lost]
 
-    def _missed(self, ticket: Ticket) -> Turned:
-        retry_s = self._predictor.seconds(ticket.cost, ticket.prefill) or _FULL_S
+    def _missed(self, ticket: Ticket, now: float) -> Turned:
+        retry_s = self._predictor.seconds(ticket.cost, ticket.prefill, now) or _FULL_S
         return self._late(ticket, "can no longer come in time", retry_s)
 
     def _late(self, ticket: Ticket, when: str, retry_after_s: float) -> Turned:

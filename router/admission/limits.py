@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from router.admission.ask import Reason, Turned
+from router.admission.ask import Turned
 from router.admission.bucket import TokenBucket
 from triptych.admission_config import TenantConfig
 
@@ -26,13 +26,13 @@ class TenantLimits:
         """Of a new request that may cost so many tokens; None: let it in, with `enter`."""
         if self._max_concurrent is not None and self._open >= self._max_concurrent:
             message = f"{self._open} requests of this API key are open, which is its limit"
-            return self._turned("max_concurrent", message, self._mean_s / self._open, now)
+            return Turned("max_concurrent", message, self._mean_s / self._open)
         if self._requests is not None and (wait_s := self._requests.wait_s(1, now)):
             message = f"over this API key's limit of {self._requests.rate:g} requests per second"
-            return self._turned("requests_per_s", message, wait_s, now)
+            return Turned("requests_per_s", message, wait_s)
         if self._tokens is not None and (wait_s := self._tokens.wait_s(cost, now)):
             message = f"over this API key's limit of {self._tokens.rate:g} tokens per second"
-            return self._turned("tokens_per_s", message, wait_s, now)
+            return Turned("tokens_per_s", message, wait_s)
         return None
 
     def enter(self, cost: float, now: float) -> None:
@@ -57,9 +57,6 @@ class TenantLimits:
             if bucket is not None
             for name, value in _told(kind, bucket, now).items()
         }
-
-    def _turned(self, reason: Reason, message: str, wait_s: float, now: float) -> Turned:
-        return Turned(reason, message, wait_s, self.headers(now))
 
 
 def _bucket(rate: float | None, burst: float | None, burst_s: float) -> TokenBucket | None:

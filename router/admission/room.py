@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import mean, median
 
+from router.admission.predictor import Line
 from router.placement.candidates import usable
 from transport.registry import WorkerView
 from triptych.config import ClusterConfig
@@ -34,6 +36,7 @@ class Room:
     prefill: float
     sequences: float
     kv_tokens: float  # free; prompts under way may not have got theirs yet
+    pace: Line | None = None  # of prompts, as those who compute them measured it
 
     def limited(self, sequences: float) -> Room:
         return self if sequences >= self.sequences else replace(self, sequences=sequences)
@@ -83,7 +86,25 @@ def room_of(
         prefill=len(prefilling) * limits.prefill_tokens - max(0.0, tokens - ours.prefill),
         sequences=len(homes) * limits.sequences - max(0, sequences - ours.sequences),
         kv_tokens=sum(view.free_blocks * view.block_tokens for view in homes),
+        pace=pace_of(prefilling),
     )
+
+
+def pace_of(prefilling: Sequence[WorkerView]) -> Line | None:
+    """What so many prompt tokens take that are spread over all of these workers, in full steps and
+    without what else is in those. None: nobody has measured.
+
+    Placement predicts for one worker with the same numbers (router/placement/predict.py); where a
+    request will go is not known yet when it is admitted.
+    """
+    rates, fixed = [], []
+    for pace in (view.pace for view in prefilling):
+        if pace.prefill is not None and pace.chunk_tokens:
+            rates.append(pace.chunk_tokens / pace.prefill.seconds(pace.chunk_tokens, 0.0))
+            fixed.append(pace.prefill.base_s)
+    if not rates:
+        return None
+    return Line(median(fixed), 1 / (mean(rates) * len(prefilling)))
 
 
 class RecentLoad:

@@ -15,6 +15,7 @@ from router.index.kv_index import KvIndex
 from router.index.metrics import IndexMetrics
 from transport.protos import worker_pb2 as pb
 from transport.protos.worker_pb2_grpc import KvFeedServicer
+from transport.replaced import Replaced
 
 _SILENCE_S = 5.0  # workers speak once a second at least
 _SILENCE = f"nothing told for {_SILENCE_S:g} s"
@@ -48,7 +49,7 @@ class KvFeed(KvFeedServicer):
         self._index = index
         self._metrics = metrics
         self._calls: dict[str, _Call] = {}  # by worker id
-        self._replaced: set[tuple[str, int]] = set()
+        self._replaced = Replaced()
         metrics.watch(lambda: [(name, index.num_blocks(name)) for name in self._calls])
 
     def ask_snapshot(self, worker_id: str) -> None:
@@ -91,7 +92,7 @@ class KvFeed(KvFeedServicer):
             old.follower.close()
             old.dismiss("called again")
             if old.epoch != hello.epoch:
-                self._replaced.add((old.worker_id, old.epoch))
+                self._replaced.add(old.worker_id, old.epoch)
         follower = Follower(self._index, hello.worker_id, self._metrics)
         call = self._calls[hello.worker_id] = _Call(hello.worker_id, hello.epoch, follower)
         return call

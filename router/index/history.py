@@ -61,6 +61,8 @@ class HistoryIndex:
     def _past(self, worker: WorkerView) -> _Past:
         key = (worker.worker_id, worker.epoch)
         if key not in self._pasts:
+            for old in [each for each in self._pasts if each[0] == worker.worker_id]:
+                self._pasts.pop(old).holding.close()  # noted after it had left
             holding = self._holdings.open()
             holding.show(worker.worker_id)
             self._pasts[key] = _Past(worker.num_blocks, holding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
@@ -37,6 +38,20 @@ class IndexMetrics:
             registry=registry,
         )
 
+    def forget(self, worker_id: str) -> None:
+        """It has left. Its name may never come again: a new pod has a new one."""
+        for kind in ("removed", "stored"):
+            _drop(self.events, worker_id, kind)
+        for counter in (
+            self.gaps,
+            self.snapshots,
+            self.predicted_tokens,
+            self.actual_tokens,
+            self.error_tokens,
+            self.drifts,
+        ):
+            _drop(counter, worker_id)
+
     def watch(self, blocks: Callable[[], Iterable[tuple[str, int]]]) -> None:
         """Reports how many blocks of each worker are known, at every scrape."""
         self.registry.register(_Blocks(blocks))
@@ -44,6 +59,11 @@ class IndexMetrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         full = f"triptych_router_kv_{name}_total"
         return Counter(full, text, ["worker", *labels], registry=self.registry)
+
+
+def _drop(counter: Counter, *labels: str) -> None:
+    with contextlib.suppress(KeyError):  # older clients' word for: it was never counted
+        counter.remove(*labels)
 
 
 class _Blocks:

@@ -137,6 +137,8 @@ class Prefixes:
             self._index.forget(change.worker)
             if self._audit is not None:
                 self._audit.forget(change.worker.worker_id)
+            if self._metrics is not None:
+                self._metrics.forget(change.worker.worker_id)
 
 
 def _hash(prompt_ids: Sequence[int], salt: str, identities: set[Identity]) -> HashedPrompt:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
-from bench.admission import EVEN, SLO, Run, simulate, spread, unfairness
+import pytest
+
+from bench.admission import EVEN, SLO, Run, kept_after_storm, simulate, spread, unfairness
 
 BEST_RATE = 24.0  # of the simulated cluster, as the bench finds it
 SECONDS = 30.0
@@ -35,6 +37,16 @@ def test_the_queue_stays_short_and_few_are_let_in_in_vain() -> None:
     assert overloaded.cluster.peak_queued < 200
     late = [r for r in overloaded.judged if r.turned is None and not r.good(*SLO)]
     assert len(late) < 0.05 * len(overloaded.judged)
+
+
+def test_clients_that_ask_again_at_once_cannot_bring_goodput_down() -> None:
+    eager = simulate(spread(EVEN, 2 * BEST_RATE), SECONDS, admission=True, retry_s=0.05)
+    assert eager.goodput > 0.9 * run(1, False).goodput
+
+
+@pytest.mark.parametrize("rate", [2.0, BEST_RATE / 2])
+def test_ten_seconds_after_a_storm_a_calm_load_is_let_in_again(rate: float) -> None:
+    assert kept_after_storm(rate, storm=60.0) > 0.95
 
 
 def test_nothing_is_left_behind_when_all_has_ended() -> None:

@@ -87,7 +87,11 @@ async def test_only_so_many_requests_of_a_tenant_are_open_at_once(start_world: A
     async with asyncio.TaskGroup() as tasks:
         first = tasks.create_task(ask(world, stream=True))
         await worker.next_call()
-        assert "limit" in error_of(await ask(world), 429)["message"]
+        turned = await ask(world)
+        error = error_of(turned, 429)
+        assert (error["type"], error["code"]) == ("rate_limit_error", "concurrency_limit_exceeded")
+        assert int(turned.headers["retry-after"]) >= 1
+        assert world.metric(REJECTED, tenant="acme", reason="max_concurrent") == 1
         others = tasks.create_task(ask(world, key="other"))
         await worker.next_call()
         free.set()
@@ -173,6 +177,25 @@ async def test_a_deadline_that_has_passed_is_not_worth_an_answer(
     assert error_of(by_header, 429)["code"] == "deadline"
     assert error_of(await ask(world, stream=stream, deadline_ms=0.001), 429)["code"] == "deadline"
     assert not worker.calls
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_deadline_that_passes_in_the_queue_ends_the_wait(
+    start_world: Any, stream: bool
+) -> None:
+    world = await start_world(admission=ONE_AT_A_TIME, tenants=(tenant(requests_per_s=100),))
+    free = asyncio.Event()
+    worker = await world.add_worker("decode-0", when(free))
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(ask(world))
+        await worker.next_call()
+        late = await ask(world, stream=stream, deadline_ms=100)
+        assert error_of(late, 429)["code"] == "deadline"
+        assert late.headers["x-ratelimit-limit-requests"] == "100"
+        assert world.metric(QUEUED, tenant="acme") == 0
+        free.set()
+    assert running.result().status_code == 200
+    assert len(worker.calls) == 1
 
 
 async def test_a_home_hears_how_much_of_the_deadline_is_left(start_world: Any) -> None:

@@ -150,6 +150,39 @@ async def test_a_stream_that_takes_longer_than_the_drain_is_cut(run_dir: Path) -
     assert "[DONE]" not in streamed.text
 
 
+async def test_who_waits_in_the_queue_is_served_before_the_router_stops(run_dir: Path) -> None:
+    config = write_config(run_dir, router={"port": 0, "admission": {"prefill_tokens": 1}})
+    ids = Tokenizer.load(run_dir / "tiny").encode("ab")
+    go_on = asyncio.Event()
+    async with launched(config, run_dir) as process:
+        await told(process, "listening")
+        url = json.loads((run_dir / "router.json").read_text())["url"]
+        async with (
+            worker_at(run_dir, lambda request: [go_on, *says(ids)(request)]) as worker,
+            httpx.AsyncClient(base_url=url, timeout=30) as client,
+        ):
+            await told(process, "worker joined")
+            running = asyncio.create_task(client.post(CHAT, json=QUESTION))
+            await worker.next_call()
+            waiting = asyncio.create_task(client.post(CHAT, json=QUESTION))
+            await until_queued(client)
+            process.send_signal(signal.SIGTERM)
+            await told(process, "draining")
+            go_on.set()
+            answers = [(await each).status_code for each in (running, waiting)]
+            assert await asyncio.wait_for(process.wait(), 20) == 0
+    assert answers == [200, 200]
+
+
+async def until_queued(client: httpx.AsyncClient) -> None:
+    """Asks until one request waits at the router."""
+    async with asyncio.timeout(10):
+        while True:
+            metrics = (await client.get("/metrics")).text
+            if 'triptych_queued_requests{tenant="default"} 1.0' in metrics:
+                return
+
+
 async def test_an_idle_router_stops_at_once(config: Path, run_dir: Path) -> None:
     async with launched(config, run_dir) as process:
         await told(process, "listening")

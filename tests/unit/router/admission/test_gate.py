@@ -50,7 +50,7 @@ class World:
     def measure(self, fixed_s: float, per_token_s: float) -> None:
         """As if requests had taken so long."""
         for tokens in (10, 100, 1000) * 20:
-            self.predictor.answered(tokens, fixed_s + per_token_s * tokens)
+            self.predictor.answered(tokens, fixed_s + per_token_s * tokens, 0.0)
 
 
 def test_an_idle_cluster_takes_anything_at_once() -> None:

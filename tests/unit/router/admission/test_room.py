@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from router.admission.predictor import MeasuredTtft
-from router.admission.room import Load, RecentLoad, WorkerLimits, room_of
+from router.admission.predictor import Line, MeasuredTtft
+from router.admission.room import Load, RecentLoad, WorkerLimits, pace_of, room_of
 from router.admission.tempo import TempoLimit
 from tests.unit.router.views import HOME
+from transport.pace import Pace, StepCost
+from transport.registry import WorkerView
 from triptych.config import ClusterConfig
 
 LIMITS = WorkerLimits(prefill_tokens=2000, sequences=64)
@@ -57,14 +59,56 @@ def test_a_full_kv_pool_takes_no_more_unless_nothing_of_ours_is_there() -> None:
 def test_a_line_through_measured_times_predicts_longer_queues() -> None:
     predictor = MeasuredTtft()
     for tokens in (100, 200, 400, 800) * 10:
-        predictor.answered(tokens, 0.05 + tokens / 1000)
-    assert predictor.seconds(0.0, 4000) == pytest.approx(4.05, rel=0.02)
+        predictor.answered(tokens, 0.05 + tokens / 1000, 0.0)
+    assert predictor.seconds(0.0, 4000, 0.0) == pytest.approx(4.05, rel=0.02)
     predictor.drained(3000.0, 2.0)
-    assert predictor.seconds(1500.0, 100) == pytest.approx(1.15, rel=0.02)
+    assert predictor.seconds(1500.0, 100, 0.0) == pytest.approx(1.15, rel=0.02)
 
 
 def test_nothing_is_predicted_from_nothing() -> None:
-    assert MeasuredTtft().seconds(1e6, 1e6) is None
+    assert MeasuredTtft().seconds(1e6, 1e6, 0.0) is None
+
+
+def test_before_the_first_answer_workers_own_measure_is_believed() -> None:
+    predictor = MeasuredTtft()
+    predictor.paced(Line(0.02, 0.001))
+    assert predictor.seconds(0.0, 500, 0.0) == pytest.approx(0.52)
+
+
+def test_measured_times_outweigh_what_workers_say_of_themselves() -> None:
+    predictor = MeasuredTtft()
+    predictor.paced(Line(0.0, 0.001))
+    for step in range(200):
+        predictor.answered(100, 0.3, now=0.01 * step)
+    found = predictor.seconds(0.0, 100, 2.0)
+    assert found is not None and 0.28 < found < 0.33
+
+
+def test_a_storm_is_forgotten_though_nobody_who_is_turned_away_can_tell_that_it_is_over() -> None:
+    predictor = MeasuredTtft()
+    predictor.paced(Line(0.01, 0.0001))
+    for step in range(64):
+        predictor.answered(1000, 1.0 + step % 2 * 6.0, now=0.1 * step)
+    stormy = predictor.seconds(0.0, 100, 6.4)
+    calm = predictor.seconds(0.0, 100, 66.4)
+    assert stormy is not None and calm is not None
+    assert stormy > 0.3
+    assert calm < 0.05
+
+
+def line(*workers: WorkerView) -> tuple[float, float]:
+    found = pace_of(workers)
+    assert found is not None
+    return found.fixed_s, found.per_token_s
+
+
+def test_prompts_are_as_fast_as_all_who_compute_them_together() -> None:
+    slow = replace(HOME, pace=Pace(prefill=StepCost(0.1, 0.001, 0.0), chunk_tokens=100))
+    fast = replace(HOME, pace=Pace(prefill=StepCost(0.1, 0.0, 0.0), chunk_tokens=100))
+    assert line(slow) == pytest.approx((0.1, 0.002))
+    assert line(slow, fast) == pytest.approx((0.1, 1 / 1500))
+    assert line(slow, HOME) == pytest.approx((0.1, 0.001))  # as fast as the others
+    assert pace_of([HOME]) is None
 
 
 def test_slow_tokens_lower_the_number_of_sequences_and_fast_ones_raise_it_again() -> None:
