@@ -103,6 +103,7 @@ class Home:
     def _admit(self, now: float) -> None:
         while self._waiting:
             job, ask = self._waiting[0]
+            job.lent = self.cached(job)
             if not self.cache.take(job.recorded.blocks, _answer_blocks(job)):
                 return
             self._waiting.popleft()

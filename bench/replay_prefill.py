@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from bench.replay_cache import BlockCache
 from bench.replay_clock import Clock
@@ -25,6 +26,7 @@ class Job:
     arrived: float
     number: int
     prompt_done: Callable[[float, Job], None] = lambda now, job: None
+    lent: int = 0  # tokens of the prompt that the home had when it asked for the others
     likely_cached: int = 0  # tokens, when it was queued
     cached: int = 0  # tokens, where the prompt was computed
     computed: int = 0  # tokens of the prompt, of those at home
@@ -45,6 +47,7 @@ class PrefillWorker:
     cache: BlockCache
     busy_s: float = 0.0  # computing
     _queue: deque[Job] = field(default_factory=deque)
+    _fetching: dict[int, Job] = field(default_factory=dict)  # what their homes lend, by number
     _current: Job | None = None
     _began: float = 0.0
     _ends: float = 0.0
@@ -54,7 +57,25 @@ class PrefillWorker:
         self._meter = warm_meter(self.machine, self.machine.chunk_tokens)
 
     def submit(self, now: float, job: Job) -> None:
-        job.likely_cached = self._cached(job)
+        """What the home has of the prompt and this worker has not is fetched first, if that is
+        sooner than computing it: prefill_worker/intake.py.
+        """
+        here = self._cached(job)
+        fetch_s = self.machine.fetch_s(max(0, job.lent - here))
+        if fetch_s >= self.machine.prompt_s(max(job.lent, here), here):
+            job.lent = 0
+            job.likely_cached = here
+            self._enqueue(now, job)
+            return
+        job.likely_cached = job.lent
+        self._fetching[job.number] = job
+        self.clock.at(now + fetch_s, partial(self._arrive, job))
+
+    def _arrive(self, job: Job, now: float) -> None:
+        del self._fetching[job.number]
+        self._enqueue(now, job)
+
+    def _enqueue(self, now: float, job: Job) -> None:
         self._queue.append(job)
         if self._current is None:
             self._start(now)
@@ -65,12 +86,13 @@ class PrefillWorker:
 
     def left_s(self, now: float) -> float:
         """Of work that is queued or under way."""
-        queued = sum(self.machine.prompt_s(job.prompt, job.likely_cached) for job in self._queue)
+        queued = sum(self.machine.prompt_s(job.prompt, job.likely_cached) for job in self._waiting)
         return queued + (max(0.0, self._ends - now) if self._current is not None else 0.0)
 
     def report(self, now: float) -> WorkerView:
-        tokens = sum(job.prompt - job.likely_cached for job in self._queue)
-        pairs = sum(pairs_between(job.likely_cached, job.prompt) for job in self._queue)
+        waiting = self._waiting
+        tokens = sum(job.prompt - job.likely_cached for job in waiting)
+        pairs = sum(pairs_between(job.likely_cached, job.prompt) for job in waiting)
         if (job := self._current) is not None:
             part = (now - self._began) / (self._ends - self._began)
             at = job.cached + int(part * (job.prompt - job.cached))
@@ -79,7 +101,7 @@ class PrefillWorker:
         self.view = replace(
             self.view,
             running=int(self._current is not None),
-            waiting=len(self._queue),
+            waiting=len(waiting),
             queued_tokens=tokens,
             queued_pairs=pairs,
             free_blocks=self.cache.capacity - self.cache.used,
@@ -94,7 +116,7 @@ class PrefillWorker:
         if not self._queue:
             return
         job = self._queue.popleft()
-        job.cached = self._cached(job)
+        job.cached = max(job.lent, self._cached(job))
         room = self.cache.take(job.recorded.blocks)
         assert room, f"{self.view.worker_id}: leases of earlier prompts outlive them for so long?"
         seconds = self.machine.prompt_s(job.prompt, job.cached)
@@ -109,6 +131,10 @@ class PrefillWorker:
         job.computed_by = self.view.worker_id
         job.prompt_done(now, job)
         self._start(now)
+
+    @property
+    def _waiting(self) -> list[Job]:
+        return [*self._queue, *self._fetching.values()]
 
     def _cached(self, job: Job) -> int:
         return hit_tokens(job.recorded, self.cache.count_cached(job.recorded.blocks))

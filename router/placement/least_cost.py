@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 
 from router.placement.candidates import home_candidates, prefill_candidates, spares_of
 from router.placement.order import preference
-from router.placement.predict import Outlook, outlooks, predict, share_of_answer
+from router.placement.predict import Outlook, outlooks, predict, share_of_answer, with_history
 from router.placement.request import Placement, PlacementRequest, Prediction
 from transport.registry import WorkerView
 
@@ -87,6 +87,8 @@ def _judge(
     price: float,
     toll: float,
 ) -> _Choice:
+    if prefill is not None:
+        prefill = with_history(request, home, prefill)
     seen = predict(request, home, prefill)
     cost = (
         _own(request, seen)
