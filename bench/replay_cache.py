@@ -38,6 +38,12 @@ class BlockCache:
                 return place
         return len(blocks)
 
+    def touch(self, blocks: Sequence[int]) -> None:
+        """Somebody who is queued will need them: they go last, as far as they are idle."""
+        for block in reversed(blocks[: self.count_cached(blocks)]):
+            if block in self._idle:
+                self._idle.move_to_end(block)
+
     def take(self, blocks: Sequence[int], private: int = 0) -> bool:
         """Holds a prompt's blocks and so many for its answer; False, and nothing, if they do not
         fit now.

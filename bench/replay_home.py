@@ -65,6 +65,7 @@ class Home:
     def submit(self, now: float, job: Job, ask: Callable[[float, Job], None] | None) -> None:
         """`ask`: asks a prefill worker, once there is room here; None: it is computed here."""
         job.likely_cached = self.cached(job)
+        self.cache.touch(job.recorded.blocks)
         self._waiting.append((job, ask))
         self._admit(now)
 

@@ -40,6 +40,22 @@ class Job:
 
 
 @dataclass(slots=True)
+class _Work:
+    """Of prompts, as was likely when they came."""
+
+    jobs: int = 0
+    tokens: int = 0
+    pairs: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, machine: Machine, job: Job, sign: int = 1) -> None:
+        self.jobs += sign
+        self.tokens += sign * (job.prompt - job.likely_cached)
+        self.pairs += sign * pairs_between(job.likely_cached, job.prompt)
+        self.seconds += sign * machine.prompt_s(job.prompt, job.likely_cached)
+
+
+@dataclass(slots=True)
 class PrefillWorker:
     view: WorkerView
     clock: Clock
@@ -47,7 +63,7 @@ class PrefillWorker:
     cache: BlockCache
     busy_s: float = 0.0  # computing
     _queue: deque[Job] = field(default_factory=deque)
-    _fetching: dict[int, Job] = field(default_factory=dict)  # what their homes lend, by number
+    _left: _Work = field(default_factory=_Work)  # of what is queued, or waits for its home's KV
     _current: Job | None = None
     _began: float = 0.0
     _ends: float = 0.0
@@ -61,21 +77,18 @@ class PrefillWorker:
         sooner than computing it: prefill_worker/intake.py.
         """
         here = self._cached(job)
+        self.cache.touch(job.recorded.blocks)
         fetch_s = self.machine.fetch_s(max(0, job.lent - here))
         if fetch_s >= self.machine.prompt_s(max(job.lent, here), here):
-            job.lent = 0
-            job.likely_cached = here
-            self._enqueue(now, job)
-            return
-        job.likely_cached = job.lent
-        self._fetching[job.number] = job
-        self.clock.at(now + fetch_s, partial(self._arrive, job))
+            job.lent = fetch_s = 0
+        job.likely_cached = max(job.lent, here)
+        self._left.add(self.machine, job)
+        if fetch_s:
+            self.clock.at(now + fetch_s, partial(self._enqueue, job))
+        else:
+            self._enqueue(job, now)
 
-    def _arrive(self, job: Job, now: float) -> None:
-        del self._fetching[job.number]
-        self._enqueue(now, job)
-
-    def _enqueue(self, now: float, job: Job) -> None:
+    def _enqueue(self, job: Job, now: float) -> None:
         self._queue.append(job)
         if self._current is None:
             self._start(now)
@@ -86,13 +99,11 @@ class PrefillWorker:
 
     def left_s(self, now: float) -> float:
         """Of work that is queued or under way."""
-        queued = sum(self.machine.prompt_s(job.prompt, job.likely_cached) for job in self._waiting)
-        return queued + (max(0.0, self._ends - now) if self._current is not None else 0.0)
+        current_s = 0.0 if self._current is None else max(0.0, self._ends - now)
+        return max(0.0, self._left.seconds) + current_s
 
     def report(self, now: float) -> WorkerView:
-        waiting = self._waiting
-        tokens = sum(job.prompt - job.likely_cached for job in waiting)
-        pairs = sum(pairs_between(job.likely_cached, job.prompt) for job in waiting)
+        tokens, pairs = self._left.tokens, self._left.pairs
         if (job := self._current) is not None:
             part = (now - self._began) / (self._ends - self._began)
             at = job.cached + int(part * (job.prompt - job.cached))
@@ -101,7 +112,7 @@ class PrefillWorker:
         self.view = replace(
             self.view,
             running=int(self._current is not None),
-            waiting=len(waiting),
+            waiting=self._left.jobs,
             queued_tokens=tokens,
             queued_pairs=pairs,
             free_blocks=self.cache.capacity - self.cache.used,
@@ -116,6 +127,7 @@ class PrefillWorker:
         if not self._queue:
             return
         job = self._queue.popleft()
+        self._left.add(self.machine, job, -1)
         job.cached = max(job.lent, self._cached(job))
         room = self.cache.take(job.recorded.blocks)
         assert room, f"{self.view.worker_id}: leases of earlier prompts outlive them for so long?"
@@ -131,10 +143,6 @@ class PrefillWorker:
         job.computed_by = self.view.worker_id
         job.prompt_done(now, job)
         self._start(now)
-
-    @property
-    def _waiting(self) -> list[Job]:
-        return [*self._queue, *self._fetching.values()]
 
     def _cached(self, job: Job) -> int:
         return hit_tokens(job.recorded, self.cache.count_cached(job.recorded.blocks))

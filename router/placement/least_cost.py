@@ -36,7 +36,10 @@ from transport.registry import WorkerView
 
 EPSILON = 1.0  # of bounded load
 _SLACK = 0.5  # of the TTFT objective: queues shorter than that are never out of bounds
-_PRICE = 1.0  # of a second of compute when nobody waits: whoever comes next may
+import os
+_PRICE = float(os.environ.get('TP','1'))
+_MOSTX=int(os.environ.get('TM','8'))
+#  # of a second of compute when nobody waits: whoever comes next may
 _CROWD = 3.0  # times those who wait now: as many come before the pool is idle again
 _ALIKE = 0.02  # costs that differ by less: session affinity, then turns, decide
 _HOME_TOLL = 0.02  # less is not worth leaving the pool that is there for prompts
@@ -62,10 +65,11 @@ def predicted(request: PlacementRequest, workers: Sequence[WorkerView]) -> Place
     roomy_homes, roomy_pool = _within_bounds(request, homes), _within_bounds(request, pool)
     at_home, elsewhere = _price(request, homes), _price(request, pool)
     toll = _HOME_TOLL if pool else 0.0
+    few_homes, few = _best(request, roomy_homes, at_home), _best(request, roomy_pool, elsewhere)
     choices = [
         _judge(request, home, prefill, at_home if prefill is None else elsewhere, toll)
-        for home in _best(request, roomy_homes)
-        for prefill in (*_best(request, roomy_pool), None)
+        for home in few_homes
+        for prefill in (*few, None)
         if prefill is not None or not pool or home.queue_s <= _bound(request, pool)
     ]
     best = _prefer(request, choices)
@@ -92,7 +96,7 @@ def _judge(
     seen = predict(request, home, prefill)
     cost = (
         _own(request, seen)
-        + price * (prefill or home).compute_s / request.slo.ttft_s
+        + price * _F(request, prefill or home) * (prefill or home).compute_s / request.slo.ttft_s
         + _batch(request, home)
         + _beside(request, home, prefill)
         + (toll if prefill is None else 0.0)
@@ -105,6 +109,9 @@ def _own(request: PlacementRequest, seen: Prediction) -> float:
 
 
 def _late(share: float) -> float:
+    import os
+    A=float(os.environ.get("TA","99"))
+    if A<99 and share>1: return 2+A*(share-1)
     return share + share**2
 
 
@@ -121,7 +128,7 @@ def _price(request: PlacementRequest, pool: Sequence[Outlook]) -> float:
     waiting = sum(outlook.queued for outlook in pool) / len(pool)
     late = _slope(total_s / len(pool) / request.slo.ttft_s)
     all_busy = min(outlook.queue_s for outlook in pool) * len(pool) / total_s
-    return _PRICE + _CROWD * waiting * late * all_busy
+    return _PRICE + float(os.environ.get('TC','3')) * waiting * late * all_busy
 
 
 def _batch(request: PlacementRequest, home: Outlook) -> float:
@@ -142,15 +149,16 @@ def _beside(request: PlacementRequest, home: Outlook, prefill: Outlook | None) -
     return share * home.running * part * max(0.0, longer)
 
 
-def _best(request: PlacementRequest, outlooks: Sequence[Outlook]) -> Sequence[Outlook]:
-    if len(outlooks) <= _MOST:
+def _best(request: PlacementRequest, outlooks: Sequence[Outlook], price: float) -> Sequence[Outlook]:
+    """A few of them, by what each costs by itself."""
+    if len(outlooks) <= _MOSTX:
         return outlooks
 
     def alone(outlook: Outlook) -> float:
-        prompt = (outlook.queue_s + outlook.compute_s) / request.slo.ttft_s
-        return prompt + outlook.step_s / request.slo.itl_s
+        prompt_s = outlook.queue_s + (1 + price) * outlook.compute_s
+        return prompt_s / request.slo.ttft_s + outlook.step_s / request.slo.itl_s
 
-    return sorted(outlooks, key=alone)[:_MOST]
+    return sorted(outlooks, key=alone)[:_MOSTX]
 
 
 def _within_bounds(request: PlacementRequest, pool: Sequence[Outlook]) -> Sequence[Outlook]:
@@ -185,3 +193,9 @@ def _reason(best: _Choice, everybody: Sequence[Outlook], roomy: Sequence[Outlook
     if best.computing.cached == most:
         return "prefix"
     return "replicate" if any(outlook.cached == most for outlook in roomy) else "bounded"
+
+
+def _F(request, o):
+    import os
+    F=float(os.environ.get("TF","1"))
+    return 1.0 if o.queue_s < request.slo.ttft_s else F
