@@ -13,6 +13,10 @@ spent is dear and what is plentiful costs little.
     home      a toll, where there are prefill workers: the pool that is there for prompts is not
               left for less
 
+Beyond saturation not everybody can be in time. A request that is late wherever it goes is sent
+where others are late already: cost hardly grows beyond the objective, and the price is low there.
+So a few workers fall behind and the others stay in time, instead of all being a little too late.
+
 So a cached prefix is worth the seconds it saves, times everybody who would have waited for them. A
 prefix whose holder alone is loaded is computed again elsewhere, and then there are two holders;
 where all are loaded it is not, since that would load them more. And a home computes a prompt by
@@ -36,14 +40,13 @@ from transport.registry import WorkerView
 
 EPSILON = 1.0  # of bounded load
 _SLACK = 0.5  # of the TTFT objective: queues shorter than that are never out of bounds
-import os
-_PRICE = float(os.environ.get('TP','1'))
-_MOSTX=int(os.environ.get('TM','8'))
-#  # of a second of compute when nobody waits: whoever comes next may
+_PRICE = 3.0  # of a second of compute when nobody waits: it makes blocks that throw out others
 _CROWD = 3.0  # times those who wait now: as many come before the pool is idle again
 _ALIKE = 0.02  # costs that differ by less: session affinity, then turns, decide
+_LATER = 0.3  # of a TTFT objective that is missed: for each time that it passes again
+_HOPELESS = 0.2  # of the price, at workers whose queue is longer than the objective
 _HOME_TOLL = 0.02  # less is not worth leaving the pool that is there for prompts
-_MOST = 8  # candidates of a role that are tried with each other, the best ones by themselves
+_MOST = 4  # candidates of a role that are tried with each other, the best ones by themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ def _judge(
     seen = predict(request, home, prefill)
     cost = (
         _own(request, seen)
-        + price * _F(request, prefill or home) * (prefill or home).compute_s / request.slo.ttft_s
+        + price * _delay(request, prefill or home)
         + _batch(request, home)
         + _beside(request, home, prefill)
         + (toll if prefill is None else 0.0)
@@ -104,14 +107,20 @@ def _judge(
     return _Choice(home, prefill, seen, cost)
 
 
+def _delay(request: PlacementRequest, computing: Outlook) -> float:
+    """Of whoever comes later to that worker; those who are late already have little to lose."""
+    share = computing.compute_s / request.slo.ttft_s
+    return share if computing.queue_s < request.slo.ttft_s else _HOPELESS * share
+
+
 def _own(request: PlacementRequest, seen: Prediction) -> float:
     return _late(seen.ttft_s / request.slo.ttft_s) + (seen.itl_s / request.slo.itl_s) ** 2
 
 
 def _late(share: float) -> float:
-    import os
-    A=float(os.environ.get("TA","99"))
-    if A<99 and share>1: return 2+A*(share-1)
+    """Goodput has lost what misses its objective, however late it is: little grows from there."""
+    if share > 1:
+        return 2 + _LATER * (share - 1)
     return share + share**2
 
 
@@ -128,7 +137,7 @@ def _price(request: PlacementRequest, pool: Sequence[Outlook]) -> float:
     waiting = sum(outlook.queued for outlook in pool) / len(pool)
     late = _slope(total_s / len(pool) / request.slo.ttft_s)
     all_busy = min(outlook.queue_s for outlook in pool) * len(pool) / total_s
-    return _PRICE + float(os.environ.get('TC','3')) * waiting * late * all_busy
+    return _PRICE + _CROWD * waiting * late * all_busy
 
 
 def _batch(request: PlacementRequest, home: Outlook) -> float:
@@ -149,16 +158,19 @@ def _beside(request: PlacementRequest, home: Outlook, prefill: Outlook | None) -
     return share * home.running * part * max(0.0, longer)
 
 
-def _best(request: PlacementRequest, outlooks: Sequence[Outlook], price: float) -> Sequence[Outlook]:
+def _best(
+    request: PlacementRequest, outlooks: Sequence[Outlook], price: float
+) -> Sequence[Outlook]:
     """A few of them, by what each costs by itself."""
-    if len(outlooks) <= _MOSTX:
+    if len(outlooks) <= _MOST:
         return outlooks
 
     def alone(outlook: Outlook) -> float:
-        prompt_s = outlook.queue_s + (1 + price) * outlook.compute_s
-        return prompt_s / request.slo.ttft_s + outlook.step_s / request.slo.itl_s
+        ttft_s = outlook.queue_s + outlook.compute_s
+        prompt = _late(ttft_s / request.slo.ttft_s) + price * _delay(request, outlook)
+        return prompt + outlook.step_s / request.slo.itl_s
 
-    return sorted(outlooks, key=alone)[:_MOSTX]
+    return sorted(outlooks, key=alone)[:_MOST]
 
 
 def _within_bounds(request: PlacementRequest, pool: Sequence[Outlook]) -> Sequence[Outlook]:
@@ -193,9 +205,3 @@ def _reason(best: _Choice, everybody: Sequence[Outlook], roomy: Sequence[Outlook
     if best.computing.cached == most:
         return "prefix"
     return "replicate" if any(outlook.cached == most for outlook in roomy) else "bounded"
-
-
-def _F(request, o):
-    import os
-    F=float(os.environ.get("TF","1"))
-    return 1.0 if o.queue_s < request.slo.ttft_s else F

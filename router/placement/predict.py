@@ -98,8 +98,8 @@ def with_history(request: PlacementRequest, home: Outlook, prefill: Outlook) -> 
 
 
 def predict(request: PlacementRequest, home: Outlook, prefill: Outlook | None) -> Prediction:
-    """`prefill`: as `with_history` made it. None: the home computes the prompt, beside the sequences
-    that it decodes.
+    """`prefill`: as `with_history` made it. None: the home computes the prompt, beside the
+    sequences that it decodes.
     """
     computing = prefill or home
     compute_s, transfer_s = computing.compute_s, 0.0

@@ -53,7 +53,9 @@ class PlacementRequest:
     prompt_tokens: int = 1
     max_tokens: int | None = None  # of the answer; None: nobody said
     cached: Mapping[str, PrefixHit] = field(default_factory=dict)  # by worker id
-    told: Mapping[str, int] = field(default_factory=dict)  # blocks, without what is on its way there
+    told: Mapping[str, int] = field(
+        default_factory=dict
+    )  # blocks, without what is on its way there
     now: float = 0.0  # monotonic seconds, the clock of `WorkerView.reported_at`
     sent: Mapping[str, Sequence[Sent]] = field(default_factory=dict)  # by computing worker's id
     session: str = ""  # salted; requests of one session go the same way where it costs nothing
