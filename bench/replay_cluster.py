@@ -148,11 +148,12 @@ class Simulation:
         for number in numbers:
             self._beliefs.expect(number, blocks)
         yield
+        heard_at = self._clock.now + self._cluster.event_s
+        self._clock.at(heard_at, partial(self._expect_no_more, numbers, blocks))
+
+    def _expect_no_more(self, numbers: Sequence[int], blocks: Sequence[int], now: float) -> None:
         for number in numbers:
-            self._clock.at(
-                self._clock.now + self._cluster.event_s,
-                lambda now, number=number: self._beliefs.expect_no_more(number, blocks),
-            )
+            self._beliefs.expect_no_more(number, blocks)
 
     def _hear(self, worker_id: str, stored: Sequence[int], evicted: Sequence[int]) -> None:
         number = self._numbers[worker_id]
