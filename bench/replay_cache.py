@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from router.index.hit import PrefixHit
@@ -37,6 +37,12 @@ class BlockCache:
             if block not in self._ready:
                 return place
         return len(blocks)
+
+    def touch(self, blocks: Sequence[int]) -> None:
+        """Somebody who is queued will need them: they go last, as far as they are idle."""
+        for block in reversed(blocks[: self.count_cached(blocks)]):
+            if block in self._idle:
+                self._idle.move_to_end(block)
 
     def take(self, blocks: Sequence[int], private: int = 0) -> bool:
         """Holds a prompt's blocks and so many for its answer; False, and nothing, if they do not
@@ -81,40 +87,61 @@ class Beliefs:
     """Which worker holds which block, as far as events have come: one bit a worker.
 
     A prompt that was just placed counts as held (what SGLang's tree does, Dynamo and llm-d call
-    speculative or predicted entries), until an event says what became of it.
+    speculative or predicted entries), until it is computed and events tell of it.
     """
 
     worker_ids: Sequence[str]
     _stored: dict[int, int] = field(default_factory=dict)
     _expected: dict[int, int] = field(default_factory=dict)
+    _prompts: Counter[tuple[int, int]] = field(default_factory=Counter)  # by (worker, block)
 
     def hits(self, blocks: Sequence[int]) -> Mapping[str, PrefixHit]:
-        found: dict[str, PrefixHit] = {}
-        holding = (1 << len(self.worker_ids)) - 1
-        for place, block in enumerate(blocks):
-            still = holding & (self._stored.get(block, 0) | self._expected.get(block, 0))
+        """What is on its way counts."""
+        stored, expected = self._stored, self._expected
+        found = self._leading(stored.get(block, 0) | expected.get(block, 0) for block in blocks)
+        return {worker_id: PrefixHit(count) for worker_id, count in found.items()}
+
+    def told(self, blocks: Sequence[int]) -> Mapping[str, int]:
+        """What is on its way does not."""
+        return self._leading(self._stored.get(block, 0) for block in blocks)
+
+    def _leading(self, holders: Iterable[int]) -> dict[str, int]:
+        """Blocks from the first one on, by worker id. `holders`: masks, block by block."""
+        found: dict[str, int] = {}
+        holding, place = (1 << len(self.worker_ids)) - 1, 0
+        for mask in holders:
+            still = holding & mask
             self._note(holding & ~still, place, found)
             holding = still
             if not holding:
                 return found
-        self._note(holding, len(blocks), found)
+            place += 1
+        self._note(holding, place, found)
         return found
 
     def expect(self, worker: int, blocks: Sequence[int]) -> None:
         for block in blocks:
+            self._prompts[worker, block] += 1
             self._expected[block] = self._expected.get(block, 0) | 1 << worker
+
+    def expect_no_more(self, worker: int, blocks: Sequence[int]) -> None:
+        """The prompt is computed; others may still be expected to have the same blocks."""
+        for block in blocks:
+            self._prompts[worker, block] -= 1
+            if not self._prompts[worker, block]:
+                del self._prompts[worker, block]
+                _clear(self._expected, block, worker)
 
     def hear(self, worker: int, stored: Sequence[int], evicted: Sequence[int]) -> None:
         for block in stored:
             self._stored[block] = self._stored.get(block, 0) | 1 << worker
-            _clear(self._expected, block, worker)
         for block in evicted:
             _clear(self._stored, block, worker)
 
-    def _note(self, workers: int, place: int, found: dict[str, PrefixHit]) -> None:
+    def _note(self, workers: int, place: int, found: dict[str, int]) -> None:
         while place and workers:
             lowest = workers & -workers
-            found[self.worker_ids[lowest.bit_length() - 1]] = PrefixHit(place)
+            found[self.worker_ids[lowest.bit_length() - 1]] = place
             workers ^= lowest
 
 

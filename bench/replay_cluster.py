@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -112,6 +112,7 @@ class Simulation:
             prefilling=self._under_way.prefilling,
             prompt_tokens=recorded.prompt,
             cached=self._beliefs.hits(recorded.blocks),
+            told=self._beliefs.told(recorded.blocks),
             now=now,
             sent=self._under_way.sent,
             slo=self._cluster.slo,
@@ -134,11 +135,25 @@ class Simulation:
         self._open[job.number].enter_context(self._under_way.visit(home.view.worker_id, 1))
         self._prefilling[job.number].enter_context(self._under_way.prefill(placement, request))
         ask = None
-        for view in {placement.decode.worker_id, placement.computing.worker_id}:
-            self._beliefs.expect(self._numbers[view], job.recorded.blocks)
+        expecting = {placement.decode.worker_id, placement.computing.worker_id}
+        self._prefilling[job.number].enter_context(self._expect(expecting, job.recorded.blocks))
         if placement.prefill is not None:
             ask = partial(self._ask, self._pool[placement.prefill.worker_id], home)
         self._clock.at(now + self._cluster.rpc_s, lambda then: home.submit(then, job, ask))
+
+    @contextlib.contextmanager
+    def _expect(self, worker_ids: Collection[str], blocks: Sequence[int]) -> Iterator[None]:
+        """Until the prompt is computed, and events of that are here."""
+        numbers = [self._numbers[worker_id] for worker_id in worker_ids]
+        for number in numbers:
+            self._beliefs.expect(number, blocks)
+        yield
+        heard_at = self._clock.now + self._cluster.event_s
+        self._clock.at(heard_at, partial(self._expect_no_more, numbers, blocks))
+
+    def _expect_no_more(self, numbers: Sequence[int], blocks: Sequence[int], now: float) -> None:
+        for number in numbers:
+            self._beliefs.expect_no_more(number, blocks)
 
     def _hear(self, worker_id: str, stored: Sequence[int], evicted: Sequence[int]) -> None:
         number = self._numbers[worker_id]

@@ -65,6 +65,7 @@ class Home:
     def submit(self, now: float, job: Job, ask: Callable[[float, Job], None] | None) -> None:
         """`ask`: asks a prefill worker, once there is room here; None: it is computed here."""
         job.likely_cached = self.cached(job)
+        self.cache.touch(job.recorded.blocks)
         self._waiting.append((job, ask))
         self._admit(now)
 
@@ -103,6 +104,7 @@ class Home:
     def _admit(self, now: float) -> None:
         while self._waiting:
             job, ask = self._waiting[0]
+            job.lent = self.cached(job)
             if not self.cache.take(job.recorded.blocks, _answer_blocks(job)):
                 return
             self._waiting.popleft()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from bench.replay_cache import BlockCache
 from bench.replay_clock import Clock
@@ -25,6 +26,7 @@ class Job:
     arrived: float
     number: int
     prompt_done: Callable[[float, Job], None] = lambda now, job: None
+    lent: int = 0  # tokens of the prompt that the home had when it asked for the others
     likely_cached: int = 0  # tokens, when it was queued
     cached: int = 0  # tokens, where the prompt was computed
     computed: int = 0  # tokens of the prompt, of those at home
@@ -38,6 +40,22 @@ class Job:
 
 
 @dataclass(slots=True)
+class _Work:
+    """Of prompts, as was likely when they came."""
+
+    jobs: int = 0
+    tokens: int = 0
+    pairs: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, machine: Machine, job: Job, sign: int = 1) -> None:
+        self.jobs += sign
+        self.tokens += sign * (job.prompt - job.likely_cached)
+        self.pairs += sign * pairs_between(job.likely_cached, job.prompt)
+        self.seconds += sign * machine.prompt_s(job.prompt, job.likely_cached)
+
+
+@dataclass(slots=True)
 class PrefillWorker:
     view: WorkerView
     clock: Clock
@@ -45,6 +63,7 @@ class PrefillWorker:
     cache: BlockCache
     busy_s: float = 0.0  # computing
     _queue: deque[Job] = field(default_factory=deque)
+    _left: _Work = field(default_factory=_Work)  # of what is queued, or waits for its home's KV
     _current: Job | None = None
     _began: float = 0.0
     _ends: float = 0.0
@@ -54,7 +73,22 @@ class PrefillWorker:
         self._meter = warm_meter(self.machine, self.machine.chunk_tokens)
 
     def submit(self, now: float, job: Job) -> None:
-        job.likely_cached = self._cached(job)
+        """What the home has of the prompt and this worker has not is fetched first, if that is
+        sooner than computing it: prefill_worker/intake.py.
+        """
+        here = self._cached(job)
+        self.cache.touch(job.recorded.blocks)
+        fetch_s = self.machine.fetch_s(max(0, job.lent - here))
+        if fetch_s >= self.machine.prompt_s(max(job.lent, here), here):
+            job.lent = fetch_s = 0
+        job.likely_cached = max(job.lent, here)
+        self._left.add(self.machine, job)
+        if fetch_s:
+            self.clock.at(now + fetch_s, partial(self._enqueue, job))
+        else:
+            self._enqueue(job, now)
+
+    def _enqueue(self, job: Job, now: float) -> None:
         self._queue.append(job)
         if self._current is None:
             self._start(now)
@@ -65,12 +99,11 @@ class PrefillWorker:
 
     def left_s(self, now: float) -> float:
         """Of work that is queued or under way."""
-        queued = sum(self.machine.prompt_s(job.prompt, job.likely_cached) for job in self._queue)
-        return queued + (max(0.0, self._ends - now) if self._current is not None else 0.0)
+        current_s = 0.0 if self._current is None else max(0.0, self._ends - now)
+        return max(0.0, self._left.seconds) + current_s
 
     def report(self, now: float) -> WorkerView:
-        tokens = sum(job.prompt - job.likely_cached for job in self._queue)
-        pairs = sum(pairs_between(job.likely_cached, job.prompt) for job in self._queue)
+        tokens, pairs = self._left.tokens, self._left.pairs
         if (job := self._current) is not None:
             part = (now - self._began) / (self._ends - self._began)
             at = job.cached + int(part * (job.prompt - job.cached))
@@ -79,7 +112,7 @@ class PrefillWorker:
         self.view = replace(
             self.view,
             running=int(self._current is not None),
-            waiting=len(self._queue),
+            waiting=self._left.jobs,
             queued_tokens=tokens,
             queued_pairs=pairs,
             free_blocks=self.cache.capacity - self.cache.used,
@@ -94,7 +127,8 @@ class PrefillWorker:
         if not self._queue:
             return
         job = self._queue.popleft()
-        job.cached = self._cached(job)
+        self._left.add(self.machine, job, -1)
+        job.cached = max(job.lent, self._cached(job))
         room = self.cache.take(job.recorded.blocks)
         assert room, f"{self.view.worker_id}: leases of earlier prompts outlive them for so long?"
         seconds = self.machine.prompt_s(job.prompt, job.cached)

@@ -81,12 +81,12 @@ def pooled_hit_ratio(
 ) -> float:
     """Share of prompt tokens found by one cache of `capacity` blocks that sees every request.
 
-    None: infinite. It stands for the best that placement can reach, since no prefix is held twice
-    and none is in the wrong place: `lru` with the replacement that workers have, `clairvoyant`
-    with Belady's (what is needed again last goes first), which no placement and no replacement
-    can beat. Requests are instantaneous: two that overlap share already.
+    None: infinite. No prefix is held twice and none is in the wrong place: `lru` with the
+    replacement that workers have, `clairvoyant` with Belady's (what is needed again last goes
+    first), which no placement and no replacement can beat. What placement can reach is
+    `bench.replay_ideal`'s. Requests are instantaneous: two that overlap share already.
     """
-    uses = _next_uses(trace) if eviction == "clairvoyant" else None
+    uses = next_uses(trace) if eviction == "clairvoyant" else None
     held: OrderedDict[int, int] = OrderedDict()  # block → position of its next use
     queue: list[tuple[int, int, int]] = []  # (−next use, −place, block), some of them stale
     hits = total = 0
@@ -112,8 +112,8 @@ def pooled_hit_ratio(
     return hits / max(1, total)
 
 
-def _next_uses(trace: Sequence[Recorded]) -> list[list[int]]:
-    """For every block of every request, which request uses it next."""
+def next_uses(trace: Sequence[Recorded]) -> list[list[int]]:
+    """For every block of every request, which request uses it next; `len(trace)`: none."""
     following: dict[int, int] = {}
     uses: list[list[int]] = []
     for number in reversed(range(len(trace))):

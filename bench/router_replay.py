@@ -10,6 +10,10 @@ requests whose predicted first token would come too late are refused, whatever t
 
 The three levels of load are parts of what the prefill workers could compute if all prefixes that
 one cache of their common size holds were found: below it, near it, and above it.
+
+The ideal hit ratio is that of the best placement found by one that knows the whole trace, over
+the prefill workers' LRU caches (bench/replay_ideal.py). Homes lend what they hold to prefill
+workers, so a policy may find more than that.
 """
 
 from __future__ import annotations
@@ -23,7 +27,11 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.console import Console
+from rich.progress import track
+
 from bench.replay_cluster import Cluster, Outcome, Simulation
+from bench.replay_ideal import placed_hit_ratio
 from bench.replay_prefill import Job
 from bench.replay_timing import MACHINES, fitted_machine
 from bench.replay_trace import BLOCK_TOKENS, Recorded, load_trace, pooled_hit_ratio
@@ -46,7 +54,7 @@ class Row(NamedTuple):
     itl_p50: float
     itl_p99: float
     hit_ratio: float  # of the prompt tokens of requests that were served
-    ideal_hit_ratio: float  # of one LRU cache as large as all prefill workers' together
+    ideal_hit_ratio: float  # of a placement that knows the whole trace and nothing of load
     max_over_mean: float  # seconds of computing, of prefill workers
     refused: float  # share
 
@@ -54,19 +62,23 @@ class Row(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     cluster, trace = _cluster(args), load_trace(args.trace)[: args.requests]
-    pooled = cluster.prefill * cluster.cache_blocks
+    pooled = (cluster.prefill or cluster.decode) * cluster.cache_blocks
+    ideal = placed_hit_ratio(trace, cluster.prefill or cluster.decode, cluster.cache_blocks)
     ideals = {
         "infinite cache": pooled_hit_ratio(trace, None),
         "one cache of their size, clairvoyant": pooled_hit_ratio(trace, pooled, "clairvoyant"),
         "the same, LRU": pooled_hit_ratio(trace, pooled),
+        "best placement found": ideal,
     }
     capacity = capacity_of(trace, cluster, ideals["the same, LRU"])
     loads = args.load or [round(level * capacity, 2) for level in LEVELS]
     refusals = (False, True) if args.refuse else (False,)
     cells = list(product(loads, args.policy or list(POLICIES), refusals))
-    run = partial(judge, args.trace.stem, trace, cluster, ideals["the same, LRU"])
+    run = partial(judge, args.trace.stem, trace, cluster, ideal)
     with ProcessPoolExecutor(args.processes) as pool:
-        rows = list(pool.map(run, *zip(*cells, strict=True)))
+        found = pool.map(run, *zip(*cells, strict=True))
+        console = Console(stderr=True)
+        rows = list(track(found, args.trace.stem, len(cells), console=console))
     print(f"{cluster.machine.name}: {cluster.prefill} prefill, {cluster.decode} decode workers;")
     print(f"TTFT ≤ {cluster.slo.ttft_s:g} s, mean ITL ≤ {1e3 * cluster.slo.itl_s:g} ms")
     print("hit ratios: " + ", ".join(f"{name} {ratio:.3f}" for name, ratio in ideals.items()))

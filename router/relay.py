@@ -141,6 +141,7 @@ class Relay:
             prefilling=under_way.prefilling,
             excluded=frozenset(v.worker_id for v in workers if key_of(v) in avoided),
             cached=prediction.hits,
+            told=prediction.told,
             prompt_tokens=num_given,
             max_tokens=call.params.max_tokens,
             now=time.monotonic(),

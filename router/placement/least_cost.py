@@ -13,6 +13,10 @@ spent is dear and what is plentiful costs little.
     home      a toll, where there are prefill workers: the pool that is there for prompts is not
               left for less
 
+Beyond saturation not everybody can be in time. A request that is late wherever it goes is sent
+where others are late already: cost hardly grows beyond the objective, and the price is low there.
+So a few workers fall behind and the others stay in time, instead of all being a little too late.
+
 So a cached prefix is worth the seconds it saves, times everybody who would have waited for them. A
 prefix whose holder alone is loaded is computed again elsewhere, and then there are two holders;
 where all are loaded it is not, since that would load them more. And a home computes a prompt by
@@ -30,17 +34,19 @@ from dataclasses import dataclass, replace
 
 from router.placement.candidates import home_candidates, prefill_candidates, spares_of
 from router.placement.order import preference
-from router.placement.predict import Outlook, outlooks, predict, share_of_answer
+from router.placement.predict import Outlook, outlooks, predict, share_of_answer, with_history
 from router.placement.request import Placement, PlacementRequest, Prediction
 from transport.registry import WorkerView
 
 EPSILON = 1.0  # of bounded load
 _SLACK = 0.5  # of the TTFT objective: queues shorter than that are never out of bounds
-_PRICE = 1.0  # of a second of compute when nobody waits: whoever comes next may
+_PRICE = 3.0  # of a second of compute when nobody waits: it makes blocks that throw out others
 _CROWD = 3.0  # times those who wait now: as many come before the pool is idle again
 _ALIKE = 0.02  # costs that differ by less: session affinity, then turns, decide
+_LATER = 0.3  # of a TTFT objective that is missed: for each time that it passes again
+_HOPELESS = 0.2  # of the price, at workers whose queue is longer than the objective
 _HOME_TOLL = 0.02  # less is not worth leaving the pool that is there for prompts
-_MOST = 8  # candidates of a role that are tried with each other, the best ones by themselves
+_MOST = 4  # candidates of a role that are tried with each other, the best ones by themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +68,11 @@ def predicted(request: PlacementRequest, workers: Sequence[WorkerView]) -> Place
     roomy_homes, roomy_pool = _within_bounds(request, homes), _within_bounds(request, pool)
     at_home, elsewhere = _price(request, homes), _price(request, pool)
     toll = _HOME_TOLL if pool else 0.0
+    few_homes, few = _best(request, roomy_homes, at_home), _best(request, roomy_pool, elsewhere)
     choices = [
         _judge(request, home, prefill, at_home if prefill is None else elsewhere, toll)
-        for home in _best(request, roomy_homes)
-        for prefill in (*_best(request, roomy_pool), None)
+        for home in few_homes
+        for prefill in (*few, None)
         if prefill is not None or not pool or home.queue_s <= _bound(request, pool)
     ]
     best = _prefer(request, choices)
@@ -87,10 +94,12 @@ def _judge(
     price: float,
     toll: float,
 ) -> _Choice:
+    if prefill is not None:
+        prefill = with_history(request, home, prefill)
     seen = predict(request, home, prefill)
     cost = (
         _own(request, seen)
-        + price * (prefill or home).compute_s / request.slo.ttft_s
+        + price * _delay(request, prefill or home)
         + _batch(request, home)
         + _beside(request, home, prefill)
         + (toll if prefill is None else 0.0)
@@ -98,11 +107,20 @@ def _judge(
     return _Choice(home, prefill, seen, cost)
 
 
+def _delay(request: PlacementRequest, computing: Outlook) -> float:
+    """Of whoever comes later to that worker; those who are late already have little to lose."""
+    share = computing.compute_s / request.slo.ttft_s
+    return share if computing.queue_s < request.slo.ttft_s else _HOPELESS * share
+
+
 def _own(request: PlacementRequest, seen: Prediction) -> float:
     return _late(seen.ttft_s / request.slo.ttft_s) + (seen.itl_s / request.slo.itl_s) ** 2
 
 
 def _late(share: float) -> float:
+    """Goodput has lost what misses its objective, however late it is: little grows from there."""
+    if share > 1:
+        return 2 + _LATER * (share - 1)
     return share + share**2
 
 
@@ -140,12 +158,16 @@ def _beside(request: PlacementRequest, home: Outlook, prefill: Outlook | None) -
     return share * home.running * part * max(0.0, longer)
 
 
-def _best(request: PlacementRequest, outlooks: Sequence[Outlook]) -> Sequence[Outlook]:
+def _best(
+    request: PlacementRequest, outlooks: Sequence[Outlook], price: float
+) -> Sequence[Outlook]:
+    """A few of them, by what each costs by itself."""
     if len(outlooks) <= _MOST:
         return outlooks
 
     def alone(outlook: Outlook) -> float:
-        prompt = (outlook.queue_s + outlook.compute_s) / request.slo.ttft_s
+        ttft_s = outlook.queue_s + outlook.compute_s
+        prompt = _late(ttft_s / request.slo.ttft_s) + price * _delay(request, outlook)
         return prompt + outlook.step_s / request.slo.itl_s
 
     return sorted(outlooks, key=alone)[:_MOST]

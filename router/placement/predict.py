@@ -7,7 +7,7 @@ token would come too late.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import median
 
@@ -36,11 +36,13 @@ class Outlook:
     queued: int  # so many requests wait there, this one's competitors
     running: int  # sequences, those to come included
     cached: int  # tokens of this prompt
+    lent: int  # of a home: tokens of this prompt that it can lend to a prefill worker
     compute_s: float  # of what is not cached, alone on the worker
     steps: int  # that it takes
     last_chunk_s: float  # the longest of those steps: it attends to the whole prompt
     queue_chunk_s: float  # a step of the queue, the mean
     step_s: float  # of decoding, as many sequences as run now
+    fetch_s: float = 0.0  # until what the home lends is there
 
     @property
     def tokens_per_step(self) -> float:
@@ -72,8 +74,33 @@ def outlooks(request: PlacementRequest, views: Sequence[WorkerView]) -> list[Out
     return [_look(request, view, prefill, decode) for view in views]
 
 
+def with_history(request: PlacementRequest, home: Outlook, prefill: Outlook) -> Outlook:
+    """`prefill`, when it is `home` that asks it: what that one holds of the prompt is fetched where
+    this is sooner than computing it, as workers decide (prefill_worker/fetch_or_compute.py).
+    """
+    pace = home.view.pace
+    if home.lent <= prefill.cached or not pace.link_bytes_s or not pace.token_bytes:
+        return prefill
+    fetch_s = (home.lent - prefill.cached) * pace.token_bytes / pace.link_bytes_s
+    steps, compute_s, last_chunk_s = _computing(
+        prefill.prefill, prefill.chunk_tokens, home.lent, request.prompt_tokens
+    )
+    if prefill.compute_s - compute_s <= fetch_s:
+        return prefill
+    return replace(
+        prefill,
+        cached=home.lent,
+        compute_s=compute_s,
+        steps=steps,
+        last_chunk_s=last_chunk_s,
+        fetch_s=fetch_s,
+    )
+
+
 def predict(request: PlacementRequest, home: Outlook, prefill: Outlook | None) -> Prediction:
-    """`prefill` None: the home computes the prompt, beside the sequences that it decodes."""
+    """`prefill`: as `with_history` made it. None: the home computes the prompt, beside the
+    sequences that it decodes.
+    """
     computing = prefill or home
     compute_s, transfer_s = computing.compute_s, 0.0
     if prefill is None:
@@ -81,7 +108,7 @@ def predict(request: PlacementRequest, home: Outlook, prefill: Outlook | None) -
     else:
         transfer_s = _transfer_s(request, home, prefill)
     # Both queues are left behind before the prompt is computed: its KV needs room at home first.
-    wait_s = max(computing.queue_s, _room_s(request, home))
+    wait_s = max(computing.queue_s, _room_s(request, home), computing.fetch_s)
     step_s = home.step_with(request.prompt_tokens)
     # Prompts that the home still computes when this one decodes make its steps longer.
     beside_s = 0.0 if prefill is None else max(0.0, home.queue_s - wait_s - compute_s)
@@ -110,8 +137,10 @@ def predict_placement(
         found = outlooks(request, alike)
         return next(seen for seen in found if seen.view.worker_id == chosen.worker_id)
 
-    prefill = None if placement.prefill is None else look(placement.prefill)
-    return predict(request, look(placement.decode), prefill)
+    home = look(placement.decode)
+    if placement.prefill is None:
+        return predict(request, home, None)
+    return predict(request, home, with_history(request, home, look(placement.prefill)))
 
 
 def _look(
@@ -126,7 +155,7 @@ def _look(
     )
     cached, tokens = request.cached_tokens(view), request.prompt_tokens
     used, running = max(0, view.num_blocks - view.free_blocks), sequences_at(request, view)
-    steps = -(-(tokens - cached) // chunk)
+    steps, compute_s, last_chunk_s = _computing(prefill, chunk, cached, tokens)
     step_s = decode.seconds(running, used * view.block_tokens)
     chunk_s = reported_s / (-(-view.queued_tokens // chunk)) if view.queued_tokens else 0.0
     return Outlook(
@@ -138,12 +167,21 @@ def _look(
         queued=len(fresh) + (view.waiting if view.role == "decode" else running),
         running=running,
         cached=cached,
-        compute_s=prefill.seconds(tokens - cached, pairs_between(cached, tokens), steps),
+        lent=request.lent_tokens(view),
+        compute_s=compute_s,
         steps=steps,
-        last_chunk_s=prefill.seconds(last := min(chunk, tokens - cached), last * tokens),
+        last_chunk_s=last_chunk_s,
         queue_chunk_s=max(chunk_s, prefill.seconds(chunk, 0.0)),
         step_s=step_s,
     )
+
+
+def _computing(cost: StepCost, chunk: int, cached: int, tokens: int) -> tuple[int, float, float]:
+    """Steps, their seconds, and those of the longest one, which attends to the whole prompt."""
+    missing = tokens - cached
+    steps, last = -(-missing // chunk), min(chunk, missing)
+    seconds = cost.seconds(missing, pairs_between(cached, tokens), steps)
+    return steps, seconds, cost.seconds(last, last * tokens)
 
 
 def _transfer_s(request: PlacementRequest, home: Outlook, prefill: Outlook) -> float:

@@ -53,6 +53,9 @@ class PlacementRequest:
     prompt_tokens: int = 1
     max_tokens: int | None = None  # of the answer; None: nobody said
     cached: Mapping[str, PrefixHit] = field(default_factory=dict)  # by worker id
+    told: Mapping[str, int] = field(
+        default_factory=dict
+    )  # blocks, without what is on its way there
     now: float = 0.0  # monotonic seconds, the clock of `WorkerView.reported_at`
     sent: Mapping[str, Sequence[Sent]] = field(default_factory=dict)  # by computing worker's id
     session: str = ""  # salted; requests of one session go the same way where it costs nothing
@@ -62,6 +65,10 @@ class PlacementRequest:
         """Of the prompt, at that worker. The last token is always computed."""
         hit = self.cached.get(view.worker_id)
         return 0 if hit is None else min(hit.blocks * view.block_tokens, self.prompt_tokens - 1)
+
+    def lent_tokens(self, view: WorkerView) -> int:
+        """Of the prompt, that this home can lend to a prefill worker now."""
+        return min(self.told.get(view.worker_id, 0) * view.block_tokens, self.prompt_tokens - 1)
 
 
 @dataclass(frozen=True, slots=True)

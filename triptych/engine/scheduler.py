@@ -42,7 +42,7 @@ class Scheduler:
         if sequence.blocks:
             self._running.append(sequence)
         else:
-            cached = self._pool.count_cached(sequence.reusable_hashes())
+            cached = self._pool.touch(sequence.reusable_hashes())
             sequence.likely_cached = cached * self._block_tokens
             self._waiting.insert(self._turn_of(sequence), sequence)
 

@@ -99,6 +99,17 @@ class BlockPool:
         with self._lock:
             return len(self._match(hashes))
 
+    def touch(self, hashes: Sequence[bytes]) -> int:
+        """The same; and what a reservation would find is the last to be evicted, so that it is
+        still there when the one who asks leaves the queue.
+        """
+        with self._lock:
+            found = self._match(hashes)
+            for block in reversed(found):
+                if block in self._cached:
+                    self._cached.move_to_end(block)
+            return len(found)
+
     def hold(self, blocks: Sequence[int], holder: Holder) -> None:
         """Adds a holder to blocks that are held already."""
         with self._lock:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.replay_cache import BlockCache
+from bench.replay_cache import Beliefs, BlockCache
 from bench.replay_cluster import Cluster, Outcome, Simulation
+from bench.replay_ideal import placed_hit_ratio
 from bench.replay_timing import MACHINES, Machine, fitted_machine, steps_s, steps_until
 from bench.replay_trace import BLOCK_TOKENS, Recorded, load_trace, pooled_hit_ratio
 from bench.router_replay import judge
@@ -151,6 +152,47 @@ def test_the_ideal_hit_ratio_falls_with_the_cache_and_clairvoyance_helps() -> No
     infinite, large, small = (pooled_hit_ratio(trace, size) for size in (None, 600, 100))
     assert infinite >= large > small
     assert infinite >= pooled_hit_ratio(trace, 100, "clairvoyant") >= small
+
+
+def test_a_placement_that_knows_the_trace_comes_near_the_pooled_cache_and_never_above_belady() -> (
+    None
+):
+    trace = conversations(200, rate=1.0)
+    placed = placed_hit_ratio(trace, workers=4, capacity=150)
+    assert placed <= pooled_hit_ratio(trace, 600, "clairvoyant")
+    assert placed > 0.9 * pooled_hit_ratio(trace, 600)
+    assert placed_hit_ratio(trace, 1, 600) == pytest.approx(pooled_hit_ratio(trace, 600))
+
+
+def test_what_a_home_lends_is_not_computed_by_the_prefill_worker_that_it_asks() -> None:
+    """Round-robin sends the second turn to another prefill worker, and to the first one's home."""
+    cluster = Cluster(MACHINE, prefill=2, decode=1, cache_blocks=400, slo=SLO)
+    first = Recorded(0.0, 10 * BLOCK_TOKENS, 5, tuple(range(10)))
+    second = Recorded(30.0, 12 * BLOCK_TOKENS, 5, tuple(range(12)))
+    one, two = run("round-robin", [first, second], cluster).jobs
+    assert one.computed_by != two.computed_by
+    assert two.cached == 10 * BLOCK_TOKENS
+
+
+def test_what_is_queued_for_is_evicted_last() -> None:
+    cache = BlockCache(4, lambda stored, evicted: None)
+    for blocks in ([1, 2], [3, 4]):
+        cache.take(blocks)
+        cache.commit(blocks)
+        cache.give(blocks)
+    cache.touch([1, 2, 9])
+    assert cache.take([5, 6])
+    assert (cache.count_cached([1, 2]), cache.count_cached([3, 4])) == (2, 0)
+
+
+def test_what_is_expected_counts_as_held_until_it_is_computed() -> None:
+    beliefs = Beliefs(["p0", "p1"])
+    beliefs.expect(1, [1, 2])
+    assert {name: hit.blocks for name, hit in beliefs.hits([1, 2, 3]).items()} == {"p1": 2}
+    assert not beliefs.told([1, 2, 3])
+    beliefs.hear(1, [1], [])
+    beliefs.expect_no_more(1, [1, 2])
+    assert beliefs.told([1, 2, 3]) == {"p1": 1}
 
 
 def test_both_formats_of_traces_are_read(tmp_path: Path) -> None:

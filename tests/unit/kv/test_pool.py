@@ -72,6 +72,20 @@ def test_the_least_recently_used_prefix_is_evicted_and_its_tail_goes_first() -> 
     assert pool.count_cached(old) == 1 and pool.count_cached(new) == 2
 
 
+def test_a_prefix_that_somebody_queues_for_is_evicted_last() -> None:
+    pool = BlockPool(4)
+    prompts = [hashes_of(list(range(first, first + 8))) for first in (0, 100)]
+    for hashes in prompts:
+        reservation = pool.reserve(hashes, 2)
+        assert reservation is not None
+        for block, block_hash in zip(reservation.blocks, hashes, strict=True):
+            pool.commit(block, block_hash)
+        pool.release(reservation.blocks)
+    assert pool.touch(prompts[0]) == 2
+    assert pool.allocate(2) is not None
+    assert [pool.count_cached(hashes) for hashes in prompts] == [2, 0]
+
+
 def test_every_hand_out_raises_the_generation() -> None:
     pool = BlockPool(1)
     seen = []

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from router.index.hit import PrefixHit
 from router.placement import PlacementRequest, Sent, Slo
 from router.placement.least_cost import EPSILON, predicted
-from router.placement.predict import outlooks, predict, predict_placement
+from router.placement.predict import outlooks, predict, predict_placement, with_history
 from router.placement.simple import least_loaded
 from transport.pace import Pace, StepCost
 from transport.registry import WorkerView
@@ -59,6 +59,42 @@ def test_what_is_cached_at_home_need_not_be_fetched() -> None:
     [home] = outlooks(request, [paced_view("d0", pace=slow)])
     [prefill] = outlooks(request, [paced_view("p0", "prefill")])
     assert predict(request, home, prefill).transfer_s == pytest.approx(0.8)
+
+
+def test_what_a_home_lends_need_not_be_computed() -> None:
+    link = replace(PACE, link_bytes_s=1e6, token_bytes=100)
+    request = asked(cached={"d0": 1440, "p0": 160}, told={"d0": 90})
+    [home] = outlooks(request, [paced_view("d0", pace=link)])
+    [prefill] = outlooks(request, [paced_view("p0", "prefill")])
+    helped = with_history(request, home, prefill)
+    assert (helped.cached, helped.compute_s) == (1440, pytest.approx(0.16))
+    assert predict(request, home, helped).wait_s == pytest.approx(1280 * 1e-4)  # the fetch
+    assert predict(request, home, helped).cached_tokens == 1440
+
+
+def test_what_is_sooner_computed_than_fetched_is_not_lent() -> None:
+    slow = replace(PACE, link_bytes_s=1e4, token_bytes=100)
+    request = asked(cached={"d0": 1440}, told={"d0": 90})
+    [home] = outlooks(request, [paced_view("d0", pace=slow)])
+    [prefill] = outlooks(request, [paced_view("p0", "prefill")])
+    assert with_history(request, home, prefill) is prefill
+
+
+def test_what_is_only_on_its_way_to_a_home_cannot_be_lent() -> None:
+    link = replace(PACE, link_bytes_s=1e6, token_bytes=100)
+    request = asked(cached={"d0": 1440})
+    [home] = outlooks(request, [paced_view("d0", pace=link)])
+    [prefill] = outlooks(request, [paced_view("p0", "prefill")])
+    assert with_history(request, home, prefill) is prefill
+
+
+def test_a_request_that_is_late_everywhere_goes_where_others_are_late_already() -> None:
+    tight = Slo(ttft_s=1.0, itl_s=0.05)
+    workers = [paced_view("d0", running=30)]
+    workers.append(paced_view("p0", "prefill", queued_tokens=500, running=1))
+    workers.append(paced_view("p1", "prefill", queued_tokens=1100, running=3))
+    assert computing(asked(50, slo=tight), workers) == "p0"
+    assert computing(asked(3000, slo=tight), workers) == "p1"
 
 
 def test_tokens_that_drafts_bring_shorten_the_time_between_tokens() -> None:
@@ -107,7 +143,7 @@ def test_a_hot_prefix_spreads_over_the_pool_during_a_burst() -> None:
     workers = [paced_view("d0", running=20), *(paced_view(f"p{n}", "prefill") for n in range(4))]
     sent: dict[str, list[Sent]] = {}
     chosen: Counter[str] = Counter()
-    for turn in range(40):
+    for turn in range(20):  # which can all be in time
         holders = {"p0": 800} | dict.fromkeys(chosen, 800)
         request = asked(turn=turn, cached=holders, sent=sent, now=1.0)
         placement = predicted(request, workers)
