@@ -114,6 +114,7 @@ class PacedHome(worker_pb2_grpc.DecodeWorkerServicer):
 async def serve(model: str, registry: str, num_workers: int) -> None:
     tokenizer = Tokenizer.load(resolve_model(model))
     answer = tokenizer.encode(ANSWER)
+    servers = []  # a server that nobody holds is stopped
     with tempfile.TemporaryDirectory(prefix="tri-") as folder:
         async with asyncio.TaskGroup() as tasks:
             for number in range(num_workers):
@@ -124,6 +125,7 @@ async def serve(model: str, registry: str, num_workers: int) -> None:
 
                 listen = f"unix:{folder}/{home.worker_id}.sock"
                 server = await start_server(listen, [register], [], to_status)
+                servers.append(server)
                 tasks.create_task(home.engine.steps())
                 tasks.create_task(stay_attached(registry, home.hello(server.address), home.load))
                 tasks.create_task(publish_cache(registry, home.worker_id, 1, home.pool))

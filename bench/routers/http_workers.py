@@ -59,7 +59,7 @@ class Worker(asyncio.Protocol):
         self._run: Run | None = None
 
     def connection_made(self, transport: Any) -> None:
-        self._write = transport.write
+        self._transport, self._write = transport, transport.write
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._run is not None:
@@ -69,6 +69,9 @@ class Worker(asyncio.Protocol):
         self._unread += data
         head, found, rest = self._unread.partition(b"\r\n\r\n")
         if not found:
+            return
+        if not head.startswith((b"GET ", b"POST ")):  # HTTP/2, tried first
+            self._transport.close()
             return
         size = _content_length(head)
         if len(rest) >= size:
