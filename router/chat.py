@@ -35,7 +35,10 @@ def chat_routes(services: Services) -> APIRouter:
         services.check(body.model)
         tools = tool_use(body, services.config.router.tool_parser, services.tokenizer)
         prompt = await chat_prompt(
-            services.tokenizer, body.messages, tools=() if tools is None else tools.described
+            services.tokenizer,
+            body.messages,
+            tools=() if tools is None else tools.described,
+            scope=services.salt(request, body),
         )
         job = services.job(
             request,
