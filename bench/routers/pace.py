@@ -16,13 +16,14 @@ PREFILL_S = 0.01  # of any prompt, however long
 
 # What every worker answers, from the beginning, as long as the request allows.
 ANSWER = (
-    "The mill stands where the river turns south, and in spring the water reaches its second step. "
-    "Whoever comes by boat sees the wheel first, then the two chimneys, then the orchard behind. "
-    "Flour from here went down to the coast for three hundred years; the books in the loft tell how "
-    "many sacks, for whom, and at what price. Since the new bridge was built nobody stops, but the "
-    "stones are dressed every autumn, and the miller's daughter still opens the gate at five in the "
-    "morning, because the fish have learned to wait for it. She says that a river keeps its habits "
-    "longer than people do, and that one should not take this from it without a reason."
+    "The mill stands where the river turns south, and in spring the water reaches its second "
+    "step. Whoever comes by boat sees the wheel first, then the two chimneys, then the orchard "
+    "behind. Flour from here went down to the coast for three hundred years; the books in the "
+    "loft tell how many sacks, for whom, and at what price. Since the new bridge was built nobody "
+    "stops, but the stones are dressed every autumn, and the miller's daughter still opens the "
+    "gate at five in the morning, because the fish have learned to wait for it. She says that a "
+    "river keeps its habits longer than people do, and that one should not take this from it "
+    "without a reason."
 )
 
 
@@ -62,9 +63,12 @@ class PacedEngine:
     async def steps(self) -> None:
         """Until cancelled."""
         clock = asyncio.get_running_loop().time
+        step_at = 0.0
         while True:
             await self._begun.wait()
-            await asyncio.sleep(STEP_S * (math.floor(clock() / STEP_S) + 1) - clock())
+            # A timer may end a little early: the same step must not come twice.
+            step_at = max(step_at + STEP_S, STEP_S * (math.floor(clock() / STEP_S) + 1))
+            await asyncio.sleep(step_at - clock())
             self._step(clock())
 
     def _step(self, now: float) -> None:

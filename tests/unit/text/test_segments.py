@@ -9,7 +9,20 @@ import tokenizers
 from triptych.segments import SegmentCache, boundary_of
 from triptych.testing import tiny_tokenizers
 
-_PARTS = ["the", " ", "th", "\n", "é", "日 本", "<tool>", "<|im_end|>", "<|im_start|>", "<s>", "▁", "a"]
+_PARTS = [
+    "the",
+    " ",
+    "th",
+    "\n",
+    "é",
+    "日 本",
+    "<tool>",
+    "<|im_end|>",
+    "<|im_start|>",
+    "<s>",
+    "▁",
+    "a",
+]
 
 
 class _Counting:
