@@ -37,6 +37,7 @@ from router.index.table import Keys
 from router.placement import POLICIES, PlacementRequest
 from transport.channel import start_server
 from transport.kv_feed import publish_cache
+from transport.pace import Pace, StepCost
 from transport.protos import worker_pb2 as pb
 from transport.protos import worker_pb2_grpc
 from transport.registry import WorkerView
@@ -153,11 +154,11 @@ def _view(worker_id: str) -> WorkerView:
         model="bench",
         max_model_len=131_072,
         block_tokens=BLOCK_TOKENS,
-        pace=pb.Pace(
-            prefill=pb.StepCost(base_s=0.01, row_s=1e-5),
-            decode=pb.StepCost(base_s=0.01),
+        pace=Pace(
+            prefill=StepCost(base_s=0.01, row_s=1e-5, pair_s=0.0),
+            decode=StepCost(base_s=0.01, row_s=1e-5, pair_s=0.0),
             chunk_tokens=512,
-            tokens_per_step=1,
+            tokens_per_step=1.0,
         ),
     )
 
