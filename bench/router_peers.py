@@ -11,10 +11,10 @@ worker directly. flood: 32 open requests at any time; *requests per core-second*
 answered per second of CPU time of the router and its children, which says the same on a machine
 with few cores, or with other work to do.
 
-It is not the same work. The others pass text through, and place by a tree of the prompts' text. Ours
-renders the chat template, tokenises, hashes the prompt's blocks, looks them up among what workers
-told of their caches, and makes text of each token that comes back; behind the others the worker has
-to do that.
+It is not the same work. The others pass text through, and place by a tree of the prompts' text.
+Ours renders the chat template, tokenises, hashes the prompt's blocks, looks them up among what
+workers told of their caches, and makes text of each token that comes back; behind the others the
+worker has to do that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import itertools
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +132,6 @@ def _medians(rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[st
 
 def _print(case: Case, found: dict[str, dict[str, float]]) -> None:
     ours = found.get("triptych", {}).get("per_core_s")
-    ratio: Callable[[dict[str, float]], object] = lambda told: (
-        ours / told["per_core_s"] if ours else ""
-    )
     columns = [
         "",
         "added first p50 ms",
@@ -152,7 +149,7 @@ def _print(case: Case, found: dict[str, dict[str, float]]) -> None:
             told["added_whole_p50_ms"],
             told["added_whole_p99_ms"],
             round(told["per_core_s"]),
-            ratio(told),
+            ours / told["per_core_s"] if ours else "",
         ]
         for side, told in found.items()
         if side != "direct"

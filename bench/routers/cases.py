@@ -1,4 +1,4 @@
-"""What is asked: short and long prompts, whole and streamed answers. Made once, the same for all."""
+"""What is asked: short and long prompts, whole and streamed answers. The same of everybody."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import uvloop
@@ -89,7 +90,7 @@ class Worker(asyncio.Protocol):
         say = self._streaming(num_tokens) if body.get("stream") else self._waiting(num_tokens)
         self._run = self._engine.begin(num_tokens, say)
 
-    def _streaming(self, num_tokens: int):  # type: ignore[no-untyped-def]
+    def _streaming(self, num_tokens: int) -> Callable[[int], None]:
         answers, write = self._answers, self._write
 
         def say(number: int) -> None:
@@ -100,7 +101,7 @@ class Worker(asyncio.Protocol):
 
         return say
 
-    def _waiting(self, num_tokens: int):  # type: ignore[no-untyped-def]
+    def _waiting(self, num_tokens: int) -> Callable[[int], None]:
         def say(number: int) -> None:
             if number == num_tokens - 1:
                 self._write(self._answers.whole(num_tokens))
@@ -141,10 +142,8 @@ async def serve(model: str, num_workers: int) -> None:
         for _ in range(num_workers):
             engine = PacedEngine()
             engines.create_task(engine.steps())
-            server = await loop.create_server(
-                lambda engine=engine: Worker(engine, answers), "127.0.0.1", 0
-            )
-            urls.append("http://127.0.0.1:%d" % server.sockets[0].getsockname()[1])
+            server = await loop.create_server(partial(Worker, engine, answers), "127.0.0.1", 0)
+            urls.append(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         print(json.dumps({"urls": urls}), flush=True)
 
 

@@ -64,7 +64,7 @@ class Client:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        self._host, self._port = parts.hostname, parts.port
+        self._host, self._port = parts.hostname or "", parts.port or 80
         self._idle: list[_Connection] = []
 
     async def ask(self, body: bytes) -> Heard:

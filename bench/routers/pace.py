@@ -69,9 +69,10 @@ class PacedEngine:
             # A timer may end a little early: the same step must not come twice.
             step_at = max(step_at + STEP_S, STEP_S * (math.floor(clock() / STEP_S) + 1))
             await asyncio.sleep(step_at - clock())
-            self._step(clock())
+            self.step(clock())
 
-    def _step(self, now: float) -> None:
+    def step(self, now: float) -> None:
+        """At loop time `now`."""
         for run in self._running.copy():
             if run.starts_at <= now:
                 run.said += 1

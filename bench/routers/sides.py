@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -55,7 +56,7 @@ async def started(names: Sequence[str], folder: Path, model: str) -> AsyncIterat
             else:
                 sides.append(await _theirs(owned, name, urls))
         for side in sides:
-            await eventually(lambda side=side: _answers(side.url), _START_S)
+            await eventually(partial(_answers, side.url), _START_S)
         yield sides
 
 
