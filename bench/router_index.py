@@ -204,13 +204,12 @@ async def _lose(num_workers: int = 8, seconds: float = 15.0) -> dict[str, Any]:
     feed = _LossyFeed(index, IndexMetrics(CollectorRegistry()))
 
     def error() -> float:
-        return relative_error(
-            [
-                (index.hits(prompt).get(name, PrefixHit(0)).blocks, pool.count_cached(prompt))
-                for prompt in prompts[::8]
-                for name, pool in pools.items()
-            ]
-        )
+        pairs = []
+        for prompt in prompts[::8]:
+            hits = index.hits(prompt)
+            for name, pool in pools.items():
+                pairs.append((hits.get(name, PrefixHit(0)).blocks, pool.count_cached(prompt)))
+        return relative_error(pairs)
 
     def register(server: Any) -> None:
         add: Callable[..., None] = worker_pb2_grpc.add_KvFeedServicer_to_server

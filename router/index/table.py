@@ -29,7 +29,7 @@ _MAX_LOAD = 0.65  # far above, two full rows are met
 # that is left out costs a computation; growing until the hashes part would cost all memory.
 _LEAST_LOAD = 0.25
 _LEAST_ROWS = 256
-_ROWS_PER_KEY = 2  # split with each new key, while the table doubles: it is done before it is full
+_ROWS_PER_KEY = 1  # split with each new key, while the table doubles: it is done before it is full
 _SHIFT = np.uint64(32)
 _NONE = np.uint64(0)
 
