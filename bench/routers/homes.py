@@ -89,7 +89,8 @@ class PacedHome(worker_pb2_grpc.DecodeWorkerServicer):
                 lane.token(token_id)
                 return
             lane.delta(pb.TokenDelta(token_ids=[token_id], finish_reason="length"))
-            done.set_result(None)
+            if not done.done():  # the router may just have hung up
+                done.set_result(None)
 
         run = self.engine.begin(num_tokens, say)
         try:
