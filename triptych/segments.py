@@ -17,6 +17,7 @@ from typing import Any
 import tokenizers
 
 _MAX_CHARS = 1 << 24  # of all segments kept: some 16 MB of text, and as much of ids
+_ENTRY_CHARS = 256  # so many more of each: short segments take more memory than their text
 # These look at the piece that they are given and at nothing else. Metaspace, for one, treats the
 # beginning of the whole text in another way.
 _LOCAL = frozenset({"Sequence", "Split", "ByteLevel", "Digits"})
@@ -56,10 +57,10 @@ class SegmentCache:
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = ids
-                self._num_chars += len(text)
+                self._num_chars += _ENTRY_CHARS + len(text)
             while self._num_chars > self._max_chars:
                 (_, oldest), _ = self._kept.popitem(last=False)
-                self._num_chars -= len(oldest)
+                self._num_chars -= _ENTRY_CHARS + len(oldest)
         return ids
 
     def _fresh(self, text: str) -> list[int]:

@@ -29,7 +29,8 @@ _MAX_LOAD = 0.65  # far above, two full rows are met
 # that is left out costs a computation; growing until the hashes part would cost all memory.
 _LEAST_LOAD = 0.25
 _LEAST_ROWS = 256
-_ROWS_PER_KEY = 1  # split with each new key, while the table doubles: it is done before it is full
+_ROWS_PER_KEY = 1  # split with each new key while the table doubles: done before it is full
+_MOST_RESERVED = 1 << 24  # keys, 0.5 GiB of address space; beyond, growing copies
 _SHIFT = np.uint64(32)
 _NONE = np.uint64(0)
 
@@ -54,7 +55,7 @@ class BlockTable:
         copy anything.
         """
         rows = _LEAST_ROWS
-        while num_keys > rows * _WAYS * _MAX_LOAD:
+        while min(num_keys, _MOST_RESERVED) > rows * _WAYS * _MAX_LOAD:
             rows *= 2
         self._make_room(rows)
 
