@@ -30,6 +30,8 @@ class SegmentCache:
         self._backend = backend
         self._max_chars = max_chars
         self._boundary = boundary_of(backend)
+        added = backend.get_added_tokens_decoder()
+        self._special_ids = {token.content: token_id for token_id, token in added.items()}
         self._kept: OrderedDict[tuple[str, str], array[int]] = OrderedDict()  # latest use last
         self._num_chars = 0
         self._lock = threading.Lock()
@@ -42,7 +44,7 @@ class SegmentCache:
         # Segments and the special tokens between them, in turn.
         for number, part in enumerate(self._boundary.split(text)):
             if number % 2:
-                ids.append(self._backend.token_to_id(part))
+                ids.append(self._special_ids[part])
             elif part:
                 ids += self._segment(part, scope)
         return ids
