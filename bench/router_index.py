@@ -18,6 +18,7 @@ import random
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,18 @@ from router.index.hit import PrefixHit
 from router.index.holdings import Holding
 from router.index.kv_index import KvIndex
 from router.index.metrics import IndexMetrics
+from router.index.prefixes import HashedPrompt, Identity, Prefixes
 from router.index.table import Keys
+from router.placement import POLICIES, PlacementRequest
 from transport.channel import start_server
 from transport.kv_feed import publish_cache
+from transport.pace import Pace, StepCost
 from transport.protos import worker_pb2 as pb
 from transport.protos import worker_pb2_grpc
+from transport.registry import WorkerView
 from triptych.kv.hashing import extend_hashes
 from triptych.kv.pool import BlockPool
-from triptych.testing.kv_workers import compute, hashes_of
+from triptych.testing.kv_workers import compute, hashes_of, worker_view
 from triptych.wire import to_status
 
 BLOCKS, WORKERS = 1_000_000, 64
@@ -56,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     index, keys = _fill(args.blocks, args.workers, result)
     _time_events(index, result)
     _time_lookups(index, keys, result)
+    _time_decisions(index, keys, args.workers, result)
     _time_hashing(result)
     result |= asyncio.run(_lose())
     print_table("Index of prefixes", ["", ""], [[name, value] for name, value in result.items()])
@@ -70,7 +76,8 @@ def _fill(blocks: int, workers: int, result: dict[str, Any]) -> tuple[KvIndex, K
     first = draw.integers(0, workers, blocks)
     first[:PROMPT_BLOCKS], copies[:PROMPT_BLOCKS] = 0, 1
     holders: list[Holding] = [index.holdings.open() for _ in range(workers)]
-    told = 0
+    index.holdings.reserve(2 * blocks)  # what workers announce when they join
+    told, longest_s = 0, 0.0
     began = time.perf_counter()
     for number, holding in enumerate(holders):
         held = keys[(number - first) % workers < copies]
@@ -78,10 +85,13 @@ def _fill(blocks: int, workers: int, result: dict[str, Any]) -> tuple[KvIndex, K
             held = np.concatenate([held, keys[: PROMPT_BLOCKS // 2]])
         held = np.unique(held)
         for start in range(0, len(held), PART):
+            part_began = time.perf_counter()
             holding.add(held[start : start + PART])
+            longest_s = max(longest_s, time.perf_counter() - part_began)
         told += len(held)
         index.replace(f"worker-{number}", holding)
     result["snapshot_events_per_s"] = round(told / (time.perf_counter() - began))
+    result["longest_part_ms"] = round(longest_s * 1e3, 2)  # for so long streams stand still
     result["holds"] = told
     result["bytes_per_block"] = round(index.holdings.num_bytes / index.holdings.num_keys, 1)
     return index, keys
@@ -114,6 +124,43 @@ def _time_lookups(index: KvIndex, keys: Keys, result: dict[str, Any]) -> None:
         p50, p99 = np.percentile(times, [50, 99]) * 1e3
         result[f"lookup_{name}_p50_ms"] = round(float(p50), 3)
         result[f"lookup_{name}_p99_ms"] = round(float(p99), 3)
+
+
+def _time_decisions(index: KvIndex, keys: Keys, workers: int, result: dict[str, Any]) -> None:
+    """From a prompt's keys to its home: who holds how much of it, and what each would cost."""
+    prefixes = Prefixes(index)
+    views = [_view(f"worker-{number}") for number in range(workers)]
+    unknown = np.random.default_rng(6).integers(0, 2**64, PROMPT_BLOCKS, dtype=np.uint64)
+    draw, times = random.Random(6), []
+    for turn in range(500):
+        known = draw.randrange(PROMPT_BLOCKS)
+        prompt_keys = np.concatenate([keys[:known], unknown[known:]])
+        num_tokens = PROMPT_BLOCKS * BLOCK_TOKENS
+        prompt = HashedPrompt(num_tokens, {Identity.of(views[0]): prompt_keys}, 0.0)
+        began = time.perf_counter()
+        hits = prefixes.predict(prompt).hits
+        request = PlacementRequest("bench", turn, cached=hits, prompt_tokens=num_tokens)
+        placement = POLICIES["predicted"](request, views)
+        times.append(time.perf_counter() - began)
+        assert placement.decode in views
+    p50, p99 = np.percentile(times, [50, 99]) * 1e3
+    result["decision_p50_ms"] = round(float(p50), 3)
+    result["decision_p99_ms"] = round(float(p99), 3)
+
+
+def _view(worker_id: str) -> WorkerView:
+    return replace(
+        worker_view(worker_id, num_blocks=20_000),
+        model="bench",
+        max_model_len=131_072,
+        block_tokens=BLOCK_TOKENS,
+        pace=Pace(
+            prefill=StepCost(base_s=0.01, row_s=1e-5, pair_s=0.0),
+            decode=StepCost(base_s=0.01, row_s=1e-5, pair_s=0.0),
+            chunk_tokens=512,
+            tokens_per_step=1.0,
+        ),
+    )
 
 
 def _time_hashing(result: dict[str, Any]) -> None:
@@ -157,13 +204,12 @@ async def _lose(num_workers: int = 8, seconds: float = 15.0) -> dict[str, Any]:
     feed = _LossyFeed(index, IndexMetrics(CollectorRegistry()))
 
     def error() -> float:
-        return relative_error(
-            [
-                (index.hits(prompt).get(name, PrefixHit(0)).blocks, pool.count_cached(prompt))
-                for prompt in prompts[::8]
-                for name, pool in pools.items()
-            ]
-        )
+        pairs = []
+        for prompt in prompts[::8]:
+            hits = index.hits(prompt)
+            for name, pool in pools.items():
+                pairs.append((hits.get(name, PrefixHit(0)).blocks, pool.count_cached(prompt)))
+        return relative_error(pairs)
 
     def register(server: Any) -> None:
         add: Callable[..., None] = worker_pb2_grpc.add_KvFeedServicer_to_server

@@ -41,6 +41,7 @@ def chat_routes(services: Services) -> APIRouter:
             body.messages,
             tools=() if tools is None else tools.described,
             variables=template_variables(body, services.tokenizer.template_text),
+            scope=services.salt(request, body),
         )
         reading = answer_reading(services.config.router, services.tokenizer, prompt.ids, tools)
         job = services.job(

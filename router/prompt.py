@@ -28,8 +28,12 @@ async def chat_prompt(
     tools: Sequence[Mapping[str, Any]] = (),
     variables: Mapping[str, Any] = MappingProxyType({}),
     add_generation_prompt: bool = True,
+    scope: str = "",
 ) -> Prompt:
-    """Raises RequestError when the model's template refuses the messages."""
+    """`scope`: who shares it may find out, by time, which turns were sent before.
+
+    Raises RequestError when the model's template refuses the messages.
+    """
     turns: Sequence[Mapping[str, Any]] = [_turn(message) for message in messages]
     if not tokenizer.knows_tools:
         turns, tools = with_tools_told(turns, tools), ()
@@ -37,7 +41,11 @@ async def chat_prompt(
 
     def encode() -> list[int]:
         return tokenizer.encode_chat(
-            turns, tools=tools, add_generation_prompt=add_generation_prompt, extra=variables
+            turns,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            extra=variables,
+            scope=scope,
         )
 
     return Prompt(await off_loop(encode, size))

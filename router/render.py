@@ -52,7 +52,13 @@ class Extras:
 
 async def whole_answer(shape: Shape, generation: Generation, extras: Extras) -> Reply:
     choices: list[list[Piece]] = [[] for _ in range(generation.job.num_choices)]
-    async with contextlib.aclosing(generation.pieces()) as batches:
+
+    def keep_token(choice: int, token_id: int) -> bool:
+        text = generation.add_token(choice, token_id)
+        choices[choice].append(Piece(choice, text, (token_id,), (), (), None, None))
+        return True
+
+    async with contextlib.aclosing(generation.pieces(keep_token)) as batches:
         async for pieces in batches:
             for piece in pieces:
                 choices[piece.choice].append(piece)

@@ -35,6 +35,7 @@ from router.sampling import (
 from router.schema import ChatRequest, CompletionRequest, GenerationBody
 from router.stream import EventStream, while_connected
 from transport.registry import WorkerView
+from triptych.admission_config import TenantConfig
 from triptych.config import ClusterConfig
 from triptych.errors import CapacityError, RequestError
 from triptych.request import Grammar
@@ -79,6 +80,14 @@ class Services:
                 code="model_not_found",
             )
 
+    def salt(self, request: Request, body: ChatRequest | CompletionRequest) -> str:
+        """Requests with other ones share nothing. Raises RequestError for another tenant's."""
+        return salt_of(self._tenant(request), body.cache_salt or "")
+
+    def _tenant(self, request: Request) -> TenantConfig:
+        tenant: TenantConfig = getattr(request.state, "tenant", self.admission.tenants.anybody)
+        return tenant
+
     def job(
         self,
         request: Request,
@@ -92,7 +101,7 @@ class Services:
     ) -> Job:
         """Raises RequestError for what does not fit the model."""
         context = self.require_context()
-        tenant = getattr(request.state, "tenant", self.admission.tenants.anybody)
+        tenant = self._tenant(request)
         field = "messages" if isinstance(body, ChatRequest) else "prompt"
         if not all(prompt.ids for prompt in prompts):
             raise RequestError(f"{field}: must hold at least one token", param=field)
@@ -115,7 +124,7 @@ class Services:
             prompts=prompts,
             params=params,
             n=body.choices,
-            cache_salt=salt_of(tenant, body.cache_salt or ""),
+            cache_salt=self.salt(request, body),
             ask=ask_of(
                 request.headers,
                 body,

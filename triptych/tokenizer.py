@@ -20,6 +20,7 @@ from typing import Any
 from triptych.chat import ChatTemplate
 from triptych.errors import ModelError, RequestError
 from triptych.gguf_vocab import read_gguf
+from triptych.segments import SegmentCache
 from triptych.token_pieces import piece_rules
 from triptych.vocab import Vocab, read_folder
 
@@ -27,11 +28,12 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
-    """Immutable; may be shared between threads."""
+    """Tells always the same; may be shared between threads."""
 
     def __init__(self, vocab: Vocab) -> None:
         """`load` is the usual way. Raises ModelError for a decoder or template we cannot follow."""
         self._backend = vocab.backend
+        self._segments = SegmentCache(vocab.backend)
         self._rules = piece_rules(_decoder_settings(vocab))
         self._special_tokens = dict(vocab.special_tokens)
         self._special_ids = frozenset(
@@ -72,7 +74,8 @@ class Tokenizer:
 
         `add_special_tokens`: put around it what the model wants there (usually BOS or nothing).
         """
-        return self._encode(text, add_special_tokens, param="prompt")
+        _check_unicode(text, param="prompt")
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Equal to pushing all ids through a `Detokenizer`. Raises RequestError for unknown ids."""
@@ -113,12 +116,15 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         extra: Mapping[str, Any] | None = None,
+        scope: str = "",
     ) -> list[int]:
+        """Turns that were encoded before, in the same scope, cost next to nothing."""
         text = self.render_chat(
             messages, tools=tools, add_generation_prompt=add_generation_prompt, extra=extra
         )
+        _check_unicode(text, param="messages")
         # The template has written every special token already.
-        return self._encode(text, False, param="messages")
+        return self._segments.encode(text, scope)
 
     def token_text(self, token_id: int) -> str:
         """One token for display; bytes that are no text by themselves show as U+FFFD."""
@@ -165,15 +171,6 @@ class Tokenizer:
     def leading_spaces(self) -> int:
         """How many leading spaces a decoded text drops, if it has them: SentencePiece's own."""
         return self._rules.strip_left
-
-    def _encode(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
-        lone = _SURROGATE.search(text)
-        if lone is not None:
-            raise RequestError(
-                f"{param}: not valid Unicode: a lone surrogate at character {lone.start()}",
-                param=param,
-            )
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
 
 class Detokenizer:
@@ -226,6 +223,15 @@ class Detokenizer:
             text = text[1:]
             self._spaces_to_drop -= 1
         return text
+
+
+def _check_unicode(text: str, param: str) -> None:
+    lone = _SURROGATE.search(text)
+    if lone is not None:
+        raise RequestError(
+            f"{param}: not valid Unicode: a lone surrogate at character {lone.start()}",
+            param=param,
+        )
 
 
 def _as_text(raw: bytes) -> str | None:

@@ -53,6 +53,9 @@ class HistoryIndex:
             past.holding.discard(np.array(dropped, dtype=np.uint64))
         return lambda worked_out: None  # what failed half way left blocks behind, too
 
+    def join(self, worker: WorkerView) -> None:
+        """Nothing is known of it yet."""
+
     def forget(self, worker: WorkerView) -> None:
         past = self._pasts.pop((worker.worker_id, worker.epoch), None)
         if past is not None:

@@ -52,6 +52,7 @@ class Holding:
 class Holdings:
     def __init__(self) -> None:
         self._shelves: list[_Shelf] = []
+        self._expected_keys = 0
 
     @property
     def num_bytes(self) -> int:
@@ -62,6 +63,12 @@ class Holdings:
         """Distinct blocks (of each 64 holders) that somebody holds."""
         return sum(shelf.table.num_keys for shelf in self._shelves)
 
+    def reserve(self, num_keys: int) -> None:
+        """So many may come, to all holders together."""
+        self._expected_keys = num_keys
+        for shelf in self._shelves:
+            shelf.table.reserve(num_keys)
+
     def open(self) -> Holding:
         """An empty one that is not found yet."""
         for shelf in self._shelves:
@@ -69,6 +76,7 @@ class Holdings:
                 break
         else:
             shelf = _Shelf()
+            shelf.table.reserve(self._expected_keys)
             self._shelves.append(shelf)
         return Holding(shelf, shelf.free.pop())
 

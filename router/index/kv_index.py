@@ -36,6 +36,9 @@ class BlockIndex(Protocol):
     def expect(self, worker: WorkerView, keys: Keys) -> Callable[[bool], None]:
         """`worker` is computing (or fetching) these blocks. To be told, once, if it worked out."""
 
+    def join(self, worker: WorkerView) -> None:
+        """It has come."""
+
     def forget(self, worker: WorkerView) -> None:
         """It has left."""
 
@@ -53,6 +56,7 @@ class KvIndex:
         self._clock = clock
         self._expected = Expected()
         self._shown: dict[str, Holding] = {}  # by worker id
+        self._capacity: dict[str, int] = {}  # blocks of each worker's pool, by worker id
         self.holdings = Holdings()
 
     def hits(self, hashes: Sequence[bytes]) -> Mapping[str, PrefixHit]:
@@ -84,9 +88,14 @@ class KvIndex:
 
         return done
 
+    def join(self, worker: WorkerView) -> None:
+        self._capacity[worker.worker_id] = worker.num_blocks
+        self.holdings.reserve(sum(self._capacity.values()))
+
     def forget(self, worker: WorkerView) -> None:
         """What it told is forgotten with the call on which it did."""
         self._expected.forget(worker.worker_id)
+        self._capacity.pop(worker.worker_id, None)
 
     # ---- what workers publish ------------------------------------------------------------------
 

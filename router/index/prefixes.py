@@ -133,12 +133,16 @@ class Prefixes:
 
     def on_change(self, change: Change) -> None:
         """Workers come and go."""
-        if change.kind == "left" and self._index is not None:
-            self._index.forget(change.worker)
-            if self._audit is not None:
-                self._audit.forget(change.worker.worker_id)
-            if self._metrics is not None:
-                self._metrics.forget(change.worker.worker_id)
+        if self._index is None:
+            return
+        if change.kind == "joined":
+            self._index.join(change.worker)
+            return
+        self._index.forget(change.worker)
+        if self._audit is not None:
+            self._audit.forget(change.worker.worker_id)
+        if self._metrics is not None:
+            self._metrics.forget(change.worker.worker_id)
 
 
 def _hash(prompt_ids: Sequence[int], salt: str, identities: set[Identity]) -> HashedPrompt:

@@ -4,10 +4,14 @@ A hash table of rows of eight places. A key lives in one of two rows, both told 
 (keys are hashes already): two-choice hashing, Azar, Broder, Karlin and Upfal, "Balanced
 Allocations" (1999). Nothing is ever moved to make room, so there are no tombstones and no clean-up:
 a place without holders is free. All verbs take arrays, and cost a few array operations each.
+
+It doubles while keys come, some rows with each of them, so that nobody waits for it: linear
+hashing, Litwin, "Linear Hashing: A New Tool for File and Table Addressing" (1980).
 """
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import numpy as np
@@ -25,6 +29,8 @@ _MAX_LOAD = 0.65  # far above, two full rows are met
 # that is left out costs a computation; growing until the hashes part would cost all memory.
 _LEAST_LOAD = 0.25
 _LEAST_ROWS = 256
+_ROWS_PER_KEY = 1  # split with each new key while the table doubles: done before it is full
+_MOST_RESERVED = 1 << 24  # keys, 0.5 GiB of address space; beyond, growing copies
 _SHIFT = np.uint64(32)
 _NONE = np.uint64(0)
 
@@ -33,17 +39,25 @@ class BlockTable:
     """16 bytes a place. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._resize(_LEAST_ROWS)
+        self._rows = _LEAST_ROWS  # a power of two
+        self._split = 0  # the first so many rows are split in two: r and r + rows
+        self._keys = self._masks = np.zeros((0, _WAYS), dtype=np.uint64)
+        self._make_room(_LEAST_ROWS)
         self.num_keys = 0  # with a holder
 
     @property
     def num_bytes(self) -> int:
-        return self._keys.nbytes + self._masks.nbytes
+        """In use."""
+        return self._in_use(self._keys).nbytes + self._in_use(self._masks).nbytes
 
     def reserve(self, num_keys: int) -> None:
-        """Makes room at once, so that it need not be made while they come."""
-        while num_keys > self._keys.size * _MAX_LOAD:
-            self._grow()
+        """Address space for so many, which costs nothing before they come; growing then need not
+        copy anything.
+        """
+        rows = _LEAST_ROWS
+        while min(num_keys, _MOST_RESERVED) > rows * _WAYS * _MAX_LOAD:
+            rows *= 2
+        self._make_room(rows)
 
     def masks(self, keys: Keys) -> Keys:
         """The holders of each key, a bit for each; 0: nobody's."""
@@ -77,8 +91,9 @@ class BlockTable:
 
     def clear(self, bit: int) -> None:
         """`bit` holds nothing any more."""
-        self._masks &= ~_mask(bit)
-        self.num_keys = int(np.count_nonzero(self._masks))
+        masks = self._in_use(self._masks)
+        masks &= ~_mask(bit)
+        self.num_keys = int(np.count_nonzero(masks))
 
     def _find(self, keys: Keys) -> NDArray[np.int64]:
         """Where each key is (a place that nobody holds may still bear it), or -1."""
@@ -101,7 +116,7 @@ class BlockTable:
     def _insert(self, keys: Keys, mask: np.uint64) -> int:
         """Keys that are nowhere; how many have a place now."""
         before = self.num_keys
-        self.reserve(before + len(keys))
+        self._grow_for(len(keys))
         while keys.size:
             rows = self._roomier_row(keys)
             free = self._masks.take(rows, axis=0) == 0
@@ -115,9 +130,9 @@ class BlockTable:
             self.num_keys += int(np.count_nonzero(placed))
             keys = keys[~placed]
             if not placed.any():
-                if self.num_keys < self._keys.size * _LEAST_LOAD:
+                if self.num_keys < self._num_places * _LEAST_LOAD:
                     break
-                self._grow()
+                self._split_rows(self._rows)
         return self.num_keys - before
 
     def _roomier_row(self, keys: Keys) -> NDArray[np.int64]:
@@ -129,28 +144,65 @@ class BlockTable:
         first[better] = second[better]
         return first
 
-    def _grow(self) -> None:
-        """Twice the rows: what is in row r goes to r or r + rows, by one more bit of its key."""
-        keys, masks, rows = self._keys, self._masks, len(self._keys)
-        here = np.arange(rows)[:, None]
-        by_first = self._first_row(keys) == here
-        self._resize(2 * rows)
-        row = np.where(by_first, self._first_row(keys), self._second_row(keys))
-        for half in (0, 1):
-            mine = (masks != 0) & (row == here + half * rows)
-            self._keys[half * rows : (half + 1) * rows][mine] = keys[mine]
-            self._masks[half * rows : (half + 1) * rows][mine] = masks[mine]
+    @property
+    def _num_places(self) -> int:
+        return (self._rows + self._split) * _WAYS
 
-    def _resize(self, rows: int) -> None:
-        self._last_row = np.uint64(rows - 1)  # rows: a power of two
-        self._keys = np.zeros((rows, _WAYS), dtype=np.uint64)
-        self._masks = np.zeros((rows, _WAYS), dtype=np.uint64)
+    def _in_use(self, all_rows: Keys) -> Keys:
+        return all_rows[: self._rows + self._split]
+
+    def _grow_for(self, num_new: int) -> None:
+        """Splits as many rows as is these keys' share, or as they need."""
+        wanted = math.ceil((self.num_keys + num_new) / (_WAYS * _MAX_LOAD))
+        share = _ROWS_PER_KEY * num_new
+        while (missing := wanted - self._rows - self._split) > 0 or (self._split and share > 0):
+            share -= self._split_rows(max(missing, share))
+
+    def _split_rows(self, count: int) -> int:
+        """As many, or those that are left of this doubling; how many. What is in row r goes to r or
+        r + rows, by one more bit of its key.
+        """
+        start = self._split
+        end = min(self._rows, start + count)
+        self._make_room(2 * self._rows)
+        old, new = slice(start, end), slice(start + self._rows, end + self._rows)
+        keys, masks = self._keys[old], self._masks[old]
+        here = np.arange(start, end)[:, None]
+        first, second = keys, keys >> _SHIFT
+        by_first = (first & np.uint64(self._rows - 1)).view(np.int64) == here
+        next_bit = np.where(by_first, first, second) & np.uint64(self._rows)
+        moves = (masks != 0) & (next_bit != 0)
+        self._keys[new][moves] = keys[moves]
+        self._masks[new][moves] = masks[moves]
+        masks[moves] = 0
+        self._split = end
+        if end == self._rows:
+            self._rows, self._split = 2 * self._rows, 0
+        return end - start
+
+    def _make_room(self, rows: int) -> None:
+        """Arrays of so many rows at least. What nobody has written takes no memory."""
+        if rows > len(self._keys):
+            self._keys, self._masks = _larger(self._keys, rows), _larger(self._masks, rows)
 
     def _first_row(self, keys: Keys) -> NDArray[np.int64]:
-        return (keys & self._last_row).view(np.int64)
+        return self._row(keys)
 
     def _second_row(self, keys: Keys) -> NDArray[np.int64]:
-        return ((keys >> _SHIFT) & self._last_row).view(np.int64)
+        return self._row(keys >> _SHIFT)
+
+    def _row(self, bits: Keys) -> NDArray[np.int64]:
+        if not self._split:
+            return (bits & np.uint64(self._rows - 1)).view(np.int64)
+        row = (bits & np.uint64(2 * self._rows - 1)).view(np.int64)
+        row[row >= self._rows + self._split] -= self._rows
+        return row
+
+
+def _larger(rows: Keys, count: int) -> Keys:
+    found = np.zeros((count, _WAYS), dtype=np.uint64)
+    found[: len(rows)] = rows
+    return found
 
 
 def _mask(bit: int) -> np.uint64:

@@ -78,14 +78,38 @@ def test_a_table_grows_and_keeps_what_it_holds() -> None:
 
 def test_churn_needs_no_more_room_than_what_is_held() -> None:
     """A place whose holders left is used again: there is nothing to clean up."""
-    table = BlockTable()
-    table.reserve(10_000)
-    size = table.num_bytes
+    table, sizes = BlockTable(), set()
     for turn in range(50):
-        keys = random_keys(5_000, seed=turn)
+        keys = random_keys(4_000, seed=turn)
         table.add(keys, 1)
+        sizes.add(table.num_bytes)
         table.discard(keys, 1)
-    assert table.num_bytes == size and table.num_keys == 0
+    assert len(sizes) == 1 and table.num_keys == 0
+
+
+def test_a_table_doubles_a_few_rows_with_each_message() -> None:
+    """And is right at any moment of it."""
+    table, keys = BlockTable(), random_keys(8_000)
+    sizes = [table.num_bytes]
+    for start in range(0, len(keys), 16):
+        table.add(keys[start : start + 16], 3)
+        sizes.append(table.num_bytes)
+        told = table.masks(keys[: start + 32])
+        assert told.tolist() == [8] * min(start + 16, len(keys)) + [0] * (
+            len(told) - min(start + 16, len(keys))
+        )
+    row_bytes = 128
+    assert max(np.diff(sizes)) <= 2 * 16 * row_bytes
+
+
+def test_room_is_taken_when_keys_come_not_when_it_is_reserved() -> None:
+    table, other, keys = BlockTable(), BlockTable(), random_keys(5_000)
+    table.reserve(1_000_000)
+    assert table.num_bytes == other.num_bytes
+    for each in (table, other):
+        each.add(keys, 5)
+        assert each.masks(keys).tolist() == [1 << 5] * len(keys)
+    assert table.num_bytes == other.num_bytes
 
 
 def test_prompts_made_to_fill_one_row_do_not_make_the_table_grow() -> None:
