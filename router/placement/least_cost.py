@@ -45,6 +45,7 @@ _CROWD = 3.0  # times those who wait now: as many come before the pool is idle a
 _ALIKE = 0.02  # costs that differ by less: session affinity, then turns, decide
 _LATER = 0.3  # of a TTFT objective that is missed: for each time that it passes again
 _HOPELESS = 0.2  # of the price, at workers whose queue is longer than the objective
+_SATURATED = 1.0
 _HOME_TOLL = 0.02  # less is not worth leaving the pool that is there for prompts
 _MOST = 4  # candidates of a role that are tried with each other, the best ones by themselves
 
@@ -68,9 +69,11 @@ def predicted(request: PlacementRequest, workers: Sequence[WorkerView]) -> Place
     roomy_homes, roomy_pool = _within_bounds(request, homes), _within_bounds(request, pool)
     at_home, elsewhere = _price(request, homes), _price(request, pool)
     toll = _HOME_TOLL if pool else 0.0
-    few_homes, few = _best(request, roomy_homes, at_home), _best(request, roomy_pool, elsewhere)
+    late = _is_saturated(request, pool or homes)
+    few_homes = _best(request, roomy_homes, at_home, late)
+    few = _best(request, roomy_pool, elsewhere, late)
     choices = [
-        _judge(request, home, prefill, at_home if prefill is None else elsewhere, toll)
+        _judge(request, home, prefill, at_home if prefill is None else elsewhere, toll, late)
         for home in few_homes
         for prefill in (*few, None)
         if prefill is not None or not pool or home.queue_s <= _bound(request, pool)
@@ -93,13 +96,14 @@ def _judge(
     prefill: Outlook | None,
     price: float,
     toll: float,
+    late: bool,
 ) -> _Choice:
     if prefill is not None:
         prefill = with_history(request, home, prefill)
     seen = predict(request, home, prefill)
     cost = (
-        _own(request, seen)
-        + price * _delay(request, prefill or home)
+        _own(request, seen, late)
+        + price * _delay(request, prefill or home, late)
         + _batch(request, home)
         + _beside(request, home, prefill)
         + (toll if prefill is None else 0.0)
@@ -107,25 +111,35 @@ def _judge(
     return _Choice(home, prefill, seen, cost)
 
 
-def _delay(request: PlacementRequest, computing: Outlook) -> float:
-    """Of whoever comes later to that worker; those who are late already have little to lose."""
+def _is_saturated(request: PlacementRequest, pool: Sequence[Outlook]) -> bool:
+    """Beyond that not everybody can be in time."""
+    return sum(o.queue_s for o in pool) > _SATURATED * len(pool) * request.slo.ttft_s
+
+
+def _delay(request: PlacementRequest, computing: Outlook, late: bool) -> float:
+    """Of whoever comes later to that worker. A late request should go where those are who have
+    little to lose.
+    """
     share = computing.compute_s / request.slo.ttft_s
-    return share if computing.queue_s < request.slo.ttft_s else _HOPELESS * share
+    return _HOPELESS * share if late and computing.queue_s > request.slo.ttft_s else share
 
 
-def _own(request: PlacementRequest, seen: Prediction) -> float:
-    return _late(seen.ttft_s / request.slo.ttft_s) + (seen.itl_s / request.slo.itl_s) ** 2
+def _own(request: PlacementRequest, seen: Prediction, late: bool) -> float:
+    ttft = _of_ttft(seen.ttft_s / request.slo.ttft_s, late)
+    return ttft + (seen.itl_s / request.slo.itl_s) ** 2
 
 
-def _late(share: float) -> float:
-    """Goodput has lost what misses its objective, however late it is: little grows from there."""
-    if share > 1:
+def _of_ttft(share: float, late: bool) -> float:
+    """`late`: it will miss its objective wherever it goes. Goodput has lost it, however late it is:
+    little grows from there.
+    """
+    if late and share > 1:
         return 2 + _LATER * (share - 1)
     return share + share**2
 
 
 def _slope(share: float) -> float:
-    """Of `_late`."""
+    """Of `_of_ttft`."""
     return 1 + 2 * share
 
 
@@ -159,7 +173,7 @@ def _beside(request: PlacementRequest, home: Outlook, prefill: Outlook | None) -
 
 
 def _best(
-    request: PlacementRequest, outlooks: Sequence[Outlook], price: float
+    request: PlacementRequest, outlooks: Sequence[Outlook], price: float, late: bool
 ) -> Sequence[Outlook]:
     """A few of them, by what each costs by itself."""
     if len(outlooks) <= _MOST:
@@ -167,7 +181,8 @@ def _best(
 
     def alone(outlook: Outlook) -> float:
         ttft_s = outlook.queue_s + outlook.compute_s
-        prompt = _late(ttft_s / request.slo.ttft_s) + price * _delay(request, outlook)
+        prompt = _of_ttft(ttft_s / request.slo.ttft_s, late)
+        prompt += price * _delay(request, outlook, late)
         return prompt + outlook.step_s / request.slo.itl_s
 
     return sorted(outlooks, key=alone)[:_MOST]

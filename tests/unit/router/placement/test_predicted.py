@@ -88,13 +88,18 @@ def test_what_is_only_on_its_way_to_a_home_cannot_be_lent() -> None:
     assert with_history(request, home, prefill) is prefill
 
 
-def test_a_request_that_is_late_everywhere_goes_where_others_are_late_already() -> None:
+def test_beyond_saturation_who_is_late_anyway_goes_where_others_are_late_already() -> None:
     tight = Slo(ttft_s=1.0, itl_s=0.05)
-    workers = [paced_view("d0", running=30)]
-    workers.append(paced_view("p0", "prefill", queued_tokens=500, running=1))
-    workers.append(paced_view("p1", "prefill", queued_tokens=1100, running=3))
-    assert computing(asked(50, slo=tight), workers) == "p0"
-    assert computing(asked(3000, slo=tight), workers) == "p1"
+    homes = [paced_view("d0", running=30)]
+
+    def pool(first: int, second: int) -> list[WorkerView]:
+        sizes = {"p0": first, "p1": second}
+        return [paced_view(i, "prefill", queued_tokens=n, running=1) for i, n in sizes.items()]
+
+    saturated = [*homes, *pool(500, 1700)]
+    assert computing(asked(50, slo=tight), saturated) == "p0"
+    assert computing(asked(3000, slo=tight), saturated) == "p1"
+    assert computing(asked(3000, slo=tight), [*homes, *pool(500, 1100)]) == "p0"
 
 
 def test_tokens_that_drafts_bring_shorten_the_time_between_tokens() -> None:
