@@ -30,6 +30,7 @@ from router.sampling import (
     new_tokens,
     prompt_seed,
     sampling_params,
+    sparse_of,
     speculation_of,
 )
 from router.schema import ChatRequest, CompletionRequest, GenerationBody
@@ -107,6 +108,7 @@ class Services:
             )
             for index, prompt in enumerate(prompts)
         ]
+        sparse = sparse_of(body.sparse_attention, self.config.router.sparse_attention)
         return Job(
             route=route_of(request.scope),
             id=f"{prefix}-{uuid.uuid4().hex}",
@@ -115,7 +117,7 @@ class Services:
             prompts=prompts,
             params=params,
             n=body.choices,
-            cache_salt=salt_of(tenant, body.cache_salt or ""),
+            cache_salt=salt_of(tenant, body.cache_salt or "", sparse),
             ask=ask_of(
                 request.headers,
                 body,
@@ -127,6 +129,7 @@ class Services:
                 longest_s=self.config.router.request_deadline_s,
             ),
             speculation=speculation_of(body.speculation),
+            sparse=sparse,
             session=request.headers.get("x-session-id", ""),
             shown_tokens=shown_tokens,
         )

@@ -126,7 +126,7 @@ def cache_struct(layout: KvLayout, address: int) -> KvCacheStruct:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """How rows leave out tiles, and what a call of layer 0 reports of it: see Skipping in attention.h."""
+    """How rows leave out tiles, and what a call of layer 0 reports: Skipping in attention.h."""
 
     scale: float
     budget: float

@@ -1,4 +1,4 @@
-"""BLASST in float64, tile by tile as written in skipping.h: which tiles each row and head leaves out."""
+"""BLASST in float64, as written in skipping.h: which tiles each row and head leaves out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TILE, SPLIT = 128, 1024  # positions, as in the kernels
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Scores of some rows, in tiles. `gone` [R, Hq, tiles]; `doubtful` [R, Hq]: rounding decides."""
+    """Scores of some rows, in tiles. `gone` [R, Hq, tiles]; `doubtful` [R, Hq]: too close."""
 
     scores: Tensor  # float64 [R, Hq, tiles, 128], −∞ where a row sees nothing
     values: Tensor  # float64 [N, Hq, D]
@@ -43,7 +43,8 @@ class Tiles:
     def widest_distance(self) -> Tensor:
         """[Hq]: of two values of a head, from above: twice the largest distance from their mean."""
         far = (self.values - self.values.mean(0)).norm(dim=-1)
-        return 2 * far.amax(0)
+        widest: Tensor = 2 * far.amax(0)
+        return widest
 
 
 def tiles_left_out(prompt: Prompt, rows: Rows, window: int, softcap: float) -> Tiles:

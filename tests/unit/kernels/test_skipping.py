@@ -1,4 +1,4 @@
-"""BLASST in native attention: tiles that hardly matter are left out, by proof and for each row alone."""
+"""BLASST in native attention: tiles that hardly matter are left out, by proof, per row alone."""
 
 from __future__ import annotations
 
