@@ -36,7 +36,9 @@ class _View:
     values: dict[int, list[Tensor]] = field(default_factory=dict)
     queries: dict[int, list[Tensor]] = field(default_factory=dict)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, **_: Any) -> Tensor:
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, **_: Any
+    ) -> Tensor:
         for kept, part in ((self.keys, k), (self.values, v), (self.queries, q)):
             kept.setdefault(layer, []).append(part)
         keys, values = torch.cat(self.keys[layer]), torch.cat(self.values[layer])
@@ -70,4 +72,9 @@ def capture(model: str, tokens: int, layers: int) -> Captured:
         loaded.forward(torch.tensor(ids[begin:end]), torch.arange(begin, end), view)
         print(f"captured {end} of {count} tokens", flush=True)
     of = [round(i * (loaded.config.num_layers - 1) / max(1, layers - 1)) for i in range(layers)]
-    return Captured(*([torch.cat(kept[layer]) for layer in of] for kept in (view.keys, view.values, view.queries)))
+    return Captured(
+        *(
+            [torch.cat(kept[layer]) for layer in of]
+            for kept in (view.keys, view.values, view.queries)
+        )
+    )

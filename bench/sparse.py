@@ -79,9 +79,7 @@ def peaks(length: int, liked: float, like: Captured) -> Captured:
         shape = (length, *keys.shape[1:])
         found[0].append(torch.randn(shape, generator=dice) * strength)
         found[1].append(torch.randn(shape, generator=dice))
-        found[2].append(
-            torch.randn(length, *like.queries[0].shape[1:], generator=dice) * 3.0
-        )
+        found[2].append(torch.randn(length, *like.queries[0].shape[1:], generator=dice) * 3.0)
     return Captured(*found)
 
 
@@ -120,26 +118,26 @@ def measure(library: Library, layers: Layers, phase: str, scale: float, rounds: 
             found = {}
             for name, job in order[:: 1 if number % 2 else -1]:
                 began = time.perf_counter()
-                (found[name],) = attend(library, layers.pool.cache, [job], scale=factor, layer=layer)
+                (found[name],) = attend(
+                    library, layers.pool.cache, [job], scale=factor, layer=layer
+                )
                 times[name].append(time.perf_counter() - began)
             if number:
                 continue
             assert sparse.skip is not None
             tiles += sparse.skip.count.tiles
             skipped += sparse.skip.count.skipped
-            pair, true = compare(layers, layer, found["dense"], found["sparse"], sparse.skip.omitted)
+            pair, true = compare(
+                layers, layer, found["dense"], found["sparse"], sparse.skip.omitted
+            )
             holds &= true
             worst = max(worst, pair, key=lambda pair: pair[0])
     size = len(layers.queries)
-    ratios = [
-        median(times["dense"][layer::size]) / median(times["sparse"][layer::size])
-        for layer in range(size)
-    ]
-    speedup = sum(
-        median(times["dense"][layer::size]) for layer in range(size)
-    ) / sum(median(times["sparse"][layer::size]) for layer in range(size))
-    assert len(ratios) == size
-    return Cell(layers.name, phase, layers.length, scale, skipped / max(1, tiles), speedup, *worst, holds)
+    dense_s, sparse_s = (
+        sum(median(found[layer::size]) for layer in range(size)) for found in times.values()
+    )
+    share = skipped / max(1, tiles)
+    return Cell(layers.name, phase, layers.length, scale, share, dense_s / sparse_s, *worst, holds)
 
 
 def compare(
@@ -215,7 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(cell.holds for cell in cells) else 1
 
 
-def report(cells: Sequence[Cell], weak: Sequence[tuple[str, int, float]], save: Path | None) -> None:
+def report(
+    cells: Sequence[Cell], weak: Sequence[tuple[str, int, float]], save: Path | None
+) -> None:
     print_table(
         "Sparse attention against our own dense attention",
         ["input", "phase", "tokens", "scale", "skipped", "speed-up", "of bound", "error", "promised"],
@@ -233,10 +233,15 @@ def report(cells: Sequence[Cell], weak: Sequence[tuple[str, int, float]], save: 
     free = [cell.speedup for cell in cells if cell.scale == 0]
     print(
         f"certificate kept in {sum(cell.holds for cell in cells)} of {len(cells)} cells; "
-        f"threshold 0 runs at {geometric_mean(free):.3f} of dense" if free else ""
+        f"threshold 0 runs at {geometric_mean(free):.3f} of dense"
+        if free
+        else ""
     )
     keys = ("phase", "tokens", "skipped", "speedup", "bound", "error", "certificate")
-    rows = [{key: getattr(cell, key) for key in keys} | {"input": cell.name, "scale": cell.scale} for cell in cells]
+    rows = [
+        {key: getattr(cell, key) for key in keys} | {"input": cell.name, "scale": cell.scale}
+        for cell in cells
+    ]
     finish({"rows": rows, "of_bound": {
         phase: geometric_mean([c.speedup / c.bound for c in sparse if c.phase == phase])
         for phase in PHASES if any(c.phase == phase for c in sparse)

@@ -126,16 +126,19 @@ def cache_struct(layout: KvLayout, address: int) -> KvCacheStruct:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """How rows leave out tiles, and what a call of layer 0 reports: Skipping in attention.h."""
+    """How rows leave out tiles, and what a call reports of it: see Skipping in attention.h."""
 
     scale: float
     budget: float
     count: SkipCountStruct
     omitted: Tensor  # float32 [R, Hq]
 
-    def struct(self) -> SkippingStruct:
-        count = ctypes.pointer(self.count)
-        return SkippingStruct(self.scale, self.budget, count, self.omitted.data_ptr())
+    def struct(self, layer: int) -> SkippingStruct:
+        """For a call of one layer. The kernel counts from layer 0 on."""
+        count = ctypes.addressof(self.count) - layer * ctypes.sizeof(SkipCountStruct)
+        omitted = self.omitted.data_ptr() - layer * self.omitted.nbytes
+        counts = ctypes.cast(count, ctypes.POINTER(SkipCountStruct))
+        return SkippingStruct(self.scale, self.budget, counts, omitted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +188,7 @@ def attend(
         count = job.queries.shape[0]
         struct = JobStruct(row, count, job.start, 0, job.blocks.data_ptr(), address)
         if job.skip is not None:
-            struct.skipping = ctypes.pointer(job.skip.struct())
+            struct.skipping = ctypes.pointer(job.skip.struct(layer))
         structs.append(struct)
         row += count
     sinks_at = None if sinks is None else sinks.data_ptr()
