@@ -21,7 +21,7 @@ _ROWS = 1024  # of one pass
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """By layer: keys and values [N, Hkv, D], queries [N, Hq, D], float32, rotary embedding applied."""
+    """By layer: keys and values [N, Hkv, D], queries [N, Hq, D], float32, rotated."""
 
     keys: Sequence[Tensor]
     values: Sequence[Tensor]

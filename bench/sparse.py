@@ -2,16 +2,16 @@
 
     python -m bench.sparse --tokens 4096 8192 16384 --save
 
-Our own kernel with sparse attention (BLASST) against our own dense kernel, on the same keys, values and
-queries, in turn, medians over layers and rounds. `captured`: of the default model over this project's
-documents, up to the model's own context. `peaks`: made up, a share of the tiles with keys that
-queries like and a sink at the front; any length. Random keys alone would prove nothing: their softmax
-is flat, and nothing can be left out.
+Our own kernel with sparse attention (BLASST) against our own dense kernel, on the same keys, values
+and queries, in turn, medians over layers and rounds. `captured`: of the default model over this
+project's documents, up to the model's own context. `peaks`: made up, a share of the tiles with keys
+that queries like and a sink at the front; any length. Random keys alone would prove nothing: their
+softmax is flat, and nothing can be left out.
 
 Dense attention does two products of equal size, and what is left out saves the second one and its
-values' bytes: of a share s the bound is 2 / (2 − s). `error` is the largest distance of a result from the
-dense one over the largest distance of two values of that head, `certificate` what the kernel promised of
-the same row and head where it came closest to being broken.
+values' bytes: of a share s the bound is 2 / (2 − s). `error` is the largest distance of a result
+from the dense one over the largest distance of two values of that head, `certificate` what the
+kernel promised of the same row and head.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def put_in_pool(library: Library, name: str, found: Captured, length: int, dtype
 
 
 def peaks(length: int, liked: float, like: Captured) -> Captured:
-    """Random numbers in the shape of `like`; a share `liked` of the tiles matters, and the first."""
+    """Random numbers in the shape of `like`; a share `liked` of the tiles matters."""
     dice = torch.Generator().manual_seed(length)
     tiles = -(-length // _TILE)
     found: tuple[list[Tensor], ...] = ([], [], [])
@@ -218,7 +218,7 @@ def report(
 ) -> None:
     print_table(
         "Sparse attention against our own dense attention",
-        ["input", "phase", "tokens", "scale", "skipped", "speed-up", "of bound", "error", "promised"],
+        "input phase tokens scale skipped speed-up of-bound error promised".split(),
         [
             (
                 cell.name, cell.phase, cell.tokens, cell.scale, cell.skipped, cell.speedup,
