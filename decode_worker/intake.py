@@ -106,6 +106,7 @@ class Intake:
             home.request.cache_salt,
             self.loop.states_read(leader),
             await self.lender.offer(leader.blocks[:first_block]),
+            leader.sparse,
         )
         remote = RemotePrefill(self.fetcher, peer, leader, request)
         try:

@@ -18,6 +18,8 @@ from transport.protos import worker_pb2 as pb
 from triptych.engine.sequence import Sequence
 from triptych.models.taps import StatesWanted
 from triptych.obs.trace import traceparent
+from triptych.request import SparseAttention
+from triptych.wire import sparse_message, tiles_of
 from triptych.worker.fetch import Fetched, Fetcher, NoteRung
 from triptych.worker.peers import Peer, PrefillStream
 
@@ -140,6 +142,7 @@ class RemotePrefill:
     def _finish_stats(self, done: pb.PrefillDone, done_at: float) -> None:
         now = time.monotonic()
         self.stats.compute_ms = done.compute_ms
+        self.stats.tiles = tiles_of(done.tiles)
         self.stats.path = self._fetched[-1].path if self._fetched else ""
         self.stats.kv_bytes = sum(item.num_bytes for item in self._fetched)
         self.stats.fetch_ms = sum(item.ended_at - item.began_at for item in self._fetched) * 1e3
@@ -163,6 +166,7 @@ def prefill_request(
     salt: str,
     states: StatesWanted,
     history: pb.KvHistory | None,
+    sparse: SparseAttention | None,
 ) -> pb.PrefillRequest:
     """`states`: what this home's drafters read; `history`: what it lends."""
     return pb.PrefillRequest(
@@ -175,4 +179,5 @@ def prefill_request(
         state_rows=states.rows,
         trace_parent=traceparent(),
         history=history,
+        sparse_attention=None if sparse is None else sparse_message(sparse),
     )

@@ -14,9 +14,15 @@ from transport.protos import worker_pb2 as pb
 from triptych.engine.sequence import Sequence
 from triptych.errors import WorkerError
 from triptych.grammar.constraint import CompiledGrammar
-from triptych.request import choice_seed
+from triptych.request import TileCount, choice_seed
 from triptych.tokenizer import Tokenizer
-from triptych.wire import delta_message, sampling_params, speculation_of
+from triptych.wire import (
+    delta_message,
+    sampling_params,
+    sparse_of,
+    speculation_of,
+    tiles_message,
+)
 
 _LONGEST_S = 7 * 24 * 3600.0  # for a router that names no deadline
 
@@ -33,6 +39,7 @@ class RemoteStats:
     kv_bytes: int = 0
     fetch_ms: float = 0.0
     hidden_ms: float = 0.0
+    tiles: TileCount = field(default_factory=TileCount)
     transfer_ms: float = 0.0
 
 
@@ -118,6 +125,14 @@ class HomeRequest:
             "fallbacks": len(stats.fallbacks),
         }
 
+    def _tiles(self) -> TileCount:
+        total = TileCount()
+        for sequence in self.sequences:
+            total.add(sequence.tiles)
+        if self.remote is not None:
+            total.add(self.remote.tiles)
+        return total
+
     def stats(self) -> pb.RequestStats:
         leader, remote = self.leader, self.remote
         began = leader.first_step_at or self.arrived_at
@@ -136,6 +151,8 @@ class HomeRequest:
             drafters=drafter_stats(self.sequences),
             draft_ms=sum(sequence.draft_seconds for sequence in self.sequences) * 1e3,
         )
+        if leader.sparse is not None:
+            stats.tiles.CopyFrom(tiles_message(self._tiles()))
         if remote is not None:
             stats.queue_ms = remote.queue_ms
             stats.prefill_ms = remote.compute_ms
@@ -195,6 +212,7 @@ def open_request(
                 constraint=None if grammar is None else grammar.constraint(len(prompt)),
                 resumed=tuple(got.token_ids),
                 speculation=speculation,
+                sparse=sparse_of(request),
             )
         )
     ends_at = time.monotonic() + (request.time_left_s or _LONGEST_S)

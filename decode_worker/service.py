@@ -27,7 +27,13 @@ from triptych.obs.metrics import WorkerMetrics
 from triptych.tokenizer import Tokenizer
 from triptych.wire import grammar_of, to_status
 from triptych.worker.boot import EngineParts
-from triptych.worker.check import check_prompt, check_resumed, check_sampling, check_speculation
+from triptych.worker.check import (
+    check_prompt,
+    check_resumed,
+    check_sampling,
+    check_sparse,
+    check_speculation,
+)
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +126,7 @@ class DecodeService(DecodeWorkerServicer):
         check_resumed(request, vocab_size, parts.max_model_len)
         check_sampling(request.sampling, vocab_size)
         check_speculation(request.speculation, self._drafters)
+        check_sparse(request, parts.backend.kernels)
         asked = grammar_of(request.sampling)
         grammar = None if asked is None else await self._grammars.get(asked)
         return open_request(

@@ -25,9 +25,10 @@ from triptych.models.taps import StatesWanted
 from triptych.obs.log import bind_request
 from triptych.obs.metrics import WorkerMetrics
 from triptych.obs.trace import Attributes, detached_span
+from triptych.wire import sparse_of, tiles_message
 from triptych.worker.args import WorkerArgs
 from triptych.worker.boot import EngineParts
-from triptych.worker.check import check_prompt
+from triptych.worker.check import check_prompt, check_sparse
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class PrefillService(PrefillWorkerServicer):
         check_prompt(
             request.prompt_ids, self._parts.model.config.vocab_size, self._parts.max_model_len
         )
+        check_sparse(request, self._parts.backend.kernels)
         wanted = _wanted(request, self._parts.model.config.num_layers)
         if request.first_block * self._parts.layout.block_tokens >= len(request.prompt_ids):
             raise RequestError("first_block lies behind the prompt", param="first_block")
@@ -79,6 +81,7 @@ class PrefillService(PrefillWorkerServicer):
             tokens=list(request.prompt_ids),
             root=self._parts.root(request.cache_salt),
             block_tokens=self._parts.layout.block_tokens,
+            sparse=sparse_of(request),
         )
         assert self._intake is not None, "connect() comes first"
         self._queues[sequence] = asyncio.Queue()
@@ -171,4 +174,5 @@ def _done(sequence: Sequence, hidden: torch.Tensor) -> pb.PrefillDone:
     return pb.PrefillDone(
         last_hidden=hidden.contiguous().view(torch.uint8).numpy().tobytes(),
         compute_ms=(ended - began) * 1e3,
+        tiles=None if sequence.sparse is None else tiles_message(sequence.tiles),
     )

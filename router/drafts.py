@@ -1,11 +1,11 @@
-"""What speculation brought to one HTTP request, for its `usage`."""
+"""What speculation and sparse attention brought to one HTTP request, for its `usage`."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-from router.reply import CompletionDetails, DrafterDetails
+from router.reply import CompletionDetails, DrafterDetails, SparseDetails
 from transport.protos import worker_pb2 as pb
 
 
@@ -21,6 +21,15 @@ def completion_details(stats: Sequence[pb.RequestStats]) -> CompletionDetails:
         acceptance_length=round(tokens / rounds, 3) if rounds else 0.0,
         drafters=_by_drafter(stats),
         draft_ms=round(sum(each.draft_ms for each in stats), 3),
+    )
+
+
+def sparse_details(stats: Sequence[pb.RequestStats]) -> SparseDetails:
+    """The same of sparse attention. Pure."""
+    return SparseDetails(
+        tiles=sum(each.tiles.seen for each in stats),
+        skipped_tiles=sum(each.tiles.skipped for each in stats),
+        max_omitted=max((each.tiles.omitted for each in stats), default=0.0),
     )
 
 

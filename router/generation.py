@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from router.admission.ask import Ask
-from router.drafts import completion_details
+from router.drafts import completion_details, sparse_details
 from router.merge import merged
 from router.metrics import RouterMetrics
 from router.placement import Placement
@@ -19,7 +19,7 @@ from router.reply import PromptDetails, Reply, Timings, Usage, timings
 from router.text import ChoiceText, Piece
 from transport.protos import worker_pb2 as pb
 from triptych.errors import WorkerError
-from triptych.request import SamplingParams, Speculation, TokenDelta
+from triptych.request import SamplingParams, SparseAttention, Speculation, TokenDelta
 from triptych.tokenizer import Tokenizer
 
 
@@ -37,6 +37,7 @@ class Job:
     cache_salt: str
     ask: Ask  # for its admission
     speculation: Speculation | None = None
+    sparse: SparseAttention | None = None  # None: attention is dense
     session: str = ""  # the client's X-Session-ID
     shown_tokens: frozenset[int] = frozenset()  # special tokens that the answer's text shows
 
@@ -122,6 +123,8 @@ class Generation:
         known: dict[str, Reply] = {"prompt_tokens_details": details}
         if self.job.speculation is not None:  # it was asked for by name
             known["completion_tokens_details"] = completion_details([*self._stats.values()])
+        if self.job.sparse is not None:
+            known["sparse_attention"] = sparse_details([*self._stats.values()])
         return running.model_copy(update=known)
 
     @property
@@ -145,6 +148,7 @@ class Generation:
             n=self.job.n,
             cache_salt=self.job.cache_salt,
             speculation=self.job.speculation,
+            sparse=self.job.sparse,
             session=self.job.session,
             ends=self.job.ask.deadline,
         )

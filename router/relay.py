@@ -29,7 +29,7 @@ from transport.protos import worker_pb2 as pb
 from transport.registry import Directory, WorkerView
 from triptych.config import RouterConfig
 from triptych.obs.trace import traceparent
-from triptych.request import SamplingParams, Speculation
+from triptych.request import SamplingParams, SparseAttention, Speculation
 from triptych.wire import generate_request
 
 _LEAST_S = 0.001  # 0 would say that there is no deadline
@@ -48,6 +48,7 @@ class Call:
     n: int = 1
     cache_salt: str = ""
     speculation: Speculation | None = None
+    sparse: SparseAttention | None = None  # None: attention is dense; the salt names it too
     session: str = ""  # whose turns should go the same way; "": nobody's
     ends: float | None = None  # time.monotonic(); None: `deadline_s` from now on
 
@@ -177,6 +178,7 @@ class Relay:
             speculation=call.speculation,
             time_left_s=max(_LEAST_S, ends - time.monotonic()),
             resumed=progress.resumed(),
+            sparse=call.sparse,
         )
         message.trace_parent = traceparent()
         with (

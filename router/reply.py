@@ -48,12 +48,21 @@ class CompletionDetails(Reply):
     draft_ms: float
 
 
+class SparseDetails(Reply):
+    """What attention left out: of so many tiles, and the largest share of one row's softmax."""
+
+    tiles: int
+    skipped_tiles: int
+    max_omitted: float
+
+
 class Usage(Reply):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails | None = None  # known when the request has finished
     completion_tokens_details: CompletionDetails | None = None  # if `speculation` was asked for
+    sparse_attention: SparseDetails | None = None  # if it was on
 
 
 class Timings(Reply):

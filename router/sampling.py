@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterable
 
-from router.schema import ChatRequest, CompletionRequest, SpeculationBody
+from router.schema import ChatRequest, CompletionRequest, SparseAttentionBody, SpeculationBody
+from triptych.config import SparseAttentionConfig
 from triptych.errors import ContextLengthError, RequestError
-from triptych.request import Grammar, SamplingParams, Speculation, choice_seed
+from triptych.request import Grammar, SamplingParams, SparseAttention, Speculation, choice_seed
 
 _MASK64 = (1 << 64) - 1
 
@@ -37,6 +39,18 @@ def speculation_of(asked: str | SpeculationBody | None) -> Speculation | None:
         max_nodes=asked.max_nodes or 0,
         problem_id=asked.problem_id or "",
     )
+
+
+def sparse_of(
+    asked: str | SparseAttentionBody | None, usual: SparseAttentionConfig | None
+) -> SparseAttention | None:
+    """What a request's attention leaves out; None: nothing, it is dense."""
+    if asked == "off":
+        return None
+    if isinstance(asked, SparseAttentionBody):
+        most = math.inf if asked.max_omitted is None else asked.max_omitted
+        return SparseAttention(asked.scale, most)
+    return None if usual is None else SparseAttention(usual.scale, usual.max_omitted)
 
 
 def new_tokens(body: ChatRequest | CompletionRequest, prompt_tokens: int, context: int) -> int:

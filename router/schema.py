@@ -162,6 +162,13 @@ class SpeculationBody(Body):
     problem_id: Name | None = None  # samples of one problem learn from each other
 
 
+class SparseAttentionBody(Body):
+    """Tiles of the context that hardly matter are left out. Answers depend on it."""
+
+    scale: Annotated[float, Field(ge=0, le=1e9)]
+    max_omitted: Annotated[float, Field(ge=0, le=1e9)] | None = None
+
+
 class JsonSchemaFormat(Body):
     name: Name
     description: str | None = None
@@ -214,6 +221,7 @@ class GenerationBody(Body):
     stream_options: StreamOptions | None = None
     cache_salt: Salt | None = None  # requests with other salts share no cached prefix
     speculation: Literal["auto", "off"] | SpeculationBody | None = None
+    sparse_attention: Literal["auto", "off"] | SparseAttentionBody | None = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

@@ -30,6 +30,7 @@ from router.sampling import (
     new_tokens,
     prompt_seed,
     sampling_params,
+    sparse_of,
     speculation_of,
 )
 from router.schema import ChatRequest, CompletionRequest, GenerationBody
@@ -38,7 +39,7 @@ from transport.registry import WorkerView
 from triptych.admission_config import TenantConfig
 from triptych.config import ClusterConfig
 from triptych.errors import CapacityError, RequestError
-from triptych.request import Grammar
+from triptych.request import Grammar, SparseAttention
 from triptych.tokenizer import Tokenizer
 
 # An answer ends by the deadline of its calls; this is for a client that takes nothing any more.
@@ -82,7 +83,10 @@ class Services:
 
     def salt(self, request: Request, body: ChatRequest | CompletionRequest) -> str:
         """Requests with other ones share nothing. Raises RequestError for another tenant's."""
-        return salt_of(self._tenant(request), body.cache_salt or "")
+        return salt_of(self._tenant(request), body.cache_salt or "", self._sparse(body))
+
+    def _sparse(self, body: ChatRequest | CompletionRequest) -> SparseAttention | None:
+        return sparse_of(body.sparse_attention, self.config.router.sparse_attention)
 
     def _tenant(self, request: Request) -> TenantConfig:
         tenant: TenantConfig = getattr(request.state, "tenant", self.admission.tenants.anybody)
@@ -136,6 +140,7 @@ class Services:
                 longest_s=self.config.router.request_deadline_s,
             ),
             speculation=speculation_of(body.speculation),
+            sparse=self._sparse(body),
             session=request.headers.get("x-session-id", ""),
             shown_tokens=shown_tokens,
         )

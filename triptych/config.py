@@ -6,6 +6,7 @@ is the only module that reads the environment.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -138,6 +139,17 @@ ToolParserName = Literal[
 ]
 
 
+class SparseAttentionConfig(_Frozen):
+    """Tiles of a context that softmax would all but ignore are left out (BLASST). Off unless given:
+    it changes numbers.
+    """
+
+    scale: float = Field(ge=0, description="who sees n tokens ignores scores below scale / n")
+    max_omitted: float = Field(
+        math.inf, ge=0, description="of a row's softmax, over what is kept; never exceeded"
+    )
+
+
 class RouterConfig(_Frozen):
     """The HTTP face."""
 
@@ -173,6 +185,9 @@ class RouterConfig(_Frozen):
     )
     home_wait_s: float = Field(
         60.0, ge=0, description="how long a stream whose home was lost waits for another one"
+    )
+    sparse_attention: SparseAttentionConfig | None = Field(
+        None, description="of requests that do not say; none: attention is dense"
     )
     step_limit_s: float = Field(
         30.0, gt=0, description="a worker whose engine is longer in one step counts as hanging"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -73,6 +74,39 @@ class Speculation:
     max_nodes: int = 0  # of one draft; 0: as configured
     problem_id: str = ""  # requests that are samples of one problem share their history
     tenant: str = ""  # histories never cross tenants
+
+
+@dataclass(frozen=True, slots=True)
+class SparseAttention:
+    """Tiles of a context that softmax would all but ignore are left out: BLASST (arXiv 2512.12087).
+
+    A row that sees n positions leaves out a tile where nothing weighs λ = scale / n of its largest
+    weight. That changes numbers, so it is part of the identity of every block of KV.
+    """
+
+    scale: float  # 0: nothing is left out
+    max_omitted: float = math.inf  # ε: what is left out of a row's softmax, over what is kept
+
+    @property
+    def identity(self) -> str:
+        """For cache salts: other settings, other KV."""
+        return f"blasst:{self.scale!r}:{self.max_omitted!r}"
+
+
+@dataclass(slots=True)
+class TileCount:
+    """Tiles that sparse attention came by, of all layers and KV heads, once for each vector of rows
+    that looked at it.
+    """
+
+    seen: int = 0
+    skipped: int = 0
+    omitted: float = 0.0  # the largest ε of a row and head: see SparseAttention
+
+    def add(self, other: TileCount) -> None:
+        self.seen += other.seen
+        self.skipped += other.skipped
+        self.omitted = max(self.omitted, other.omitted)
 
 
 @dataclass(frozen=True, slots=True)

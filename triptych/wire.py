@@ -31,7 +31,9 @@ from triptych.request import (
     Grammar,
     GrammarKind,
     SamplingParams,
+    SparseAttention,
     Speculation,
+    TileCount,
     TokenDelta,
     TokenLogprobs,
 )
@@ -63,6 +65,7 @@ def generate_request(
     time_left_s: float = 0.0,
     speculation: Speculation | None = None,
     resumed: Sequence[pb.Resumed] = (),
+    sparse: SparseAttention | None = None,
 ) -> pb.GenerateRequest:
     """One request for its home.
 
@@ -81,6 +84,7 @@ def generate_request(
         time_left_s=time_left_s,
         speculation=None if speculation is None else speculation_message(speculation),
         resumed=resumed,
+        sparse_attention=None if sparse is None else sparse_message(sparse),
     )
 
 
@@ -103,6 +107,24 @@ def speculation_of(request: pb.GenerateRequest) -> Speculation:
         problem_id=message.problem_id,
         tenant=request.cache_salt,
     )
+
+
+def sparse_message(sparse: SparseAttention) -> pb.SparseAttention:
+    return pb.SparseAttention(scale=sparse.scale, max_omitted=sparse.max_omitted)
+
+
+def sparse_of(request: pb.GenerateRequest | pb.PrefillRequest) -> SparseAttention | None:
+    if not request.HasField("sparse_attention"):
+        return None
+    return SparseAttention(request.sparse_attention.scale, request.sparse_attention.max_omitted)
+
+
+def tiles_message(count: TileCount) -> pb.TileCount:
+    return pb.TileCount(seen=count.seen, skipped=count.skipped, omitted=count.omitted)
+
+
+def tiles_of(message: pb.TileCount) -> TileCount:
+    return TileCount(message.seen, message.skipped, message.omitted)
 
 
 def sampling_message(params: SamplingParams) -> pb.Sampling:

@@ -8,10 +8,11 @@ from router.admission.ask import Ask
 from router.schema import MAX_DEADLINE_MS, GenerationBody
 from triptych.admission_config import TenantConfig
 from triptych.errors import RequestError
+from triptych.request import SparseAttention
 
 DEADLINE_HEADER = "X-Request-Deadline-Ms"
 
-_SALT = "tenant:"
+_SALT, _SPARSE_SALT = "tenant:", "sparse:"
 
 
 def ask_of(
@@ -39,16 +40,20 @@ def ask_of(
     )
 
 
-def salt_of(tenant: TenantConfig, asked: str) -> str:
-    """The cache salt of a request: an isolated tenant's differs from everybody else's.
+def salt_of(tenant: TenantConfig, asked: str, sparse: SparseAttention | None = None) -> str:
+    """The cache salt of a request: an isolated tenant's differs from everybody else's, and so does
+    that of KV which sparse attention made.
 
-    Raises RequestError where a caller's own salt would pass for an isolated tenant's.
+    Raises RequestError where a caller's own salt would pass for one of the router's.
     """
+    if sparse is not None:
+        return f"{_SPARSE_SALT}{sparse.identity}:{salt_of(tenant, asked)}"
     if tenant.isolate:
         return f"{_SALT}{tenant.name}:{asked}"
-    if asked.startswith(_SALT):
+    if asked.startswith((_SALT, _SPARSE_SALT)):
         raise RequestError(
-            f"cache_salt: salts that begin with {_SALT!r} are the router's; choose another one",
+            f"cache_salt: salts that begin with {_SALT!r} or {_SPARSE_SALT!r} are the router's; "
+            "choose another one",
             param="cache_salt",
         )
     return asked

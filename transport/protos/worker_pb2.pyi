@@ -19,7 +19,7 @@ class GenerateCall(_message.Message):
     def __init__(self, lane: _Optional[int] = ..., open: _Optional[_Union[GenerateRequest, _Mapping]] = ..., cancel: _Optional[bool] = ..., hold: _Optional[bool] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "prompt_ids", "sampling", "n", "prefill", "cache_salt", "spare_prefill", "time_left_s", "speculation", "trace_parent", "resumed")
+    __slots__ = ("request_id", "prompt_ids", "sampling", "n", "prefill", "cache_salt", "spare_prefill", "time_left_s", "speculation", "trace_parent", "resumed", "sparse_attention")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class GenerateRequest(_message.Message):
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
     TRACE_PARENT_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_ATTENTION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling: Sampling
@@ -42,7 +43,26 @@ class GenerateRequest(_message.Message):
     speculation: Speculation
     trace_parent: str
     resumed: _containers.RepeatedCompositeFieldContainer[Resumed]
-    def __init__(self, request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., n: _Optional[int] = ..., prefill: _Optional[_Union[PrefillTarget, _Mapping]] = ..., cache_salt: _Optional[str] = ..., spare_prefill: _Optional[_Iterable[_Union[PrefillTarget, _Mapping]]] = ..., time_left_s: _Optional[float] = ..., speculation: _Optional[_Union[Speculation, _Mapping]] = ..., trace_parent: _Optional[str] = ..., resumed: _Optional[_Iterable[_Union[Resumed, _Mapping]]] = ...) -> None: ...
+    sparse_attention: SparseAttention
+    def __init__(self, request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., n: _Optional[int] = ..., prefill: _Optional[_Union[PrefillTarget, _Mapping]] = ..., cache_salt: _Optional[str] = ..., spare_prefill: _Optional[_Iterable[_Union[PrefillTarget, _Mapping]]] = ..., time_left_s: _Optional[float] = ..., speculation: _Optional[_Union[Speculation, _Mapping]] = ..., trace_parent: _Optional[str] = ..., resumed: _Optional[_Iterable[_Union[Resumed, _Mapping]]] = ..., sparse_attention: _Optional[_Union[SparseAttention, _Mapping]] = ...) -> None: ...
+
+class SparseAttention(_message.Message):
+    __slots__ = ("scale", "max_omitted")
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    MAX_OMITTED_FIELD_NUMBER: _ClassVar[int]
+    scale: float
+    max_omitted: float
+    def __init__(self, scale: _Optional[float] = ..., max_omitted: _Optional[float] = ...) -> None: ...
+
+class TileCount(_message.Message):
+    __slots__ = ("seen", "skipped", "omitted")
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    OMITTED_FIELD_NUMBER: _ClassVar[int]
+    seen: int
+    skipped: int
+    omitted: float
+    def __init__(self, seen: _Optional[int] = ..., skipped: _Optional[int] = ..., omitted: _Optional[float] = ...) -> None: ...
 
 class Resumed(_message.Message):
     __slots__ = ("choice", "token_ids", "done")
@@ -196,7 +216,7 @@ class TokenLogprobs(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class RequestStats(_message.Message):
-    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "queue_ms", "prefill_ms", "transfer_ms", "first_token_ms", "kv_bytes", "kv_path", "prefill_worker", "fallbacks", "fetch_ms", "hidden_ms", "drafted_tokens", "accepted_tokens", "rounds", "drafters", "draft_ms")
+    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "queue_ms", "prefill_ms", "transfer_ms", "first_token_ms", "kv_bytes", "kv_path", "prefill_worker", "fallbacks", "fetch_ms", "hidden_ms", "drafted_tokens", "accepted_tokens", "rounds", "drafters", "tiles", "draft_ms")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -214,6 +234,7 @@ class RequestStats(_message.Message):
     ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     DRAFTERS_FIELD_NUMBER: _ClassVar[int]
+    TILES_FIELD_NUMBER: _ClassVar[int]
     DRAFT_MS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     cached_tokens: int
@@ -232,8 +253,9 @@ class RequestStats(_message.Message):
     accepted_tokens: int
     rounds: int
     drafters: _containers.RepeatedCompositeFieldContainer[DrafterStats]
+    tiles: TileCount
     draft_ms: float
-    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., queue_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., transfer_ms: _Optional[float] = ..., first_token_ms: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., kv_path: _Optional[str] = ..., prefill_worker: _Optional[str] = ..., fallbacks: _Optional[_Iterable[str]] = ..., fetch_ms: _Optional[float] = ..., hidden_ms: _Optional[float] = ..., drafted_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., rounds: _Optional[int] = ..., drafters: _Optional[_Iterable[_Union[DrafterStats, _Mapping]]] = ..., draft_ms: _Optional[float] = ...) -> None: ...
+    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., queue_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., transfer_ms: _Optional[float] = ..., first_token_ms: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., kv_path: _Optional[str] = ..., prefill_worker: _Optional[str] = ..., fallbacks: _Optional[_Iterable[str]] = ..., fetch_ms: _Optional[float] = ..., hidden_ms: _Optional[float] = ..., drafted_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., rounds: _Optional[int] = ..., drafters: _Optional[_Iterable[_Union[DrafterStats, _Mapping]]] = ..., tiles: _Optional[_Union[TileCount, _Mapping]] = ..., draft_ms: _Optional[float] = ...) -> None: ...
 
 class DrafterStats(_message.Message):
     __slots__ = ("drafter", "rounds", "drafted_tokens", "accepted_tokens")
@@ -278,7 +300,7 @@ class PrefillCall(_message.Message):
     def __init__(self, open: _Optional[_Union[PrefillRequest, _Mapping]] = ...) -> None: ...
 
 class PrefillRequest(_message.Message):
-    __slots__ = ("request_id", "attempt", "prompt_ids", "first_block", "cache_salt", "state_layers", "state_rows", "trace_parent", "history")
+    __slots__ = ("request_id", "attempt", "prompt_ids", "first_block", "cache_salt", "state_layers", "state_rows", "trace_parent", "history", "sparse_attention")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -288,6 +310,7 @@ class PrefillRequest(_message.Message):
     STATE_ROWS_FIELD_NUMBER: _ClassVar[int]
     TRACE_PARENT_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_ATTENTION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     attempt: int
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -297,7 +320,8 @@ class PrefillRequest(_message.Message):
     state_rows: int
     trace_parent: str
     history: KvHistory
-    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., first_block: _Optional[int] = ..., cache_salt: _Optional[str] = ..., state_layers: _Optional[_Iterable[int]] = ..., state_rows: _Optional[int] = ..., trace_parent: _Optional[str] = ..., history: _Optional[_Union[KvHistory, _Mapping]] = ...) -> None: ...
+    sparse_attention: SparseAttention
+    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., first_block: _Optional[int] = ..., cache_salt: _Optional[str] = ..., state_layers: _Optional[_Iterable[int]] = ..., state_rows: _Optional[int] = ..., trace_parent: _Optional[str] = ..., history: _Optional[_Union[KvHistory, _Mapping]] = ..., sparse_attention: _Optional[_Union[SparseAttention, _Mapping]] = ...) -> None: ...
 
 class KvHistory(_message.Message):
     __slots__ = ("worker_id", "epoch", "address", "blocks", "generations", "digests")
@@ -358,12 +382,14 @@ class BlocksReady(_message.Message):
     def __init__(self, first_block: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ..., generations: _Optional[_Iterable[int]] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., digests: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PrefillDone(_message.Message):
-    __slots__ = ("last_hidden", "compute_ms")
+    __slots__ = ("last_hidden", "compute_ms", "tiles")
     LAST_HIDDEN_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_MS_FIELD_NUMBER: _ClassVar[int]
+    TILES_FIELD_NUMBER: _ClassVar[int]
     last_hidden: bytes
     compute_ms: float
-    def __init__(self, last_hidden: _Optional[bytes] = ..., compute_ms: _Optional[float] = ...) -> None: ...
+    tiles: TileCount
+    def __init__(self, last_hidden: _Optional[bytes] = ..., compute_ms: _Optional[float] = ..., tiles: _Optional[_Union[TileCount, _Mapping]] = ...) -> None: ...
 
 class DraftCall(_message.Message):
     __slots__ = ("hello", "asks", "ended")

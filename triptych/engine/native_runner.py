@@ -13,6 +13,7 @@ from torch import Tensor
 
 from triptych.engine.pages import PageRow, PageScores, ScoreWishes
 from triptych.engine.rows import RowJob, wanted_rows
+from triptych.engine.skipping import Skips
 from triptych.engine.storage import KvStorage
 from triptych.models.model import Model
 from triptych.models.native import NativeModel
@@ -92,13 +93,16 @@ class NativeRunner:
             None if wish is None else wish.make_room(job, self._storage.layout)
             for job, wish in zip(jobs, self._wishes.take(jobs), strict=True)
         ]
+        structs = _job_structs(jobs, blocks, parents, scores, self._storage.layout.block_tokens)
+        skips = Skips(jobs, self._storage.layout.num_layers)
         self._native.run(
             hidden,
-            _job_structs(jobs, blocks, parents, scores, self._storage.layout.block_tokens),
+            skips.put(structs),
             self._cache,
             max(job.end + len(job.draft) for job in jobs),
             taps,
         )
+        skips.count()
         return hidden
 
 

@@ -9,7 +9,13 @@ from typing import Protocol
 
 from triptych.engine.constraint import Constraint
 from triptych.kv.hashing import extend_hashes
-from triptych.request import FinishReason, SamplingParams, Speculation
+from triptych.request import (
+    FinishReason,
+    SamplingParams,
+    SparseAttention,
+    Speculation,
+    TileCount,
+)
 
 ANY_SPECULATION = Speculation()
 
@@ -48,6 +54,7 @@ class Sequence:
     constraint: Constraint | None = None  # None: any token may follow any other
     resumed: tuple[int, ...] = ()  # output that another home drew: it goes on behind these tokens
     speculation: Speculation = ANY_SPECULATION
+    sparse: SparseAttention | None = None  # None: attention is dense
     # Set: the sequence waits its turn for blocks only; called, once, when it has them. Its KV then
     # comes from elsewhere.
     on_room: Callable[[], object] | None = None
@@ -66,6 +73,7 @@ class Sequence:
     num_drafted: int = 0  # nodes of all drafts
     num_accepted: int = 0  # those that were right
     drafts: dict[str, DraftCount] = field(default_factory=dict)  # verified, by drafter
+    tiles: TileCount = field(default_factory=TileCount)
     draft_seconds: float = 0.0  # of drafting, in steps that wanted a draft for it
     prefilled_remotely: bool = False
     first_step_at: float | None = None  # monotonic seconds

@@ -56,20 +56,26 @@ class Prompt:
         self, begin: int, end: int, window: int, softcap: float, sinks: Tensor | None = None
     ) -> Tensor:
         """Rows [begin, end) in float64, of what the cache holds."""
+        scores, values = self.scores(begin, end, window, softcap)
+        if sinks is not None:
+            sink = sinks.double().view(1, -1, 1).expand(end - begin, -1, 1)
+            scores = torch.cat([scores, sink], dim=-1)
+        return torch.einsum("rhn,nhd->rhd", scores.softmax(-1)[..., :end], values)
+
+    def scores(self, begin: int, end: int, window: int, softcap: float) -> tuple[Tensor, Tensor]:
+        """Of rows [begin, end): float64 [R, Hq, end], −∞ where a row sees nothing; and the values
+        [end, Hq, D] of what they belong to.
+        """
         keys, values = (part.double() for part in self.pool.read(self.blocks, end))
         queries = self.queries[begin:end]
         if self.pool.layout.dtype != "float32":
             queries = queries.bfloat16()
         rows, heads, dim = queries.shape
         queries = queries.double().view(rows, keys.shape[1], -1, dim)
-        scores = torch.einsum("rhgd,nhd->rhgn", queries, keys) * dim**-0.5
+        scores = torch.einsum("rhgd,nhd->rhgn", queries, keys).reshape(rows, heads, -1) * dim**-0.5
         if softcap:
             scores = torch.tanh(scores / softcap) * softcap
         back = torch.arange(begin, end)[:, None] - torch.arange(end)
         hidden = (back < 0) | (back >= window if window else back < 0)
-        scores = scores.masked_fill(hidden[:, None, None], -torch.inf)
-        if sinks is not None:
-            sink = sinks.double().view(1, *scores.shape[1:3], 1).expand(rows, -1, -1, 1)
-            scores = torch.cat([scores, sink], dim=-1)
-        mixed = torch.einsum("rhgn,nhd->rhgd", scores.softmax(-1)[..., :end], values)
-        return mixed.reshape(rows, heads, dim)
+        scores = scores.masked_fill(hidden[:, None], -torch.inf)
+        return scores, values.repeat_interleave(heads // keys.shape[1], dim=1)

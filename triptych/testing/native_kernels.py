@@ -7,8 +7,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +20,14 @@ from triptych_kernels.cpu.build import BuildError, default_cache
 from triptych_kernels.cpu.levels import usable_levels
 from triptych_kernels.cpu.linear import NativeLinear, linear_ops
 from triptych_kernels.cpu.native import Library, load_library
-from triptych_kernels.cpu.structs import KV_TYPES, AttentionShapeStruct, JobStruct, KvCacheStruct
+from triptych_kernels.cpu.structs import (
+    KV_TYPES,
+    AttentionShapeStruct,
+    JobStruct,
+    KvCacheStruct,
+    SkipCountStruct,
+    SkippingStruct,
+)
 
 _LEFTOVER = 0xFF  # NaN as float32, as bfloat16, and as a scale
 
@@ -117,6 +125,23 @@ def cache_struct(layout: KvLayout, address: int) -> KvCacheStruct:
 
 
 @dataclass(frozen=True, slots=True)
+class Skip:
+    """How rows leave out tiles, and what a call reports of it: see Skipping in attention.h."""
+
+    scale: float
+    budget: float
+    count: SkipCountStruct
+    omitted: Tensor  # float32 [R, Hq]
+
+    def struct(self, layer: int) -> SkippingStruct:
+        """For a call of one layer. The kernel counts from layer 0 on."""
+        count = ctypes.addressof(self.count) - layer * ctypes.sizeof(SkipCountStruct)
+        omitted = self.omitted.data_ptr() - layer * self.omitted.nbytes
+        counts = ctypes.cast(count, ctypes.POINTER(SkipCountStruct))
+        return SkippingStruct(self.scale, self.budget, counts, omitted)
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """Consecutive query rows of one sequence, or with `parents` a tree of drafts: a Job."""
 
@@ -124,11 +149,17 @@ class Rows:
     start: int
     blocks: Tensor  # int32
     parents: Sequence[int] | None = None
+    skip: Skip | None = None
 
     def part(self, begin: int, end: int) -> Rows:
         """Rows [begin, end) of a chain."""
         assert self.parents is None
         return Rows(self.queries[begin:end], self.start + begin, self.blocks)
+
+    def skipping(self, scale: float, budget: float = math.inf) -> Rows:
+        """The same rows, which leave out tiles: BLASST."""
+        shape = self.queries.shape[:2]
+        return replace(self, skip=Skip(scale, budget, SkipCountStruct(), torch.full(shape, -1.0)))
 
 
 def attend(
@@ -155,7 +186,10 @@ def attend(
         assert job.blocks.dtype == torch.int32 and job.blocks.is_contiguous()
         address = None if tree is None else tree.data_ptr()
         count = job.queries.shape[0]
-        structs.append(JobStruct(row, count, job.start, 0, job.blocks.data_ptr(), address))
+        struct = JobStruct(row, count, job.start, 0, job.blocks.data_ptr(), address)
+        if job.skip is not None:
+            struct.skipping = ctypes.pointer(job.skip.struct(layer))
+        structs.append(struct)
         row += count
     sinks_at = None if sinks is None else sinks.data_ptr()
     shape = AttentionShapeStruct(queries.shape[1], scale, softcap, window, value_dim, sinks_at)

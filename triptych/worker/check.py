@@ -57,6 +57,16 @@ def check_speculation(asked: pb.Speculation, drafters: Collection[str]) -> None:
         )
 
 
+def check_sparse(request: pb.GenerateRequest | pb.PrefillRequest, kernels: str) -> None:
+    """Raises RequestError where attention cannot leave out anything."""
+    if request.HasField("sparse_attention") and kernels == "torch":
+        raise RequestError(
+            "sparse_attention: needs the native kernels, which this worker does not have; leave it "
+            'out, or say "off"',
+            param="sparse_attention",
+        )
+
+
 def check_sampling(sampling: pb.Sampling, vocab_size: int) -> None:
     """Raises RequestError for token ids that the model's head does not have."""
     for param, ids in (

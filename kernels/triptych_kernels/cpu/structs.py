@@ -36,6 +36,23 @@ class AttentionShapeStruct(ctypes.Structure):
     ]
 
 
+class SkipCountStruct(ctypes.Structure):
+    """SkipCount in attention.h."""
+
+    _fields_ = [("tiles", ctypes.c_int64), ("skipped", ctypes.c_int64), ("omitted", _float)]
+
+
+class SkippingStruct(ctypes.Structure):
+    """Skipping in attention.h."""
+
+    _fields_ = [
+        ("scale", _float),
+        ("budget", _float),
+        ("counts", ctypes.POINTER(SkipCountStruct)),
+        ("omitted", _pointer),
+    ]
+
+
 class JobStruct(ctypes.Structure):
     """Job in attention.h."""
 
@@ -50,6 +67,7 @@ class JobStruct(ctypes.Structure):
         ("head_stride", _int32),
         ("page_scores", _pointer),
         ("scored_rows", _int32),
+        ("skipping", ctypes.POINTER(SkippingStruct)),
     ]
 
 

@@ -25,7 +25,7 @@ from triptych.engine.storage import plain_storage
 from triptych.kv.pool import BlockPool
 from triptych.models.model import Model
 from triptych.obs.metrics import WorkerMetrics, new_registry
-from triptych.request import SamplingParams, Speculation
+from triptych.request import SamplingParams, SparseAttention, Speculation
 from triptych.testing.checkpoints import tiny_llama
 from triptych.testing.compute_modes import MODES, model_in
 from triptych.worker.boot import kv_layout
@@ -70,6 +70,7 @@ class Home:
         leader: Sequence | None = None,
         speculation: Speculation = ANY_SPECULATION,
         constraint: Constraint | None = None,
+        sparse: SparseAttention | None = None,
     ) -> Sequence:
         sequence = Sequence(
             request_id=str(len(self.sequences)),
@@ -81,6 +82,7 @@ class Home:
             leader=leader,
             speculation=speculation,
             constraint=constraint,
+            sparse=sparse,
         )
         self.sequences.append(sequence)
         self.loop.submit(sequence)

@@ -23,10 +23,11 @@ class Worker {
     explicit Worker(int dim)
         : dim_(dim), scratch_(dim), fold_(dim), query_bytes_(P::query_bytes(dim)) {}
 
-    // Folds the task's positions of one split into states[member], which start empty. `after` is
-    // what this thread will probably do next, or null.
+    // Folds the task's positions of one split into states[member], which start empty. `seeds` as
+    // `find_seeds` left them; `after` is what this thread will probably do next, or null.
     void fold(const Call& call, const LaneTask& task, int split, const State* states,
-              const LaneTask* after) {
+              const float* seeds, const LaneTask* after) {
+        seeds_ = seeds;
         const int begin = std::max(task.begin, split * kSplitTokens) / kTileTokens * kTileTokens;
         const int end = std::min(task.end, (split + 1) * kSplitTokens);
         for (int member = 0; member < task.members(); member += task.groups) {
@@ -47,15 +48,21 @@ class Worker {
     // Packs the task's queries and finds what its lanes see.
     void prepare(const Call& call, const LaneTask& task) {
         lanes_.resize(task.groups);
+        rules_.resize(task.groups);
         for (int i = 0; i < task.groups; ++i) {
-            lanes_[i] = lanes_of(call, *task.job, task.first_group + i);
+            const int group = task.first_group + i;
+            lanes_[i] = lanes_of(call, *task.job, group);
+            rules_[i] = task.job->skipping != nullptr
+                            ? skip_rule(*task.job->skipping, lanes_[i], lanes_used(call, *task.job, group))
+                            : SkipRule{};
         }
+        tally_ = {};
         auto* room = queries_.take(query_bytes_ * task.members());
         std::memset(room, 0, query_bytes_ * task.members());
         const int heads = call.group();
         for (int member = 0; member < task.members(); ++member, room += query_bytes_) {
             const int first = task.group_of(member) * kLanes;
-            const int count = std::min(kLanes, task.job->rows * heads - first);
+            const int count = lanes_used(call, *task.job, task.group_of(member));
             for (int lane = 0; lane < count; ++lane) {
                 const std::size_t row = task.job->first_row + (first + lane) / heads;
                 const int head = task.head_of(member) * heads + (first + lane) % heads;
@@ -63,6 +70,28 @@ class Worker {
             }
         }
     }
+
+    // seeds[member][lane]: the largest score that a lane knows before it folds anything; nothing at all
+    // where attention is dense. The task is prepared.
+    void find_seeds(const Call& call, const LaneTask& task, float* seeds) {
+        for (int member = 0; member < task.members(); ++member) {
+            store(seeds + member * kLanes, set1(kNothing));
+        }
+        for (int group = 0; group < task.groups; ++group) {
+            if (!rules_[group].active) continue;
+            for (const int at : tiles_kept(rules_[group])) {
+                for (int member = group; member < task.members(); member += task.groups) {
+                    look_at_tile(call, task, member, at, seeds + member * kLanes);
+                }
+            }
+        }
+    }
+
+    // Room for the seeds of a task.
+    float* own_seeds(int members) { return seed_memory_.take(members * kLanes); }
+
+    // What was left out since `prepare`.
+    SkipTally& tally() { return tally_; }
 
     // Empty states of so many members for a split, and for what splits were merged.
     State* split_states(int count) { return states(count, split_memory_, split_states_); }
@@ -88,53 +117,107 @@ class Worker {
                 job.start + job.rows};
     }
 
+    // Where the tiles of a group's lanes begin that are always weighed.
+    static std::vector<int> tiles_kept(const SkipRule& rule) {
+        std::vector<int> tiles;
+        for (int lane = 0; lane < kLanes; ++lane) {
+            for (const int at : {rule.first[lane], rule.own[lane]}) {
+                if (std::find(tiles.begin(), tiles.end(), at) == tiles.end()) tiles.push_back(at);
+            }
+        }
+        return tiles;
+    }
+
     // What follows the next tile.
     void expect(const Call& call, const LaneTask& task, int member, int at, int end) {
         if (!reads_in_place(call.cache)) return;
         const KvTile<T> tile = read_tile(source_of(call, task, member), at, end, scratch_);
-        fold_.expect(tile, static_cast<int>(lanes_.size()));
+        const int folds = static_cast<int>(lanes_.size());
+        if (task.job->skipping != nullptr) return fold_.expect_keys(tile, folds);
+        fold_.expect(tile, folds);
     }
 
     // Positions from `at` on, for all groups of the head that begins with `member`.
     void fold_tile(const Call& call, const LaneTask& task, int member, int at, int end,
                    const State* states) {
-        const Job& job = *task.job;
         const KvSource source = source_of(call, task, member);
-        if (job.parents != nullptr && at + kTileTokens > job.start) {
-            return fold_paths(call, task, source, member, at, states);
+        if (is_tree(*task.job, at)) {
+            for (int group = 0; group < task.groups; ++group) {
+                visit_paths(call, task, group, at, [&](const TreeTile& tile) {
+                    fold_group(call, task, member, group, at, read_tree(source, tile, scratch_),
+                               tile.seen(), states);
+                });
+            }
+            return;
         }
-        Item<T> item{read_tile(source, at, end, scratch_), at, nullptr, nullptr, {}, nullptr};
+        const KvTile<T> tile = read_tile(source, at, end, scratch_);
         for (int group = 0; group < task.groups; ++group) {
-            const int seen = job.start + lanes_[group].last_row + 1 - at;
-            if (seen <= 0) continue;
-            item.lanes = &lanes_[group];
-            item.queries = queries_of(member + group);
-            item.state = states[member + group];
-            Item<T> own = item;
-            own.tile.parts = std::min(item.tile.parts, (seen + kPartTokens - 1) / kPartTokens);
-            fold_(call.shape, own);
+            const KvTile<T> seen = tile_seen(*task.job, group, at, tile);
+            if (seen.parts > 0) fold_group(call, task, member, group, at, seen, nullptr, states);
         }
     }
 
+    void fold_group(const Call& call, const LaneTask& task, int member, int group, int at,
+                    const KvTile<T>& tile, const std::uint16_t* seen, const State* states) {
+        Item<T> item = item_of(member, group, at, tile, seen);
+        item.state = states[member + group];
+        item.values_ahead = item.rule != nullptr && task.groups == 1 && reads_in_place(call.cache);
+        if (item.rule != nullptr) item.seed = load(seeds_ + (member + group) * kLanes);
+        const bool weighed = fold_(call.shape, item);
+        ++tally_.tiles;
+        tally_.skipped += !weighed;
+    }
+
+    // Raises a member's seed to what its lanes see in a tile that they keep.
+    void look_at_tile(const Call& call, const LaneTask& task, int member, int at, float* seed) {
+        const KvSource source = source_of(call, task, member);
+        const int group = member % task.groups, first = member - group;
+        const auto look = [&](const KvTile<T>& tile, const std::uint16_t* seen) {
+            const V top = fold_.score(call.shape, item_of(first, group, at, tile, seen));
+            store(seed, max(rules_[group].keeps(at) ? top : set1(kNothing), load(seed)));
+        };
+        if (is_tree(*task.job, at)) {
+            return visit_paths(call, task, group, at, [&](const TreeTile& tile) {
+                look(read_tree(source, tile, scratch_), tile.seen());
+            });
+        }
+        const KvTile<T> tile = read_tile(source, at, task.end, scratch_);
+        look(tile_seen(*task.job, group, at, tile), nullptr);
+    }
+
+    Item<T> item_of(int member, int group, int at, const KvTile<T>& tile,
+                    const std::uint16_t* seen) const {
+        const SkipRule* rule = rules_[group].active ? &rules_[group] : nullptr;
+        return {tile, at, &lanes_[group], queries_of(member + group), {}, seen, rule, V{}, false};
+    }
+
+    // The parts of a tile that some lane of a group sees.
+    KvTile<T> tile_seen(const Job& job, int group, int at, KvTile<T> tile) const {
+        const int seen = std::max(0, job.start + lanes_[group].last_row + 1 - at);
+        tile.parts = std::min(tile.parts, (seen + kPartTokens - 1) / kPartTokens);
+        return tile;
+    }
+
+    static bool is_tree(const Job& job, int at) {
+        return job.parents != nullptr && at + kTileTokens > job.start;
+    }
+
     // A tree's tile: each row sees tokens of its own. As many rows at a time as find room.
-    void fold_paths(const Call& call, const LaneTask& task, const KvSource& source, int member, int at,
-                    const State* states) {
+    template <class Visit>
+    void visit_paths(const Call& call, const LaneTask& task, int group, int at, Visit&& visit) {
         const Job& job = *task.job;
-        for (int group = 0; group < task.groups; ++group) {
-            std::vector<int> rows;
-            for (int row = lanes_[group].first_row; row <= lanes_[group].last_row; ++row) {
-                if (position_of(job, row) >= at) rows.push_back(row);
-            }
-            while (!rows.empty()) {
-                TreeTile tile(at, job.start);
-                const auto added = [&](int row) {
-                    return tile.add(path_to(job, row), low_of(call, job, row),
-                                    lanes_of_row(call, task.first_group + group, row));
-                };
-                rows.erase(std::remove_if(rows.begin(), rows.end(), added), rows.end());
-                fold_(call.shape, {read_tree(source, tile, scratch_), at, &lanes_[group],
-                                   queries_of(member + group), states[member + group], tile.seen()});
-            }
+        std::vector<int> rows;
+        for (int row = lanes_[group].first_row; row <= lanes_[group].last_row; ++row) {
+            if (position_of(job, row) >= at) rows.push_back(row);
+        }
+        while (!rows.empty()) {
+            TreeTile tile(at, job.start);
+            const auto added = [&](int row) {
+                return tile.add(path_to(job, row), low_of(call, job, row),
+                                lanes_of_row(call, task.first_group + group, row));
+            };
+            rows.erase(std::remove_if(rows.begin(), rows.end(), added), rows.end());
+            visit(tile);
         }
     }
 
@@ -143,8 +226,11 @@ class Worker {
     TileFold<P> fold_;
     std::size_t query_bytes_;
     Buffer<std::uint8_t> queries_;
-    std::vector<Lanes> lanes_;
-    Buffer<float> split_memory_, merged_memory_;
+    std::vector<Lanes> lanes_;      // of each group, as all below
+    std::vector<SkipRule> rules_;
+    const float* seeds_ = nullptr;  // [members][16]
+    SkipTally tally_;
+    Buffer<float> split_memory_, merged_memory_, seed_memory_;
     std::vector<State> split_states_, merged_states_;
 };
 
@@ -171,11 +257,30 @@ void write_row(const Call& call, int row, int column, const float* values, int d
     }
 }
 
-void write_out(const Call& call, const LaneTask& task, int member, const State& state) {
+// ε of a member's lanes, and the largest of them into the tally.
+void report_omitted(const Call& call, const LaneTask& task, int member, V omitted, SkipTally& tally) {
+    const Job& job = *task.job;
+    const int heads = call.group(), first = task.group_of(member) * kLanes;
+    const int count = lanes_used(call, job, task.group_of(member));
+    for (int lane = 0; lane < count; ++lane) {
+        tally.omitted = std::max(tally.omitted, omitted[lane]);
+        if (job.skipping->omitted == nullptr) continue;
+        const std::size_t row = static_cast<std::size_t>(call.layer) * job.rows + (first + lane) / heads;
+        const int head = task.head_of(member) * heads + (first + lane) % heads;
+        job.skipping->omitted[row * call.shape.heads + head] = omitted[lane];
+    }
+}
+
+void write_out(const Call& call, const LaneTask& task, int member, const State& state,
+               SkipTally& tally) {
     const int heads = call.group(), first = task.group_of(member) * kLanes;
     const int first_head = task.head_of(member) * heads;
-    const V inverse = share_of_values(state, sinks_of(call, first_head, first));
-    const int count = std::min(kLanes, task.job->rows * heads - first);
+    const V sinks = sinks_of(call, first_head, first);
+    const V inverse = share_of_values(state, sinks);
+    if (task.job->skipping != nullptr) {
+        report_omitted(call, task, member, share_omitted(state, sinks), tally);
+    }
+    const int count = lanes_used(call, *task.job, task.group_of(member));
     const int dim = call.shape.result_dim(call.cache);
     const float* out = state.out();
     alignas(64) float lanes[kLanes][512];
@@ -193,25 +298,35 @@ void write_out(const Call& call, const LaneTask& task, int member, const State& 
     }
 }
 
+void report(const Call& call, const LaneTask& task, const SkipTally& tally) {
+    const Skipping* skipping = task.job->skipping;
+    if (skipping != nullptr && skipping->counts != nullptr) tally.add_to(skipping->counts[call.layer]);
+}
+
 template <class P>
 void run_whole(const Call& call, const LaneTask& task, const LaneTask* after) {
     Worker<P>& own = worker<P>(call.cache.head_dim);
     P::configure();
     own.prepare(call, task);
     const int members = task.members();
+    float* seeds = own.own_seeds(members);
+    own.find_seeds(call, task, seeds);
     State* states = own.split_states(members);
-    own.fold(call, task, task.first_split(), states, after);
+    own.fold(call, task, task.first_split(), states, seeds, after);
     if (task.last_split() - task.first_split() > 1) {
         State* merged = own.merged_states(members);
         for (int split = task.first_split();;) {
             for (int i = 0; i < members; ++i) merge(merged[i], states[i]);
             if (++split == task.last_split()) break;
-            own.fold(call, task, split, own.split_states(members), after);
+            own.fold(call, task, split, own.split_states(members), seeds, after);
         }
         states = merged;
     }
-    for (int i = 0; i < members; ++i) write_out(call, task, i, states[i]);
+    for (int i = 0; i < members; ++i) write_out(call, task, i, states[i], own.tally());
+    report(call, task, own.tally());
 }
+
+bool skips(const LaneTask& task) { return task.job->skipping != nullptr; }
 
 // Few tasks and long contexts: the threads share a task's splits, and merge when all are there.
 template <class P>
@@ -222,25 +337,40 @@ void run_split(const Call& call, const std::vector<LaneTask>& tasks) {
         const LaneTask* task;
         int split;
         std::vector<State> states;
+        const float* seeds;  // of the task
     };
     std::vector<Piece> pieces;
+    std::vector<float*> seeds;  // by task
     std::size_t size = 0;
     for (const LaneTask& task : tasks) {
         for (int split = task.first_split(); split < task.last_split(); ++split) {
-            pieces.push_back({&task, split, std::vector<State>(task.members())});
+            pieces.push_back({&task, split, std::vector<State>(task.members()), nullptr});
             size += State::size(dim) * task.members();
         }
+        size += kLanes * task.members();
     }
     float* at = memory.take(size);
+    for (const LaneTask& task : tasks) seeds.push_back(at), at += kLanes * task.members();
     for (Piece& piece : pieces) {
         for (State& state : piece.states) state = {at, dim}, at += State::size(dim);
+        piece.seeds = seeds[piece.task - tasks.data()];
+    }
+    if (std::any_of(tasks.begin(), tasks.end(), skips)) {
+        parallel_for(static_cast<int>(tasks.size()), [&](int t) {
+            Worker<P>& own = worker<P>(dim);
+            P::configure();
+            own.prepare(call, tasks[t]);
+            own.find_seeds(call, tasks[t], seeds[t]);
+        });
     }
     parallel_for(static_cast<int>(pieces.size()), [&](int i) {
         Worker<P>& own = worker<P>(dim);
         P::configure();
         own.prepare(call, *pieces[i].task);
         for (const State& state : pieces[i].states) state.clear();
-        own.fold(call, *pieces[i].task, pieces[i].split, pieces[i].states.data(), nullptr);
+        own.fold(call, *pieces[i].task, pieces[i].split, pieces[i].states.data(), pieces[i].seeds,
+                 nullptr);
+        report(call, *pieces[i].task, own.tally());
     });
     parallel_for(static_cast<int>(tasks.size()), [&](int t) {
         const int members = tasks[t].members();
@@ -249,7 +379,9 @@ void run_split(const Call& call, const std::vector<LaneTask>& tasks) {
             if (piece.task != &tasks[t]) continue;
             for (int i = 0; i < members; ++i) merge(merged[i], piece.states[i]);
         }
-        for (int i = 0; i < members; ++i) write_out(call, tasks[t], i, merged[i]);
+        SkipTally tally;
+        for (int i = 0; i < members; ++i) write_out(call, tasks[t], i, merged[i], tally);
+        report(call, tasks[t], tally);
     });
 }
 

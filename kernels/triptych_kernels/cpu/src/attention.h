@@ -12,6 +12,20 @@
 
 namespace triptych {
 
+// What was left out of a job's attention in a layer. A tile counts once for each group of lanes.
+struct SkipCount {
+    std::int64_t tiles, skipped;
+    float omitted;  // the largest ε of a row and head; see skipping.h
+};
+
+// How a job leaves out tiles; see skipping.h.
+struct Skipping {
+    float scale;   // λ of a row is this over the positions that it sees; 0: it weighs all of them
+    float budget;  // the largest ε of a row and head; infinite: any
+    SkipCount* counts;  // [layers], added to; or null
+    float* omitted;     // [layers, rows, heads], ε of each; or null
+};
+
 // Rows of one sequence. Row i's KV lies in slot start + i of the blocks. Without parents the rows
 // stand one behind the other and a slot is a position. With them they are a tree of drafts:
 // parents[i] < i is the row before row i, -1 the last position before `start`; a row sees all
@@ -29,6 +43,7 @@ struct Job {
     std::int32_t layer_stride, head_stride;    // between tables of blocks; 0: one serves all
     float* page_scores;                        // or null; see page_scores.h
     std::int32_t scored_rows;                  // the last ones
+    const Skipping* skipping;                  // or null: attention is dense
 
     const std::int32_t* blocks_of(int layer, int head) const {
         return blocks + static_cast<std::size_t>(layer) * layer_stride + head * head_stride;

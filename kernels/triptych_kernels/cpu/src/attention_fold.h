@@ -5,8 +5,8 @@
 // what one half gains the other loses.
 #pragma once
 
-#include "attention_lanes.h"
 #include "attention_tile.h"
+#include "skipping.h"
 
 namespace triptych {
 
@@ -19,6 +19,9 @@ struct Item {
     const void* queries;
     State state;
     const std::uint16_t* seen;  // lanes that see a slot; null: as `lanes` says
+    const SkipRule* rule;       // null: no lane leaves out anything
+    V seed;
+    bool values_ahead;          // to be fetched while scores become weights
 };
 
 // Keys and values on their way from DRAM into the second-level cache. They lie in pieces of a page
@@ -29,14 +32,21 @@ class Awaited {
     // To be fetched while `folds` tiles are folded.
     template <class T>
     void set(const KvTile<T>& tile, int dim, int folds) {
-        pieces_ = 2 * tile.parts, line_ = 0;
-        lines_at_once_ = folds == 1 ? 16 : folds <= 3 ? 8 : 4;
-        lines_ = kPartTokens * dim * static_cast<int>(sizeof(T)) / 64;
-        for (int part = 0; part < tile.parts; ++part) {
-            const int last = tile.parts - 1 - part;
-            from_[part] = reinterpret_cast<const char*>(tile.values[last]);
-            from_[tile.parts + part] = reinterpret_cast<const char*>(tile.keys[last]);
-        }
+        begin(dim * static_cast<int>(sizeof(T)), folds);
+        add(tile.values, tile.parts);
+        add(tile.keys, tile.parts);
+    }
+
+    template <class T>
+    void set_keys(const KvTile<T>& tile, int dim, int folds) {
+        begin(dim * static_cast<int>(sizeof(T)), folds);
+        add(tile.keys, tile.parts);
+    }
+
+    template <class T>
+    void set_values(const KvTile<T>& tile, int dim) {
+        begin(dim * static_cast<int>(sizeof(T)), 1);
+        add(tile.values, tile.parts);
     }
 
     void fetch_some() {
@@ -53,6 +63,17 @@ class Awaited {
     }
 
   private:
+    void begin(int token_bytes, int folds) {
+        pieces_ = 0, line_ = 0;
+        lines_at_once_ = folds == 1 ? 16 : folds <= 3 ? 8 : 4;
+        lines_ = kPartTokens * token_bytes / 64;
+    }
+
+    template <class T>
+    void add(const T* const* parts, int count) {
+        while (count > 0) from_[pieces_++] = reinterpret_cast<const char*>(parts[--count]);
+    }
+
     const char* from_[2 * kParts];  // the last one first
     int pieces_ = 0, lines_ = 0, line_ = 0, lines_at_once_ = 0;
 };
@@ -66,19 +87,31 @@ class TileFold {
 
     // The tile that will be read after so many folds of the one before; a prefetch, nothing more.
     void expect(const KvTile<T>& tile, int folds) { awaited_.set(tile, dim_, folds); }
+    void expect_keys(const KvTile<T>& tile, int folds) { awaited_.set_keys(tile, dim_, folds); }
 
-    void operator()(const AttentionShape& shape, const Item<T>& item) {
-        P::scores(item.tile, dim_, item.queries, scores_);
-        soften(shape, item);
+    // False when all lanes leave out the tile.
+    bool operator()(const AttentionShape& shape, const Item<T>& item) {
+        const V top = score(shape, item);
+        VInt gone{};
+        if (item.rule != nullptr) {
+            gone = lanes_without(*item.rule, *item.lanes, item.state, item.seed, item.begin, top);
+            if (any(gone)) {
+                gone &= ~unknown(item.tile.parts * kPartTokens);
+                omit(gone, *item.lanes, item.state, item.seed, item.begin, top);
+                if (!any(~(gone | item.rule->unused))) return false;
+            }
+        }
+        if (item.values_ahead) values_.set_values(item.tile, dim_);
+        soften(shape, item, top, gone);
         P::weigh(item.tile, dim_, weights_, item.state.out());
+        return true;
     }
 
-  private:
-    // Scores become weights, and what the state holds is brought to the new maximum.
-    void soften(const AttentionShape& shape, const Item<T>& item) {
-        const KvTile<T>& tile = item.tile;
-        const int tokens = tile.parts * kPartTokens;
-        if (tile.key_scales != nullptr) scale_keys(tile, tokens);
+    // The largest score of each lane in the tile, in units of log2; never a NaN.
+    V score(const AttentionShape& shape, const Item<T>& item) {
+        const int tokens = item.tile.parts * kPartTokens;
+        P::scores(item.tile, dim_, item.queries, scores_);
+        if (item.tile.key_scales != nullptr) scale_keys(item.tile, tokens);
         if (shape.softcap > 0) cap_scores(shape, tokens);
         if (item.seen != nullptr) {
             mask_slots(item.seen, tokens);
@@ -86,13 +119,27 @@ class TileFold {
                    item.begin < item.lanes->all_low) {
             mask(item, tokens);
         }
+        return largest(tokens) * set1(scale_of(shape));
+    }
+
+  private:
+    static float scale_of(const AttentionShape& shape) {
+        return (shape.softcap > 0 ? shape.softcap : shape.scale) * kLog2E;
+    }
+
+    // Scores become weights, none for lanes that are gone, and what the state holds is brought to the
+    // new maximum.
+    void soften(const AttentionShape& shape, const Item<T>& item, V top, VInt gone) {
+        const KvTile<T>& tile = item.tile;
+        const int tokens = tile.parts * kPartTokens;
+        const float scale = scale_of(shape);
         const State& state = item.state;
-        const float scale = (shape.softcap > 0 ? shape.softcap : shape.scale) * kLog2E;
         const V before = load(state.best());
-        const V best = max(largest(tokens) * set1(scale), before);
+        const V best = gone ? before : max(top, before);
+        const V from = gone ? set1(kAll) : best;
         const V factor = exp2(before - best);
-        const V sum = tile.value_scales != nullptr ? weigh_scores<true>(tile, tokens, scale, best)
-                                                   : weigh_scores<false>(tile, tokens, scale, best);
+        const V sum = tile.value_scales != nullptr ? weigh_scores<true>(tile, tokens, scale, from)
+                                                   : weigh_scores<false>(tile, tokens, scale, from);
         store(state.best(), best);
         store(state.total(), load(state.total()) * factor + sum);
         if (!any_above(best, before)) return;
@@ -100,6 +147,19 @@ class TileFold {
             float* out = state.out() + d * kLanes;
             store(out, load(out) * factor);
         }
+    }
+
+    // Lanes with a score that is not a number.
+    VInt unknown(int tokens) {
+        VInt found{};
+        for (int t = 0; t < tokens; t += 4) {
+            for (int i = 0; i < 4; ++i) {
+                const V score = load(scores_ + (t + i) * kLanes);
+                found |= score != score;
+            }
+            awaited_.fetch_some();
+        }
+        return found;
     }
 
     // Keys of int8 are whole numbers; their scales come here.
@@ -149,17 +209,18 @@ class TileFold {
     // Weights for the second product; returns each lane's sum of them. Four sums run side by side:
     // one would wait for itself.
     template <bool kScaled>
-    V weigh_scores(const KvTile<T>& tile, int tokens, float scale, V best) {
+    V weigh_scores(const KvTile<T>& tile, int tokens, float scale, V from) {
         V sums[4] = {};
         for (int t = 0; t < tokens; t += 4) {
             V weight[4];
             for (int i = 0; i < 4; ++i) {
                 const V score = load(scores_ + (t + i) * kLanes);
-                weight[i] = P::exp2(fma(score, set1(scale), -best));
+                weight[i] = P::exp2(fma(score, set1(scale), -from));
                 sums[i] += weight[i];
                 if (kScaled) weight[i] *= set1(tile.value_scales[t + i]);
             }
             awaited_.fetch_some();
+            values_.fetch_some();
             P::put_weights(weights_, t / 2, weight[0], weight[1]);
             P::put_weights(weights_, t / 2 + 1, weight[2], weight[3]);
         }
@@ -167,7 +228,8 @@ class TileFold {
     }
 
     int dim_;
-    Awaited awaited_;
+    Awaited awaited_;  // of the next tile
+    Awaited values_;   // of this one
     alignas(64) float scores_[kTileTokens * kLanes];
     alignas(64) float weights_[P::kWeightFloats];
 };

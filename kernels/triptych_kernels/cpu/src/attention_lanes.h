@@ -13,18 +13,21 @@ constexpr float kLog2E = 0x1.715476p+0f;
 constexpr float kNothing = -1e30f;  // below every score, and finite: differences stay numbers
 
 // A softmax in progress: per lane the largest score, the sum of weights, the weighted values
-// [dim][16].
+// [dim][16], and a bound of the weights that were left out, times 2^−unit.
 struct State {
     float* at;
     int dim;
 
-    static std::size_t size(int dim) { return (dim + 2) * kLanes; }
+    static std::size_t size(int dim) { return (dim + 4) * kLanes; }
     float* best() const { return at; }
     float* total() const { return at + kLanes; }
     float* out() const { return at + 2 * kLanes; }
+    float* omitted() const { return out() + dim * kLanes; }
+    float* unit() const { return omitted() + kLanes; }
     void clear() const {
         store(best(), set1(kNothing));
-        std::memset(total(), 0, (dim + 1) * kLanes * sizeof(float));
+        std::memset(total(), 0, (dim + 2) * kLanes * sizeof(float));
+        store(unit(), set1(kNothing));
     }
 };
 
@@ -37,6 +40,10 @@ inline void merge(const State& a, const State& b) {
         float* to = a.at + i * kLanes;
         store(to, load(to) * of_a + load(b.at + i * kLanes) * of_b);
     }
+    const V unit = max(load(a.unit()), load(b.unit()));
+    store(a.omitted(), load(a.omitted()) * exp2(load(a.unit()) - unit) +
+                           load(b.omitted()) * exp2(load(b.unit()) - unit));
+    store(a.unit(), unit);
 }
 
 // What weighted values are multiplied by in the end, when each lane's sink has had its share: a
@@ -85,10 +92,15 @@ struct Lanes {
     }
 };
 
+// Lanes of a group that have a row.
+inline int lanes_used(const Call& call, const Job& job, int group) {
+    return std::min(kLanes, job.rows * call.group() - group * kLanes);
+}
+
 inline Lanes lanes_of(const Call& call, const Job& job, int group) {
     Lanes lanes{};
     const int first = group * kLanes, heads = call.group();
-    const int count = std::min(kLanes, job.rows * heads - first);
+    const int count = lanes_used(call, job, group);
     lanes.first_row = first / heads;
     lanes.last_row = (first + count - 1) / heads;
     // Lanes that nobody uses look at what the first one sees: they alone need no mask then.

@@ -121,6 +121,18 @@ inline bool any_above(V a, V b) {
 #endif
 }
 
+// Whether some lane of a mask is set.
+inline bool any(VInt mask) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#else
+    __m256i halves[2];
+    std::memcpy(halves, &mask, 64);
+    const __m256i both = _mm256_or_si256(halves[0], halves[1]);
+    return !_mm256_testz_si256(both, both);
+#endif
+}
+
 // Rounds to nearest even; a NaN stays one.
 inline VHalf to_bf16(V value) {
 #if defined(__AVX512BF16__)
