@@ -218,7 +218,7 @@ def report(
 ) -> None:
     print_table(
         "Sparse attention against our own dense attention",
-        ["input", "phase", "tokens", "scale", "skipped", "speed-up", "of-bound", "error", "promised"],
+        ["input", "phase", "tokens", "scale", "skipped", "speed-up", "of bound", "error", "bound"],
         [
             (
                 cell.name, cell.phase, cell.tokens, cell.scale, cell.skipped, cell.speedup,
