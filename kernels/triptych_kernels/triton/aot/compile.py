@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from triptych_kernels.triton.aot.case import AotCase
+from triptych_kernels.triton.common import NO_FUSION
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def measure(case: AotCase, arch: Architecture) -> Measured:
     kernel = triton.compile(
         _source(case),
         target=GPUTarget("cuda", arch.capability, 32),
-        options={"num_warps": case.num_warps, "num_stages": case.num_stages},
+        options={"num_warps": case.num_warps, "num_stages": case.num_stages, **NO_FUSION},
     )
     usage, sass = _disassemble(kernel.asm["cubin"])
     shared = int(kernel.metadata.shared)

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from triptych_kernels.triton.aot.case import AotCase
 
-OP_MODULES: tuple[str, ...] = ()
+OP_MODULES: tuple[str, ...] = ("prefill", "decode", "column_scores", "pages", "states")
 
 
 def all_cases() -> tuple[AotCase, ...]:
