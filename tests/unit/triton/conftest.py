@@ -20,7 +20,7 @@ def device() -> torch.device:
 
 @pytest.fixture(scope="session", autouse=True)
 def rows_apart(device: torch.device) -> Iterator[None]:
-    """Makes the interpreter's products as good as a tensor core's in one respect: a row's sums do not
+    """Makes the interpreter's products like a tensor core's in one respect: a row's sums do not
     depend on where in a tile it lies. Those of BLAS, which it asks otherwise, do.
     """
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle

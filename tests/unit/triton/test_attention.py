@@ -1,4 +1,4 @@
-"""Attention in Triton is attention: dense, whatever the shape, and the same bits however it is cut."""
+"""Attention in Triton is attention, and has the same bits however its rows are cut."""
 
 from __future__ import annotations
 

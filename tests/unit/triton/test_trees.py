@@ -1,4 +1,4 @@
-"""A row of a tree gets what plain decoding would give it, and its scores are shares of a softmax."""
+"""A row of a tree gets what plain decoding would give it; scores are shares of a softmax."""
 
 from __future__ import annotations
 
