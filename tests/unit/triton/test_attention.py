@@ -178,3 +178,24 @@ def test_what_cannot_be_answered_is_refused(device: torch.device) -> None:
         PagedKv(batch.keys[:, :12], batch.values[:, :12], batch.tables, batch.lengths)
     with pytest.raises(ValueError, match="window is 0"):
         AttentionShape(0.125, window=0)
+
+
+def test_pools_may_be_larger_than_a_32_bit_number_counts(device: torch.device) -> None:
+    """Most of these 4 GiB are never touched, so on a CPU they need not exist."""
+    small = paged_batch(device, lengths=[20], rows=[1], dtype=torch.float16)
+    apart = 2**31 // 2 + 16  # elements between blocks: the third one begins behind 2³¹
+    pool = torch.empty(2 * apart + 16 * 64, dtype=torch.float16, device=device)
+    far = torch.as_strided(pool, (3, 16, 1, 64), (apart, 64, 64, 1))
+    blocks = small.tables[0].long()
+    far[[2, 1]] = small.keys[blocks]
+    tables = torch.tensor([[2, 1]], dtype=torch.int32, device=device)
+    starts, shape = small.row_starts, AttentionShape(0.125)
+    order = torch.tensor([[0, 1]], dtype=torch.int32, device=device)
+    near = PagedKv(small.keys[blocks], small.keys[blocks], order, small.lengths)
+    wide = PagedKv(far, far, tables, small.lengths)
+    for kv in (near, wide):
+        found = paged_decode(small.q, kv, starts, shape, max_rows=1, max_length=20)
+        chunk = paged_prefill(small.q, kv, starts, shape, max_rows=1)
+        assert torch.equal(found.out, chunk.out)
+    expected = paged_decode(small.q, near, starts, shape, max_rows=1, max_length=20)
+    assert torch.equal(found.out, expected.out)
