@@ -89,6 +89,12 @@ def decode(batch: PagedBatch, shape: AttentionShape, block_rows: int = 16) -> At
     )
 
 
+LONG_CASES = [
+    Case(torch.bfloat16, 128, 1, 8, (131072, 4096), (33, 1)),
+    Case(torch.float16, 96, 2, 3, (4097, 8192), (1, 16), window=1000, softcap=30.0),
+]
+
+
 @pytest.mark.parametrize("attend", [prefill, decode])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_rows_get_what_dense_attention_gives(attend, case: Case, device: torch.device) -> None:
@@ -105,6 +111,14 @@ def test_rows_get_what_dense_attention_gives(attend, case: Case, device: torch.d
         rtol, atol = (2e-5, 2e-5) if exact else (1e-2, 2e-3 * values.abs().max().item())
         torch.testing.assert_close(found.out[rows].double(), out, rtol=rtol, atol=atol)
         torch.testing.assert_close(found.lse2[rows].double(), lse2, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("attend", [prefill, decode])
+@pytest.mark.parametrize("case", LONG_CASES, ids=str)
+def test_rows_get_it_in_long_contexts(attend, case: Case, device: torch.device) -> None:
+    if device.type == "cpu":
+        pytest.skip("a long context takes the interpreter hours: this needs a GPU")
+    test_rows_get_what_dense_attention_gives(attend, case, device)
 
 
 def test_chunks_and_single_rows_get_the_bits_of_the_whole(device: torch.device) -> None:
