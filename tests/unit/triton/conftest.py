@@ -25,7 +25,11 @@ def rows_apart(device: torch.device) -> Iterator[None]:
     """
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    def dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> TensorHandle:
+    of_blas = InterpreterBuilder.create_dot
+
+    def dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> TensorHandle:
+        if any(of.dtype.is_floating() and of.dtype.primitive_bitwidth == 8 for of in (a, b)):
+            return of_blas(self, a, b, d, *rest)
         wide = (of.data.astype(d.data.dtype) for of in (a, b))
         return TensorHandle(np.einsum("...ij,...jk->...ik", *wide) + d.data, d.dtype.scalar)
 
