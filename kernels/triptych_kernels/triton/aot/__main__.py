@@ -1,8 +1,8 @@
 """`python -m triptych_kernels.triton.aot [--write] [NAME …]`: compiles all kernels for all GPUs.
 
 Prints what they occupy, and what is not as it should be: then the exit status is 1. With --write
-the goldens are replaced. With names (or their beginnings), or --cover (one case of each kernel, as
-in the test suite), only those cases, and nothing is written.
+the goldens are replaced. With names (or their beginnings), or --cover (every kernel and
+feature once, as in the test suite), only those cases, and nothing is written.
 """
 
 from __future__ import annotations
@@ -23,15 +23,10 @@ _HEAD = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m triptych_kernels.triton.aot")
-    parser.add_argument("names", nargs="*", help="cases, or how their names begin; default: all")
-    parser.add_argument("--write", action="store_true", help="replace the goldens")
-    parser.add_argument("--cover", action="store_true", help="one case of each kernel")
-    args = parser.parse_args()
-    if args.write and (args.names or args.cover):
-        parser.error("--write needs all cases: leave names and --cover out")
-    if triton.knobs.runtime.interpret:
-        parser.error("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled")
+    args = _arguments()
+    if args.table:
+        print(goldens.markdown())
+        return 0
     results: dict[tuple[str, str], Measured] = {}
     told: list[str] = []
     print(_HEAD)
@@ -49,6 +44,20 @@ def main() -> int:
         print(f"No goldens for triton {triton.__version__}: exact figures were not compared.")
     print("\n".join(told) or f"{len(results)} compiled, nothing to complain about.")
     return 1 if told else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m triptych_kernels.triton.aot")
+    parser.add_argument("names", nargs="*", help="cases, or how their names begin; default: all")
+    parser.add_argument("--write", action="store_true", help="replace the goldens")
+    parser.add_argument("--cover", action="store_true", help="every kernel and feature once")
+    parser.add_argument("--table", action="store_true", help="print the goldens as Markdown")
+    args = parser.parse_args()
+    if args.write and (args.names or args.cover):
+        parser.error("--write needs all cases: leave names and --cover out")
+    if triton.knobs.runtime.interpret and not args.table:
+        parser.error("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled")
+    return args
 
 
 def _row(name: str, arch: str, found: Measured) -> str:
