@@ -1,0 +1,61 @@
+"""`python -m triptych_kernels.triton.aot [--write] [NAME …]`: compiles all kernels for all GPUs.
+
+Prints what they occupy, and what is not as it should be: then the exit status is 1. With --write
+the goldens are replaced. With names (or their beginnings), only those cases, and none is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import triton
+
+from triptych_kernels.triton.aot import goldens
+from triptych_kernels.triton.aot.compile import ARCHITECTURES, Measured, complaints, measure
+from triptych_kernels.triton.aot.registry import all_cases
+
+_HEAD = (
+    f"{'kernel':48} {'GPU':6} {'regs':>4} {'spills':>6} {'shared':>8} {'CTAs/SM':>7}"
+    "  products, copies"
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m triptych_kernels.triton.aot")
+    parser.add_argument("names", nargs="*", help="cases, or how their names begin; default: all")
+    parser.add_argument("--write", action="store_true", help="replace the goldens")
+    args = parser.parse_args()
+    if args.write and args.names:
+        parser.error("--write needs all cases: leave the names out")
+    if triton.knobs.runtime.interpret:
+        parser.error("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled")
+    results: dict[tuple[str, str], Measured] = {}
+    told: list[str] = []
+    print(_HEAD)
+    for case in all_cases():
+        if args.names and not case.name.startswith(tuple(args.names)):
+            continue
+        for arch in ARCHITECTURES:
+            found = results[case.name, arch.name] = measure(case, arch)
+            told += complaints(case, arch, found)
+            print(_row(case.name, arch.name, found), flush=True)
+    if args.write:
+        goldens.store(results)
+    told += goldens.differences(results)
+    if goldens.load() is None:
+        print(f"No goldens for triton {triton.__version__}: exact figures were not compared.")
+    print("\n".join(told) or f"{len(results)} compiled, nothing to complain about.")
+    return 1 if told else 0
+
+
+def _row(name: str, arch: str, found: Measured) -> str:
+    products = " ".join(f"{kind}×{count}" for kind, count in found.mma.items()) or "none"
+    return (
+        f"{name:48} {arch:6} {found.registers:4} {found.spills:6} {found.shared:8} "
+        f"{found.ctas:7}  {products}, {found.async_copies} async"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

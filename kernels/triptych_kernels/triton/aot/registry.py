@@ -1,0 +1,21 @@
+"""Which modules hold kernels. Each has an `AOT_CASES: tuple[AotCase, ...]`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from triptych_kernels.triton.aot.case import AotCase
+
+OP_MODULES: tuple[str, ...] = ()
+
+
+def all_cases() -> tuple[AotCase, ...]:
+    """Every case of every op, by name."""
+    cases: list[AotCase] = []
+    for module in OP_MODULES:
+        cases.extend(import_module(f"triptych_kernels.triton.{module}").AOT_CASES)
+    cases.sort(key=lambda case: case.name)
+    names = [case.name for case in cases]
+    twice = {name for name in names if names.count(name) > 1}
+    assert not twice, f"AOT cases need names of their own: {sorted(twice)}"
+    return tuple(cases)
