@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triptych_kernels.triton.noise import NO_FUSION
 from triptych_kernels.triton.sampling import (
     TILE,
     Rows,
@@ -78,6 +79,7 @@ def laws_of(rows: Rows) -> Laws:
         FILTERED=rows.filtered,
         TILE=TILE,
         num_warps=8,
+        **NO_FUSION,
     )
     return Laws(rows.logits, facts, kept.last, rows.filtered)
 
@@ -113,7 +115,8 @@ def rejection(
     proposals: of N · T rows, q of each node, None: one-hot. coins float64 [N, T], last_coins
     float64 [N].
     """
-    return _judge(_reject, drafts, targets, proposals, coins, last_coins)
+    room = triton.next_power_of_2(max(drafts.parents.shape[1], 1))
+    return _judge(_reject, drafts, targets, proposals, coins, last_coins, ROOM=room)
 
 
 def block(
@@ -130,6 +133,7 @@ def _judge(
     proposals: Laws | None,
     coins: Tensor,
     last_coins: Tensor,
+    **sizes: int,
 ) -> Verdict:
     count, nodes = drafts.parents.shape
     assert len(targets.facts) == count * (nodes + 1), "a row behind each node, and one more"
@@ -160,6 +164,8 @@ def _judge(
         ONE_HOT=proposals is None,
         TILE=TILE,
         num_warps=8,
+        **NO_FUSION,
+        **sizes,
     )
     return verdict
 
@@ -203,9 +209,14 @@ def _sum_laws(logits, scales, lasts, floors, facts, stride, vocab, FILTERED: tl.
     tl.store(facts + 3, tl.where(total > 0.0, 1.0 / total, 0.0))
 
 
+# In the functions below a law is (logits, facts, last, stride) of `Laws` and the number of a row; of
+# a one-hot one the first four stand for nothing.
+
+
 @triton.jit
-def _probabilities(logits, facts, lasts, stride, row, tokens, valid, FILTERED: tl.constexpr):
-    """P(token) of tokens [n] in a row of `Laws`; 0 where not valid."""
+def _chance(laws, row, tokens, valid, FILTERED: tl.constexpr):
+    """P(token) of tokens [n] by a row; 0 where not valid."""
+    logits, facts, lasts, stride = laws
     facts += row * 4
     x = scaled_logits(logits + row * stride, tokens, tl.load(facts), valid)
     last = tl.full((), 0, tl.int64)
@@ -216,13 +227,13 @@ def _probabilities(logits, facts, lasts, stride, row, tokens, valid, FILTERED: t
 
 
 @triton.jit
-def _proposed(logits, facts, lasts, stride, row, drafted, tokens, valid, FILTERED: tl.constexpr,
-              ONE_HOT: tl.constexpr):  # fmt: skip
-    """q(token) of tokens [n] at a node with token `drafted`."""
+def _chance_drafted(laws, row, drafted, tokens, valid, FILTERED: tl.constexpr,
+                    ONE_HOT: tl.constexpr):  # fmt: skip
+    """q(token) of tokens [n] at the node `row`, whose token is `drafted`."""
     if ONE_HOT:
         return (tokens == drafted).to(tl.float32)
     else:
-        return _probabilities(logits, facts, lasts, stride, row, tokens, valid, FILTERED)
+        return _chance(laws, row, tokens, valid, FILTERED)
 
 
 @triton.jit
@@ -249,22 +260,22 @@ def _walk_equal(parents, tokens, drawn, path, counts, emitted, count, nodes, LAN
 
 
 @triton.jit
-def _left_of(target, target_facts, target_lasts, draft, draft_facts, draft_lasts, parents, drafted,
-             target_stride, draft_stride, first_row, first_node, at, end, left_sums, tokens, valid,
-             FILTERED: tl.constexpr, DRAFT_FILTERED: tl.constexpr,
-             ONE_HOT: tl.constexpr, ROOM: tl.constexpr):  # fmt: skip
+def _left_of(targets, proposals, draft, at, end, left_sums, tokens, valid, FILTERED: tl.constexpr,
+             DRAFT_FILTERED: tl.constexpr, ONE_HOT: tl.constexpr, ROOM: tl.constexpr):  # fmt: skip
     """r(token) behind node `at` when its children before `end` were wrong: p less the q of each in
     turn, normalised by the sums [ROOM] that were left. Where nothing was left, r stays.
+
+    draft: its parents and tokens [T], its first row of targets, and of proposals.
     """
-    r = _probabilities(target, target_facts, target_lasts, target_stride, first_row + at + 1, tokens,
-                       valid, FILTERED)  # fmt: skip
+    parents, drafted, first_row, first_node = draft
+    r = _chance(targets, first_row + at + 1, tokens, valid, FILTERED)
     for child in range(end):
         if tl.load(parents + child) == at:
-            q = _proposed(draft, draft_facts, draft_lasts, draft_stride, first_node + child,
-                          tl.load(drafted + child), tokens, valid, DRAFT_FILTERED,
-                          ONE_HOT)  # fmt: skip
+            q = _chance_drafted(proposals, first_node + child, tl.load(drafted + child), tokens,
+                                valid, DRAFT_FILTERED, ONE_HOT)  # fmt: skip
             left = tl.sum(tl.where(tl.arange(0, ROOM) == child, left_sums, 0.0), 0)
-            r = tl.where(left > 0.0, tl.maximum(r - q, 0.0) / tl.where(left > 0.0, left, 1.0), r)
+            some = left > 0.0
+            r = tl.where(some, tl.maximum(r - q, 0.0) / tl.where(some, left, 1.0), r)
     return r
 
 
@@ -281,29 +292,29 @@ def _reach(mass, tokens, passed, aim, found, possible):
 
 
 @triton.jit
-def _reject(parents, drafted, target, target_facts, target_lasts, draft, draft_facts, draft_lasts,
-            coins, last_coins, path, counts, emitted, target_stride, draft_stride,
+def _reject(parents, drafted, target, target_facts, target_lasts, proposal, proposal_facts,
+            proposal_lasts, coins, last_coins, path, counts, emitted, target_stride, proposal_stride,
             nodes, vocab, FILTERED: tl.constexpr, DRAFT_FILTERED: tl.constexpr,
-            ONE_HOT: tl.constexpr, TILE: tl.constexpr, ROOM: tl.constexpr = 128):  # fmt: skip
+            ONE_HOT: tl.constexpr, TILE: tl.constexpr, ROOM: tl.constexpr):  # fmt: skip
+    """One draft per program."""
     number = tl.program_id(0).to(tl.int64)
     first_row, first_node = number * (nodes + 1), number * nodes
-    parents += first_node
-    drafted += first_node
+    targets = (target, target_facts, target_lasts, target_stride)
+    proposals = (proposal, proposal_facts, proposal_lasts, proposal_stride)
+    draft = (parents + first_node, drafted + first_node, first_row, first_node)
     at = tl.full((), -1, tl.int32)  # ROOT
     taken = tl.full((), 0, tl.int32)
     left_sums = tl.zeros((ROOM,), tl.float32)
     for child in range(nodes):
-        if tl.load(parents + child) == at:
-            token = tl.load(drafted + child)
-            lane = token + tl.zeros((1,), tl.int32)
-            r = _left_of(target, target_facts, target_lasts, draft, draft_facts, draft_lasts, parents,
-                         drafted, target_stride, draft_stride, first_row, first_node, at, child,
-                         left_sums, lane, lane >= 0, FILTERED, DRAFT_FILTERED, ONE_HOT,
-                         ROOM)  # fmt: skip
-            q = _proposed(draft, draft_facts, draft_lasts, draft_stride, first_node + child, token,
-                          lane, lane >= 0, DRAFT_FILTERED, ONE_HOT)  # fmt: skip
+        if tl.load(parents + first_node + child) == at:
+            token = tl.load(drafted + first_node + child)
+            lane = tl.zeros((1,), tl.int32) + token
+            r_token = tl.max(_left_of(targets, proposals, draft, at, child, left_sums, lane, lane >= 0,
+                                      FILTERED, DRAFT_FILTERED, ONE_HOT, ROOM), 0)  # fmt: skip
+            q_token = tl.max(_chance_drafted(proposals, first_node + child, token, lane, lane >= 0,
+                                             DRAFT_FILTERED, ONE_HOT), 0)  # fmt: skip
             coin = tl.load(coins + first_node + child)
-            if tl.sum((coin * q.to(tl.float64) < r.to(tl.float64)).to(tl.int32), 0) > 0:
+            if coin * q_token.to(tl.float64) < r_token.to(tl.float64):
                 tl.store(path + first_node + taken, child)
                 tl.store(emitted + first_row + taken, token)
                 at = child
@@ -312,20 +323,17 @@ def _reject(parents, drafted, target, target_facts, target_lasts, draft, draft_f
                 sums = tl.zeros((TILE,), tl.float32)
                 for first in range(0, vocab, TILE):
                     v = first + tl.arange(0, TILE)
-                    r = _left_of(target, target_facts, target_lasts, draft, draft_facts, draft_lasts,
-                                 parents, drafted, target_stride, draft_stride, first_row, first_node,
-                                 at, child, left_sums, v, v < vocab, FILTERED, DRAFT_FILTERED,
-                                 ONE_HOT, ROOM)  # fmt: skip
-                    q = _proposed(draft, draft_facts, draft_lasts, draft_stride, first_node + child,
-                                  token, v, v < vocab, DRAFT_FILTERED, ONE_HOT)  # fmt: skip
+                    r = _left_of(targets, proposals, draft, at, child, left_sums, v, v < vocab,
+                                 FILTERED, DRAFT_FILTERED, ONE_HOT, ROOM)  # fmt: skip
+                    q = _chance_drafted(proposals, first_node + child, token, v, v < vocab,
+                                        DRAFT_FILTERED, ONE_HOT)  # fmt: skip
                     sums += tl.maximum(r - q, 0.0)
                 left_sums = tl.where(tl.arange(0, ROOM) == child, tl.sum(sums, 0), left_sums)
     total = tl.full((), 0.0, tl.float64)
     for first in range(0, vocab, TILE):
         v = first + tl.arange(0, TILE)
-        r = _left_of(target, target_facts, target_lasts, draft, draft_facts, draft_lasts, parents,
-                     drafted, target_stride, draft_stride, first_row, first_node, at, nodes, left_sums,
-                     v, v < vocab, FILTERED, DRAFT_FILTERED, ONE_HOT, ROOM)  # fmt: skip
+        r = _left_of(targets, proposals, draft, at, nodes, left_sums, v, v < vocab, FILTERED,
+                     DRAFT_FILTERED, ONE_HOT, ROOM)  # fmt: skip
         total += tl.sum(r.to(tl.float64), 0)
     aim = tl.load(last_coins + number) * total
     passed = tl.full((), 0.0, tl.float64)
@@ -333,9 +341,90 @@ def _reject(parents, drafted, target, target_facts, target_lasts, draft, draft_f
     possible = tl.full((), _PAD, tl.int32)
     for first in range(0, vocab, TILE):
         v = first + tl.arange(0, TILE)
-        r = _left_of(target, target_facts, target_lasts, draft, draft_facts, draft_lasts, parents,
-                     drafted, target_stride, draft_stride, first_row, first_node, at, nodes, left_sums,
-                     v, v < vocab, FILTERED, DRAFT_FILTERED, ONE_HOT, ROOM)  # fmt: skip
+        r = _left_of(targets, proposals, draft, at, nodes, left_sums, v, v < vocab, FILTERED,
+                     DRAFT_FILTERED, ONE_HOT, ROOM)  # fmt: skip
+        passed, found, possible = _reach(r, v, passed, aim, found, possible)
+    tl.store(emitted + first_row + taken, tl.where(found < _BEHIND_ALL, found, possible))
+    tl.store(counts + number, taken)
+
+
+@triton.jit
+def _above(targets, proposals, drafted, first_row, first_node, node, count, share, tokens, valid,
+           FILTERED: tl.constexpr, DRAFT_FILTERED: tl.constexpr,
+           ONE_HOT: tl.constexpr):  # fmt: skip
+    """What share · p has above q at a node of a chain of `count`, at tokens [n]; behind its last node
+    p alone.
+    """
+    p = _chance(targets, first_row + node, tokens, valid, FILTERED)
+    if node < count:
+        q = _chance_drafted(proposals, first_node + node, tl.load(drafted + first_node + node),
+                            tokens, valid, DRAFT_FILTERED, ONE_HOT)  # fmt: skip
+        p = tl.maximum(p * share - q, 0.0)
+    return p
+
+
+@triton.jit
+def _verify_block(parents, drafted, target, target_facts, target_lasts, proposal, proposal_facts,
+                  proposal_lasts, coins, last_coins, path, counts, emitted, target_stride,
+                  proposal_stride, nodes, vocab, FILTERED: tl.constexpr,
+                  DRAFT_FILTERED: tl.constexpr, ONE_HOT: tl.constexpr,
+                  TILE: tl.constexpr):  # fmt: skip
+    """One chain per program; all its nodes are looked at."""
+    number = tl.program_id(0).to(tl.int64)
+    first_row, first_node = number * (nodes + 1), number * nodes
+    targets = (target, target_facts, target_lasts, target_stride)
+    proposals = (proposal, proposal_facts, proposal_lasts, proposal_stride)
+    count = tl.full((), 0, tl.int32)
+    for node in range(nodes):
+        count += (tl.load(parents + first_node + node) >= -1).to(tl.int32)
+    share = tl.full((), 1.0, tl.float32)  # of the path's mass that may still be kept
+    taken = tl.full((), 0, tl.int32)
+    kept_share = tl.full((), 1.0, tl.float32)  # behind the right ones
+    for node in range(count):
+        token = tl.load(drafted + first_node + node)
+        lane = tl.zeros((1,), tl.int32) + token
+        p = tl.max(_chance(targets, first_row + node, lane, lane >= 0, FILTERED), 0)
+        q = tl.max(_chance_drafted(proposals, first_node + node, token, lane, lane >= 0,
+                                   DRAFT_FILTERED, ONE_HOT), 0)  # fmt: skip
+        share = tl.minimum(share * p / tl.maximum(q, _TINY), 1.0)
+        chance = share
+        if node + 1 < count:
+            sums = tl.zeros((TILE,), tl.float32)
+            for first in range(0, vocab, TILE):
+                v = first + tl.arange(0, TILE)
+                sums += _above(targets, proposals, drafted, first_row, first_node, node + 1, count,
+                               share, v, v < vocab, FILTERED, DRAFT_FILTERED, ONE_HOT)  # fmt: skip
+            rest = tl.sum(sums, 0)
+            chance = tl.where(rest > 0.0, rest / tl.maximum(rest + 1.0 - share, _TINY), 0.0)
+        tl.store(emitted + first_row + node, token)
+        if tl.load(coins + first_node + node) < chance.to(tl.float64):
+            taken = node + 1
+            kept_share = share
+    for node in range(taken):
+        tl.store(path + first_node + node, node)
+    for node in range(taken, count):
+        tl.store(emitted + first_row + node, _PAD)
+    total = tl.full((), 0.0, tl.float64)
+    for first in range(0, vocab, TILE):
+        v = first + tl.arange(0, TILE)
+        r = _above(targets, proposals, drafted, first_row, first_node, taken, count, kept_share, v,
+                   v < vocab, FILTERED, DRAFT_FILTERED, ONE_HOT)  # fmt: skip
+        total += tl.sum(r.to(tl.float64), 0)
+    # Rounding may leave nothing where p and q are equal: then it is p.
+    if total == 0.0:
+        count = taken
+        for first in range(0, vocab, TILE):
+            v = first + tl.arange(0, TILE)
+            r = _chance(targets, first_row + taken, v, v < vocab, FILTERED)
+            total += tl.sum(r.to(tl.float64), 0)
+    aim = tl.load(last_coins + number) * total
+    passed = tl.full((), 0.0, tl.float64)
+    found = tl.full((), _BEHIND_ALL, tl.int32)
+    possible = tl.full((), _PAD, tl.int32)
+    for first in range(0, vocab, TILE):
+        v = first + tl.arange(0, TILE)
+        r = _above(targets, proposals, drafted, first_row, first_node, taken, count, kept_share, v,
+                   v < vocab, FILTERED, DRAFT_FILTERED, ONE_HOT)  # fmt: skip
         passed, found, possible = _reach(r, v, passed, aim, found, possible)
     tl.store(emitted + first_row + taken, tl.where(found < _BEHIND_ALL, found, possible))
     tl.store(counts + number, taken)
