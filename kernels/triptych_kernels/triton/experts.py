@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triptych_kernels.triton.aot import AotCase
 from triptych_kernels.triton.common import dot
 from triptych_kernels.triton.gates import GATES, Gate, gated
 from triptych_kernels.triton.noise import NO_FUSION
@@ -216,3 +217,50 @@ def _combine(cells, weights, shared, out, scale, k, size, WEIGHTED: tl.constexpr
     if ADD:
         total = tl.load(out + row * size + at, mask=inside, other=0.0) + total * scale
     tl.store(out + row * size + at, total, mask=inside)
+
+
+_TILES = {"ROWS": ROWS, "COLUMNS": COLUMNS, "DEPTH": DEPTH}
+
+AOT_CASES = (
+    AotCase(
+        "experts/gate_up/bf16",
+        _gate_up,
+        {
+            **dict.fromkeys(("x", "weights", "out"), "*bf16"),
+            **dict.fromkeys(("cells", "experts"), "*i32"),
+            **dict.fromkeys(("x_stride", "row_stride", "k", "inner", "size"), "i32"),
+            "expert_stride": "i64",
+        },
+        {**_TILES, "GATE": GATES["silu"]},
+        num_stages=3,
+        aligned=("x", "weights", "x_stride", "expert_stride", "row_stride", "inner", "size"),
+        async_copies=36,
+    ),
+    AotCase(
+        "experts/down/bf16",
+        _down,
+        {
+            **dict.fromkeys(("hidden", "weights", "out"), "*bf16"),
+            **dict.fromkeys(("cells", "experts"), "*i32"),
+            **dict.fromkeys(("row_stride", "size", "inner"), "i32"),
+            "expert_stride": "i64",
+        },
+        _TILES,
+        num_stages=3,
+        aligned=("hidden", "weights", "out", "expert_stride", "row_stride", "inner", "size"),
+        async_copies=24,
+    ),
+    AotCase(
+        "experts/combine/bf16",
+        _combine,
+        {
+            **dict.fromkeys(("weights", "shared", "out"), "*fp32"),
+            **dict.fromkeys(("k", "size"), "i32"),
+            "cells": "*bf16",
+            "scale": "fp32",
+        },
+        {"WEIGHTED": True, "SHARED": True, "ADD": True, "TILE": _COMBINED},
+        aligned=("cells", "shared", "out", "size"),
+        mma=False,
+    ),
+)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triptych_kernels.triton.aot import AotCase
 from triptych_kernels.triton.common import dot
 
 TILE = 128  # keys of a program
@@ -74,3 +75,21 @@ def _index_logits(q, weights, keys, key_scales, starts, ends, logits, width, SCA
     # A NaN stays one, and `select_best` takes it.
     sums = tl.sum(tl.where(products < 0.0, 0.0, products) * weight[None, :], 1)
     tl.store(logits + row * width + column, tl.where(seen, sums, -_INF), mask=column < width)
+
+
+AOT_CASES = tuple(
+    AotCase(
+        f"index_logits/{name}",
+        _index_logits,
+        {
+            **dict.fromkeys(("q", "keys"), of),
+            **dict.fromkeys(("weights", "key_scales", "logits"), "*fp32"),
+            **dict.fromkeys(("starts", "ends"), "*i32"),
+            "width": "i32",
+        },
+        {"SCALED": scaled, "HEADS": 64, "DIM": 128, "TILE": TILE},
+        aligned=("q", "keys", "weights", "logits"),
+        least=least,
+    )
+    for name, of, scaled, least in (("bf16", "*bf16", False, 80), ("fp8", "*fp8e4nv", True, 89))
+)

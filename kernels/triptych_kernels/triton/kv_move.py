@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triptych_kernels.triton.aot import AotCase
+
 
 class HeadMove(NamedTuple):
     """KV head `source_head` of a rank's pool is `target_head` of another rank's."""
@@ -117,3 +119,28 @@ def _move_kv(source, source_blocks, source_heads, target, target_blocks, target_
     to_head = tl.load(target_heads + pair).to(tl.int64) * target_head
     to = target + to_block + to_head + token[:, None] * target_token + at * target_dim
     tl.store(to, moved, mask=(token < TOKENS)[:, None] & (at < DIM))
+
+
+_BLOCK_STRIDES = ("source_block", "target_block")
+_STRIDES = ("source_token", "source_head", "target_token", "target_head")
+
+AOT_CASES = (
+    AotCase(
+        "move_kv/bf16/d128",
+        _move_kv,
+        {
+            **dict.fromkeys(("source", "target"), "*bf16"),
+            **dict.fromkeys(
+                ("source_blocks", "source_heads", "target_blocks", "target_heads"), "*i32"
+            ),
+            **dict.fromkeys((*_BLOCK_STRIDES, *_STRIDES, "source_tokens", "num_tokens"), "i32"),
+        },
+        {
+            **dict.fromkeys(("source_dim", "target_dim"), 1),
+            **dict.fromkeys(("TOKENS", "TOKENS_ROOM"), 16),
+            **dict.fromkeys(("DIM", "DIM_ROOM"), 128),
+        },
+        aligned=("source", "target", *_BLOCK_STRIDES, *_STRIDES),
+        mma=False,
+    ),
+)

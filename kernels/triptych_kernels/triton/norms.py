@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triptych_kernels.triton.aot import AotCase
 from triptych_kernels.triton.rounding import narrow
 
 
@@ -63,3 +64,21 @@ def _add_rms_norm(hidden, delta, weight, out, stride, delta_stride, size, eps, o
     else:
         y = narrow(y, hidden.dtype.element_ty).to(tl.float32) * w
     tl.store(out + row * size + at, narrow(y, out.dtype.element_ty), mask=inside)
+
+
+AOT_CASES = (
+    AotCase(
+        "add_rms_norm/bf16/h4096",
+        _add_rms_norm,
+        {
+            **dict.fromkeys(("hidden", "delta", "out"), "*bf16"),
+            **dict.fromkeys(("stride", "delta_stride", "size"), "i32"),
+            **dict.fromkeys(("eps", "offset"), "fp32"),
+            "weight": "*fp32",
+        },
+        {"ADD": True, "OFFSET": False, "TILE": 4096},
+        num_warps=8,
+        aligned=("hidden", "delta", "out", "weight", "stride", "delta_stride", "size"),
+        mma=False,
+    ),
+)

@@ -294,3 +294,52 @@ def _selected(q, keys, values, tables, sequences, positions, chosen, out, lse, k
         exponents = tl.where(seen[None, :], exponents, -_INF)
         best, total, sums = _step((best, total, sums), exponents, v)
     _store_rows((best, total, sums), out, lse, row, head, kv_heads, group, DIM, ROWS, WIDTH)
+
+
+_HEADS = {"DIM": 128, "ROWS": 16, "WIDTH": 128}
+_BY_STRIDE = {"LENGTH": 32, "STRIDE": 16}
+_ROW = {
+    **dict.fromkeys(("q", "keys"), "*bf16"),
+    **dict.fromkeys(("kv_heads", "group"), "i32"),
+    "positions": "*i32",
+    "lse": "*fp32",
+    "scale": "fp32",
+}
+_POOL = ("key_page", "key_token", "key_head", "value_page", "value_token", "value_head")
+
+AOT_CASES = (
+    AotCase(
+        "nsa/compressed/bf16/d128",
+        _compressed,
+        {**_ROW, "values": "*bf16", "out": "*bf16", "starts": "*i32"},
+        {**_HEADS, **_BY_STRIDE, "TILE": _TILE},
+        num_stages=3,
+        aligned=("q", "keys", "values", "out"),
+        async_copies=32,
+    ),
+    AotCase(
+        "nsa/block_scores/bf16/d128",
+        _block_scores,
+        {**_ROW, "scores": "*fp32", "starts": "*i32", "num_blocks": "i32"},
+        {
+            **_HEADS,
+            **_BY_STRIDE,
+            **{"SELECTED": 64, "INITIAL": 1, "LOCAL": 2, "BLOCKS": _BLOCKS},
+            "SPAN": _span(NsaShape()),
+        },
+        aligned=("q", "keys"),
+    ),
+    AotCase(
+        "nsa/selected/bf16/d128",
+        _selected,
+        {
+            **_ROW,
+            **dict.fromkeys(("values", "out"), "*bf16"),
+            **dict.fromkeys(("tables", "sequences", "chosen"), "*i32"),
+            **dict.fromkeys((*_POOL, "table_stride", "count"), "i32"),
+        },
+        {**_HEADS, "key_dim": 1, "value_dim": 1, "PAGE": 16, "TOKENS": 64},
+        num_stages=3,
+        aligned=("q", "keys", "values", "out", *_POOL),
+    ),
+)

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triptych_kernels.quant import Affine
+from triptych_kernels.triton.aot import AotCase
 from triptych_kernels.triton.common import dot
 from triptych_kernels.triton.rounding import narrow
 
@@ -203,3 +204,43 @@ def _linear_fp8(x, x_scale, q, scale, bias, out, scale_stride, rows, columns, de
     to = out + row[:, None].to(tl.int64) * columns + column[None, :]
     stored = (column[None, :] < columns) & (row[:, None] < rows)
     tl.store(to, narrow(sums, out.dtype.element_ty), mask=stored)
+
+
+_TILES = {"ROWS": ROWS, "BIAS": False}
+
+AOT_CASES = (
+    *(
+        AotCase(
+            f"linear/int{bits}/bf16",
+            _linear_affine,
+            {
+                **dict.fromkeys(("scale", "low"), "*fp16"),
+                **dict.fromkeys(("x", "out"), "*bf16"),
+                **dict.fromkeys(("x_stride", "q_stride", "group_stride"), "i32"),
+                **dict.fromkeys(("rows", "columns", "depth"), "i32"),
+                "q": "*u8",
+                "bias": "*fp32",
+            },
+            {**_TILES, "BITS": bits, "GROUP": 64, "COLUMNS": COLUMNS, "HALF": HALF},
+            num_stages=3,
+            aligned=("q", "x", "out", "x_stride", "q_stride", "columns", "depth"),
+            async_copies=15,
+        )
+        for bits in (4, 8)
+    ),
+    AotCase(
+        "linear/fp8/bf16",
+        _linear_fp8,
+        {
+            **dict.fromkeys(("x", "q"), "*fp8e4nv"),
+            **dict.fromkeys(("x_scale", "scale", "bias"), "*fp32"),
+            **dict.fromkeys(("scale_stride", "rows", "columns", "depth"), "i32"),
+            "out": "*bf16",
+        },
+        {**_TILES, "COLUMNS": FP8_COLUMNS, "DEPTH": FP8_DEPTH},
+        num_stages=3,
+        aligned=("x", "q", "out", "columns", "depth"),
+        async_copies=36,
+        least=89,
+    ),
+)

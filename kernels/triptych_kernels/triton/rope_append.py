@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triptych_kernels.triton.aot import AotCase
 from triptych_kernels.triton.noise import NO_FUSION
 from triptych_kernels.triton.rounding import narrow
 
@@ -174,3 +175,39 @@ def _update_bounds(keys, blocks, filled, bounds, key_block, key_token, key_head,
     dtype = bounds.dtype.element_ty
     tl.store(to, narrow(tl.where(broken, _NAN, low), dtype), mask=at < DIM)
     tl.store(to + DIM, narrow(tl.where(broken, _NAN, high), dtype), mask=at < DIM)
+
+
+_PLACES = ("key_block", "key_token", "key_head", "value_block", "value_token", "value_head")
+
+AOT_CASES = (
+    AotCase(
+        "rope_append/bf16/d128",
+        _rope_append,
+        {
+            **dict.fromkeys(("qkv", "queries", "keys", "values"), "*bf16"),
+            **dict.fromkeys(("cos", "sin", "query_weight", "key_weight"), "*fp32"),
+            **dict.fromkeys((*_PLACES, "stride"), "i32"),
+            **dict.fromkeys(("block_tokens", "num_heads", "kv_heads", "half"), "i32"),
+            "slots": "*i64",
+            "eps": "fp32",
+        },
+        {"key_dim": 1, "value_dim": 1, "DIM": 128, "TILE": 128, "NORMED": True},
+        num_warps=1,
+        aligned=("qkv", "cos", "sin", "queries", "keys", "values", "stride", "half", *_PLACES),
+        mma=False,
+        fp_fusion=False,
+    ),
+    AotCase(
+        "page_bounds/bf16/d128",
+        _update_bounds,
+        {
+            **dict.fromkeys(("keys", "bounds"), "*bf16"),
+            **dict.fromkeys(("blocks", "filled"), "*i32"),
+            **dict.fromkeys(("key_block", "key_token", "key_head", "kv_heads"), "i32"),
+        },
+        {"key_dim": 1, "DIM": 128, "TOKENS": 16, "TILE": 128},
+        num_warps=1,
+        aligned=("keys", "bounds", "key_block", "key_token", "key_head"),
+        mma=False,
+    ),
+)

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triptych_kernels.sampling import GREEDY_BELOW, Draw, inverse_temperature, min_p_log
+from triptych_kernels.triton.aot import AotCase
 from triptych_kernels.triton.keys import (
     DIGIT_BITS,
     crossing_digit,
@@ -323,3 +324,39 @@ def _meet_slices(scores, tokens, winners, slices, ROOM: tl.constexpr):
     wins = (score == best) & (token != _NO_TOKEN)
     winner = tl.min(tl.where(wins, token, _LAST_ID), 0)
     tl.store(winners + row, tl.where(best > _LOWEST, winner, _NO_TOKEN))
+
+
+_ROW = {"logits": "*fp32", "scales": "*fp32", "lasts": "*i64", "floors": "*fp32", "stride": "i32"}
+
+AOT_CASES = (
+    *(
+        AotCase(
+            f"draw_tokens/fp32/{name}",
+            _draw_slices,
+            {**_ROW, "seeds": "*i64", "positions": "*i64", "scores": "*fp32", "tokens": "*i32",
+             "vocab": "i32"},
+            {"FILTERED": filtered, "SLICE": SLICE, "TILE": TILE},
+            aligned=("logits", "stride"),
+            mma=False,
+            fp_fusion=False,
+        )
+        for name, filtered in (("all", False), ("filtered", True))
+    ),
+    AotCase(
+        "draw_tokens/meet",
+        _meet_slices,
+        {"scores": "*fp32", "tokens": "*i32", "winners": "*i32", "slices": "i32"},
+        {"ROOM": 16},
+        mma=False,
+    ),
+    AotCase(
+        "filter_rows/fp32",
+        _filter_rows,
+        {**_ROW, "top_k": "*i32", "top_p": "*fp64", "min_p_log": "*fp32", "vocab": "i32"},
+        {"TILE": TILE},
+        num_warps=8,
+        aligned=("logits", "stride"),
+        mma=False,
+        fp_fusion=False,
+    ),
+)  # fmt: skip

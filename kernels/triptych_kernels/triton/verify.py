@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triptych_kernels.triton.aot import AotCase
 from triptych_kernels.triton.noise import NO_FUSION
 from triptych_kernels.triton.sampling import (
     TILE,
@@ -428,3 +429,58 @@ def _verify_block(parents, drafted, target, target_facts, target_lasts, proposal
         passed, found, possible = _reach(r, v, passed, aim, found, possible)
     tl.store(emitted + first_row + taken, tl.where(found < _BEHIND_ALL, found, possible))
     tl.store(counts + number, taken)
+
+
+_ROUND = {
+    **dict.fromkeys(("parents", "drafted", "path", "counts", "emitted"), "*i32"),
+    **dict.fromkeys(("target", "target_facts", "proposal", "proposal_facts"), "*fp32"),
+    **dict.fromkeys(("target_lasts", "proposal_lasts"), "*i64"),
+    **dict.fromkeys(("coins", "last_coins"), "*fp64"),
+    **dict.fromkeys(("target_stride", "proposal_stride", "nodes", "vocab"), "i32"),
+}
+_WIDE = {
+    "num_warps": 8,
+    "aligned": ("target", "proposal", "target_stride", "proposal_stride"),
+    "mma": False,
+    "fp_fusion": False,
+}
+_FLAGS = {"FILTERED": True, "DRAFT_FILTERED": False, "TILE": TILE}
+
+AOT_CASES = (
+    AotCase(
+        "verify/equality",
+        _walk_equal,
+        {
+            **dict.fromkeys(("parents", "tokens", "drawn", "path", "counts", "emitted"), "*i32"),
+            **dict.fromkeys(("count", "nodes"), "i32"),
+        },
+        {"LANES": _LANES},
+        mma=False,
+    ),
+    AotCase(
+        "verify/laws/fp32",
+        _sum_laws,
+        {
+            **dict.fromkeys(("logits", "scales", "floors", "facts"), "*fp32"),
+            **dict.fromkeys(("stride", "vocab"), "i32"),
+            "lasts": "*i64",
+        },
+        {"FILTERED": True, "TILE": TILE},
+        num_warps=8,
+        aligned=("logits", "stride"),
+        mma=False,
+        fp_fusion=False,
+    ),
+    *(
+        AotCase(
+            f"verify/rejection/fp32/{name}",
+            _reject,
+            _ROUND,
+            {**_FLAGS, "ONE_HOT": one_hot, "ROOM": 64},
+            spill_reason="scalars of the walk, which loops over the vocabulary do not touch",
+            **_WIDE,
+        )
+        for name, one_hot in (("one_hot", True), ("laws", False))
+    ),
+    AotCase("verify/block/fp32", _verify_block, _ROUND, {**_FLAGS, "ONE_HOT": False}, **_WIDE),
+)

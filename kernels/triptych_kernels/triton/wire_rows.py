@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triptych_kernels.triton.aot import AotCase
 from triptych_kernels.triton.noise import NO_FUSION
 from triptych_kernels.triton.rounding import from_e4m3, narrow, round_whole, to_e4m3
 from triptych_kernels.wire_rows import FP8_BLOCK, RowType, empty_rows
@@ -96,3 +97,29 @@ def _unpack(packed, scales, out, size, KIND: tl.constexpr, TILE: tl.constexpr):
     else:
         values = stored.to(tl.float32)
     tl.store(out + number * size + at, narrow(values, out.dtype.element_ty), mask=at < size)
+
+
+_MOVED = {"packed": "*u8", "scales": "*fp32", "size": "i32"}
+
+AOT_CASES = (
+    *(
+        AotCase(
+            f"wire_rows/pack/{name}",
+            _pack,
+            {**_MOVED, "packed": packed, "x": "*bf16", "rows": "*i32", "stride": "i32"},
+            {"KIND": kind, "TILE": tile},
+            aligned=("x", "packed", "stride", "size"),
+            mma=False,
+            fp_fusion=False,
+        )
+        for name, packed, kind, tile in (("fp8", "*u8", 3, FP8_BLOCK), ("int8", "*i8", 2, 8192))
+    ),
+    AotCase(
+        "wire_rows/unpack/fp8",
+        _unpack,
+        {**_MOVED, "out": "*bf16"},
+        {"KIND": 3, "TILE": FP8_BLOCK},
+        aligned=("packed", "out", "size"),
+        mma=False,
+    ),
+)

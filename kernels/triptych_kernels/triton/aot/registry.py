@@ -6,7 +6,19 @@ from importlib import import_module
 
 from triptych_kernels.triton.aot.case import AotCase
 
-OP_MODULES: tuple[str, ...] = ()
+OP_MODULES: tuple[str, ...] = (
+    "experts",
+    "indexer",
+    "kv_move",
+    "norms",
+    "nsa",
+    "packed_linear",
+    "rope_append",
+    "sampling",
+    "top_k",
+    "verify",
+    "wire_rows",
+)
 
 
 def all_cases() -> tuple[AotCase, ...]:
