@@ -9,10 +9,10 @@ them are compiled with `enable_fp_fusion=False` (`NO_FUSION`).
 
 from __future__ import annotations
 
-import math
-
 import triton
 import triton.language as tl
+
+from triptych_kernels.triton.common import LOG2E
 
 NO_FUSION = {"enable_fp_fusion": False}  # for every launch of a kernel that promises bits
 
@@ -28,7 +28,6 @@ _BITS = tl.constexpr(1 << 24)
 # Wider than all roundings between the bound of a score and the score.
 _MARGIN = tl.constexpr(2.0**-10)
 _MARGIN_OF_BEST = tl.constexpr(2.0**-20)
-_FARTHEST = tl.constexpr(-math.inf)
 
 
 @triton.jit
@@ -81,8 +80,9 @@ def noise_of_bits(bits):
 def may_beat(scores, bits, best):
     """Tokens [n] whose score with noise may reach `best`; few of those that cannot.
 
-    From −log u ≥ 1 − u follows noise ≤ −log(1 − u): one rough float32 log instead of two exact ones.
+    From −log u ≥ 1 − u follows noise ≤ −log(1 − u), so a token below `best` by d must have
+    1 − u ≤ e^−d: one rough exponential instead of two logs.
     """
     complement = (-bits + _BITS).to(tl.float32) * _STEP - _HALF_STEP
     low = best - (tl.abs(best) * _MARGIN_OF_BEST + _MARGIN)
-    return (scores > _FARTHEST) & (scores - tl.log(complement) >= low)
+    return tl.exp2((scores - low) * LOG2E) >= complement
