@@ -13,6 +13,10 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 # if they were integers (triton-lang/triton#11584). So operands are widened there, and only there.
 UPCAST = tl.constexpr(INTERPRETED)
 
+# For every launch: products and sums stay apart, so that two variants of a kernel do not differ in
+# bits where they compute the same.
+NO_FUSION = {"enable_fp_fusion": False}
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
 

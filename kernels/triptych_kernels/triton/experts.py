@@ -16,9 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from triptych_kernels.triton.aot import AotCase
-from triptych_kernels.triton.common import dot
+from triptych_kernels.triton.common import NO_FUSION, dot
 from triptych_kernels.triton.gates import GATES, Gate, gated
-from triptych_kernels.triton.noise import NO_FUSION
 from triptych_kernels.triton.rounding import narrow
 
 ROWS = 64  # of a tile; part of the numerics contract, like the other two
@@ -93,6 +92,7 @@ def run_experts(
         DEPTH=DEPTH,
         num_warps=4,
         num_stages=3,
+        **NO_FUSION,
     )
     answers = torch.empty(num_cells, size, dtype=out_dtype or x.dtype, device=x.device)
     _down[(tiles, triton.cdiv(size, COLUMNS))](
@@ -110,6 +110,7 @@ def run_experts(
         DEPTH=DEPTH,
         num_warps=4,
         num_stages=3,
+        **NO_FUSION,
     )
     return answers
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triptych_kernels.triton.aot import AotCase
-from triptych_kernels.triton.common import dot
+from triptych_kernels.triton.common import NO_FUSION, dot
 
 TILE = 128  # keys of a program
 
@@ -53,6 +53,7 @@ def index_logits(
         HEADS=heads,
         DIM=dim,
         TILE=TILE,
+        **NO_FUSION,
     )
     return logits
 

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triptych_kernels.triton.aot import AotCase
+from triptych_kernels.triton.common import NO_FUSION
 
 
 class HeadMove(NamedTuple):
@@ -96,6 +97,7 @@ def move_kv(
         DIM=dim,
         TOKENS_ROOM=triton.next_power_of_2(tokens),
         DIM_ROOM=triton.next_power_of_2(dim),
+        **NO_FUSION,
     )
 
 

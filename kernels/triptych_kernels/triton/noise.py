@@ -3,8 +3,8 @@ to the bit.
 
 The hash is 64-bit integer arithmetic. The two logs are sums, products and quotients of float64, each
 rounded once as IEEE 754 wants it, so there is no last bit to argue about: no libm, no approximate
-instruction. What could break it is a compiler that fuses a product with a sum; kernels with noise in
-them are compiled with `enable_fp_fusion=False` (`NO_FUSION`).
+instruction. What could break it is a compiler that fuses a product with a sum; that is what NO_FUSION
+is for, and cases that are `exact` are checked for it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import triton
 import triton.language as tl
 
 from triptych_kernels.triton.common import LOG2E
-
-NO_FUSION = {"enable_fp_fusion": False}  # for every launch of a kernel that promises bits
 
 _GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
 _MIX_FIRST = tl.constexpr(0xBF58476D1CE4E5B9)

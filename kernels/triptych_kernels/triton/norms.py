@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triptych_kernels.triton.aot import AotCase
+from triptych_kernels.triton.common import NO_FUSION
 from triptych_kernels.triton.rounding import narrow
 
 
@@ -40,6 +41,7 @@ def add_rms_norm(
         OFFSET=weight_offset != 0.0,
         TILE=triton.next_power_of_2(size),
         num_warps=8,
+        **NO_FUSION,
     )
     return out
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from triptych_kernels.reference_sparse import NsaShape
 from triptych_kernels.triton.aot import AotCase
-from triptych_kernels.triton.common import LOG2E, dot
+from triptych_kernels.triton.common import LOG2E, NO_FUSION, dot
 from triptych_kernels.triton.rounding import narrow
 
 _TILE = 64  # compressed blocks of a step
@@ -57,6 +57,7 @@ def compressed_attention(
         DIM=dim,
         TILE=_TILE,
         **_room(heads // kv_heads, dim),
+        **NO_FUSION,
     )
     return out, lse
 
@@ -95,6 +96,7 @@ def block_scores(
         BLOCKS=_BLOCKS,
         SPAN=_span(shape),
         **_room(heads // kv_heads, dim),
+        **NO_FUSION,
     )
     return scores
 
@@ -139,6 +141,7 @@ def selected_attention(
         DIM=dim,
         **_room(heads // kv_heads, dim),
         num_stages=3,
+        **NO_FUSION,
     )
     return out, lse
 

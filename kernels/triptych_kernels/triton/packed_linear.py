@@ -21,7 +21,7 @@ from torch import Tensor
 
 from triptych_kernels.quant import Affine
 from triptych_kernels.triton.aot import AotCase
-from triptych_kernels.triton.common import dot
+from triptych_kernels.triton.common import NO_FUSION, dot
 from triptych_kernels.triton.rounding import narrow
 
 ROWS = 64
@@ -102,6 +102,7 @@ def linear_affine(
         HALF=HALF,
         num_warps=4,
         num_stages=3,
+        **NO_FUSION,
     )
     return out
 
@@ -134,6 +135,7 @@ def linear_fp8(
         DEPTH=FP8_DEPTH,
         num_warps=4,
         num_stages=3,
+        **NO_FUSION,
     )
     return out
 

@@ -1,5 +1,5 @@
 """What happens between the QKV projection and attention, in one pass: norms of single heads, rotation,
-and keys and values into their slots of the paged pool. And the bounds of pages, for Quest.
+and keys and values into their slots of the paged pool.
 
 A pool is given as views [blocks, block tokens, KV heads, D] of any strides: the layouts of
 triptych/kv/layout.py, whose values lie transposed, are such views.
@@ -15,11 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from triptych_kernels.triton.aot import AotCase
-from triptych_kernels.triton.noise import NO_FUSION
+from triptych_kernels.triton.common import NO_FUSION
 from triptych_kernels.triton.rounding import narrow
 
 _LARGEST_BF16 = tl.constexpr(float.fromhex("0x1.fep127"))
-_INF = tl.constexpr(float("inf"))
 _NAN = tl.constexpr(float("nan"))
 
 
@@ -83,29 +82,6 @@ def rope_append(
     return queries
 
 
-def update_bounds(keys: Tensor, blocks: Tensor, filled: Tensor, bounds: Tensor) -> None:
-    """bounds[block] = the least and the greatest number of each column of its keys, for Quest (arXiv
-    2406.10774). Made anew from what the block holds: nothing to undo after a rollback.
-
-    keys [blocks, block tokens, KV heads, D]; blocks int32 [n] without repetition; filled int32 [n],
-    how many of its slots; bounds [blocks, KV heads, 2, D], contiguous, of the type of keys. NaN where
-    a key is.
-    """
-    block_tokens, kv_heads, dim = keys.shape[1:]
-    _update_bounds[(len(blocks), kv_heads)](
-        keys,
-        blocks,
-        filled,
-        bounds,
-        *keys.stride(),
-        kv_heads,
-        DIM=dim,
-        TOKENS=triton.next_power_of_2(block_tokens),
-        TILE=triton.next_power_of_2(dim),
-        num_warps=1,
-    )
-
-
 @triton.jit
 def _head(x, weight, cos, sin, half, eps, DIM: tl.constexpr, TILE: tl.constexpr,
           NORMED: tl.constexpr):  # fmt: skip
@@ -158,25 +134,6 @@ def _rope_append(qkv, cos, sin, slots, query_weight, key_weight, queries, keys, 
         tl.store(to_value + at * value_dim, narrow(value, values.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def _update_bounds(keys, blocks, filled, bounds, key_block, key_token, key_head, key_dim, kv_heads,
-                   DIM: tl.constexpr, TOKENS: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
-    number, head = tl.program_id(0), tl.program_id(1)
-    block = tl.load(blocks + number).to(tl.int64)
-    token = tl.arange(0, TOKENS)[:, None]
-    at = tl.arange(0, TILE)
-    inside = (token < tl.load(filled + number)) & (at[None, :] < DIM)
-    from_keys = keys + block * key_block + head * key_head + token * key_token + at[None, :] * key_dim
-    key = tl.load(from_keys, mask=inside, other=0.0).to(tl.float32)
-    low = tl.min(tl.where(inside, key, _INF), 0)
-    high = tl.max(tl.where(inside, key, -_INF), 0)
-    broken = tl.max((key != key).to(tl.int32), 0) > 0  # min and max leave NaN out
-    to = bounds + (block * kv_heads + head) * 2 * DIM + at
-    dtype = bounds.dtype.element_ty
-    tl.store(to, narrow(tl.where(broken, _NAN, low), dtype), mask=at < DIM)
-    tl.store(to + DIM, narrow(tl.where(broken, _NAN, high), dtype), mask=at < DIM)
-
-
 _PLACES = ("key_block", "key_token", "key_head", "value_block", "value_token", "value_head")
 
 AOT_CASES = (
@@ -195,19 +152,6 @@ AOT_CASES = (
         num_warps=1,
         aligned=("qkv", "cos", "sin", "queries", "keys", "values", "stride", "half", *_PLACES),
         mma=False,
-        fp_fusion=False,
-    ),
-    AotCase(
-        "page_bounds/bf16/d128",
-        _update_bounds,
-        {
-            **dict.fromkeys(("keys", "bounds"), "*bf16"),
-            **dict.fromkeys(("blocks", "filled"), "*i32"),
-            **dict.fromkeys(("key_block", "key_token", "key_head", "kv_heads"), "i32"),
-        },
-        {"key_dim": 1, "DIM": 128, "TOKENS": 16, "TILE": 128},
-        num_warps=1,
-        aligned=("keys", "bounds", "key_block", "key_token", "key_head"),
-        mma=False,
+        exact=True,
     ),
 )

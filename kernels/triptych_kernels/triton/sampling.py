@@ -27,8 +27,8 @@ from triptych_kernels.triton.keys import (
     token_key,
     value_of_key,
 )
+from triptych_kernels.triton.common import NO_FUSION
 from triptych_kernels.triton.noise import (
-    NO_FUSION,
     may_beat,
     noise_bits,
     noise_key,
@@ -130,7 +130,7 @@ def draw_rows(rows: Rows) -> Tensor:
     )
     winners = rows.logits.new_empty(num_rows, dtype=torch.int32)
     _meet_slices[(num_rows,)](
-        scores, tokens, winners, slices, ROOM=triton.next_power_of_2(slices)
+        scores, tokens, winners, slices, ROOM=triton.next_power_of_2(slices), **NO_FUSION
     )
     return winners
 
@@ -338,7 +338,7 @@ AOT_CASES = (
             {"FILTERED": filtered, "SLICE": SLICE, "TILE": TILE},
             aligned=("logits", "stride"),
             mma=False,
-            fp_fusion=False,
+            exact=True,
         )
         for name, filtered in (("all", False), ("filtered", True))
     ),
@@ -357,6 +357,6 @@ AOT_CASES = (
         num_warps=8,
         aligned=("logits", "stride"),
         mma=False,
-        fp_fusion=False,
+        exact=True,
     ),
 )  # fmt: skip

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triptych_kernels.triton.aot import AotCase
+from triptych_kernels.triton.common import NO_FUSION
 from triptych_kernels.triton.keys import DIGIT_BITS, crossing_digit, digit_sums, order_key
 
 TILE = 1024
@@ -22,7 +23,7 @@ def select_best(scores: Tensor, k: int) -> Tensor:
     size = scores.shape[-1]
     flat = scores.reshape(-1, size)
     places = torch.full((len(flat), k), -1, dtype=torch.int32, device=scores.device)
-    _select[(len(flat),)](flat, places, flat.stride(0), size, k, TILE=TILE, num_warps=8)
+    _select[(len(flat),)](flat, places, flat.stride(0), size, k, TILE=TILE, num_warps=8, **NO_FUSION)
     return places.view(*scores.shape[:-1], k)
 
 

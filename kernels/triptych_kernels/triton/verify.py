@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triptych_kernels.triton.aot import AotCase
-from triptych_kernels.triton.noise import NO_FUSION
+from triptych_kernels.triton.common import NO_FUSION
 from triptych_kernels.triton.sampling import (
     TILE,
     Rows,
@@ -102,7 +102,7 @@ def equality(drafts: Drafts, drawn: Tensor) -> Verdict:
         count,
         nodes,
         LANES=_LANES,
-        num_warps=4,
+        **NO_FUSION,
     )
     return verdict
 
@@ -442,7 +442,6 @@ _WIDE = {
     "num_warps": 8,
     "aligned": ("target", "proposal", "target_stride", "proposal_stride"),
     "mma": False,
-    "fp_fusion": False,
 }
 _FLAGS = {"FILTERED": True, "DRAFT_FILTERED": False, "TILE": TILE}
 
@@ -469,7 +468,6 @@ AOT_CASES = (
         num_warps=8,
         aligned=("logits", "stride"),
         mma=False,
-        fp_fusion=False,
     ),
     *(
         AotCase(

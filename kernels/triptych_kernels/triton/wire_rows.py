@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triptych_kernels.triton.aot import AotCase
-from triptych_kernels.triton.noise import NO_FUSION
+from triptych_kernels.triton.common import NO_FUSION
 from triptych_kernels.triton.rounding import from_e4m3, narrow, round_whole, to_e4m3
 from triptych_kernels.wire_rows import FP8_BLOCK, RowType, empty_rows
 
@@ -55,6 +55,7 @@ def unpack_rows(packed: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Te
         size,
         KIND=kind,
         TILE=tile,
+        **NO_FUSION,
     )
     return out
 
@@ -110,7 +111,7 @@ AOT_CASES = (
             {"KIND": kind, "TILE": tile},
             aligned=("x", "packed", "stride", "size"),
             mma=False,
-            fp_fusion=False,
+            exact=True,
         )
         for name, packed, kind, tile in (("fp8", "*u8", 3, FP8_BLOCK), ("int8", "*i8", 2, 8192))
     ),

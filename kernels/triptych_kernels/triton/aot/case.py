@@ -20,5 +20,5 @@ class AotCase:
     mma: bool = True  # tensor-core instructions expected
     async_copies: int = 0  # LDGSTS/UTMALDG expected at least (sm_80+)
     spill_reason: str = ""  # why spills, if any, are acceptable
-    fp_fusion: bool = True  # False: no product may be fused with a sum, and none is found to be
+    exact: bool = False  # bits are promised: no product is fused with a sum, not even on purpose
     least: int = 80  # compute capability that the kernel needs

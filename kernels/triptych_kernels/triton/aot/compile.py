@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from triptych_kernels.triton.aot.case import AotCase
+from triptych_kernels.triton.common import NO_FUSION
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,9 @@ def measure(case: AotCase, arch: Architecture) -> Measured:
     kernel = triton.compile(
         _source(case),
         target=GPUTarget("cuda", arch.capability, 32),
-        options={
-            "num_warps": case.num_warps,
-            "num_stages": case.num_stages,
-            "enable_fp_fusion": case.fp_fusion,
-        },
+        options={"num_warps": case.num_warps, "num_stages": case.num_stages, **NO_FUSION},
     )
-    fused = [] if case.fp_fusion else _FUSED.findall(kernel.asm["ptx"])
+    fused = _FUSED.findall(kernel.asm["ptx"]) if case.exact else []
     assert not fused, f"{case.name}: {len(fused)} products are fused with sums"
     usage, sass = _disassemble(kernel.asm["cubin"])
     shared = int(kernel.metadata.shared)

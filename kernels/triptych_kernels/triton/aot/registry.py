@@ -7,17 +7,9 @@ from importlib import import_module
 from triptych_kernels.triton.aot.case import AotCase
 
 OP_MODULES: tuple[str, ...] = (
-    "experts",
-    "indexer",
-    "kv_move",
-    "norms",
-    "nsa",
-    "packed_linear",
-    "rope_append",
-    "sampling",
-    "top_k",
-    "verify",
-    "wire_rows",
+    *("prefill", "decode", "column_scores", "pages", "states"),
+    *("sampling", "verify", "experts", "wire_rows", "packed_linear", "norms", "rope_append"),
+    *("kv_move", "nsa", "indexer", "top_k"),
 )
 
 
