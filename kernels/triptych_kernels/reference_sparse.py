@@ -45,8 +45,8 @@ def compressed_attention(
 ) -> tuple[Tensor, Tensor]:
     """q [T, Hq, D] over compressed keys, values [C, Hkv, D]: → [T, Hq, D] and lse float32 [T, Hq].
 
-    starts int [T]: where in them the sequence of a row begins; positions int [T]. A row that sees no
-    block gets zeros, and −∞.
+    starts int [T]: where in them the sequence of a row begins; positions int [T]. A row that sees
+    no block gets zeros, and −∞.
     """
     out = torch.zeros_like(q)
     lse = q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
@@ -70,9 +70,9 @@ def block_scores(
 ) -> Tensor:
     """How much attention each selectable block gets: float32 [T, Hkv, num_blocks].
 
-    A compressed block gives its probability, summed over the query heads of a KV head, to the blocks
-    that it covers, once for each stride of tokens that it has in them. +∞: always chosen; −∞: behind
-    the query. lse: of `compressed_attention`.
+    A compressed block gives its probability, summed over the query heads of a KV head, to the
+    blocks that it covers, once for each stride of tokens that it has in them. +∞: always chosen;
+    −∞: behind the query. lse: of `compressed_attention`.
     """
     rows, kv_heads = len(q), keys.shape[1]
     scores = q.new_full((rows, kv_heads, num_blocks), -torch.inf, dtype=torch.float32)
@@ -116,9 +116,9 @@ def selected_attention(
 ) -> tuple[Tensor, Tensor]:
     """q [T, Hq, D] over chosen blocks of paged KV → [T, Hq, D] and lse float32 [T, Hq].
 
-    keys, values [pages, page tokens, Hkv, D]; tables int32 [B, P] of pages; sequences int32 [T], whose
-    table is a row's; chosen int32 [T, Hkv, S], blocks of `block_tokens` positions, −1: none. A row sees
-    nothing behind its position.
+    keys, values [pages, page tokens, Hkv, D]; tables int32 [B, P] of pages; sequences int32 [T],
+    whose table is a row's; chosen int32 [T, Hkv, S], blocks of `block_tokens` positions, −1: none.
+    A row sees nothing behind its position.
     """
     out = torch.zeros_like(q)
     lse = q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
@@ -142,8 +142,8 @@ def index_logits(
 ) -> Tensor:
     """DSA's indexer: Σ_j weights[t, j] · ReLU(q[t, j] · keys[s]), float32 [T, width].
 
-    q [T, J, D]; weights float32 [T, J]; keys [N, D], of which row t sees [starts[t], ends[t]): column
-    s is key starts[t] + s, −∞ where there is none.
+    q [T, J, D]; weights float32 [T, J]; keys [N, D], of which row t sees [starts[t], ends[t]):
+    column s is key starts[t] + s, −∞ where there is none.
     """
     logits = q.new_full((len(q), width), -torch.inf, dtype=torch.float32)
     for t, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
@@ -159,5 +159,3 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tens
     logits = torch.einsum("hd,nhd->hn", q.float(), k) * scale
     lse = logits.logsumexp(-1)
     return torch.einsum("hn,nhd->hd", torch.exp(logits - lse[:, None]), v).to(q.dtype), lse
-
-

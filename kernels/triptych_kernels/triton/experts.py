@@ -1,9 +1,9 @@
-"""Mixtures of experts: rows sorted by expert, one matrix product per tile of an expert's rows, answers
-added up in ascending expert id.
+"""Mixtures of experts: rows sorted by expert, one matrix product per tile of an expert's rows,
+answers added up in ascending expert id.
 
 A tile has a fixed size whatever the batch is, and K is walked in ascending tiles with one float32
-sum per result: so a row's bits depend on that row and its experts alone. 64 rows fill a warp group's
-product on Hopper, and cost no more than fewer where weights are what is waited for.
+sum per result: so a row's bits depend on that row and its experts alone. 64 rows fill a warp
+group's product on Hopper, and cost no more than fewer where weights are what is waited for.
 """
 
 from __future__ import annotations
@@ -119,14 +119,14 @@ def combine(
     cells: Tensor, weights: Tensor | None, shared: Tensor | None = None, scale: float = 1.0,
     into: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Σ_j weights[m, j] · cells[m · k + j], in the order of j, + shared[m] → float32 [M, H]; equal to
-    the bit to `triptych_kernels.combine`.
+    """Σ_j weights[m, j] · cells[m · k + j], in the order of j, + shared[m] → float32 [M, H]; equal
+    to the bit to `triptych_kernels.combine`.
 
     into float32 [M, H]: what is returned; `scale` times the sum is added to what it holds.
     """
     k = 1 if weights is None else weights.shape[1]
     rows, size = cells.shape[0] // k, cells.shape[1]
-    out = torch.empty(rows, size, dtype=torch.float32, device=cells.device) if into is None else into
+    out = cells.new_empty(rows, size, dtype=torch.float32) if into is None else into
     _combine[(rows, triton.cdiv(size, _COMBINED))](
         cells,
         cells if weights is None else weights,

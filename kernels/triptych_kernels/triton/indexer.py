@@ -1,7 +1,7 @@
 """The token indexer of DeepSeek's sparse attention: which tokens of the past a row will read.
 
-The twin is `triptych_kernels.reference_sparse.index_logits`; the choice itself is `select_best`. All
-heads of a row are the narrow side of one product with a tile of keys.
+The twin is `triptych_kernels.reference_sparse.index_logits`; the choice itself is `select_best`.
+All heads of a row are the narrow side of one product with a tile of keys.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def index_logits(
     width: int,
     key_scales: Tensor | None = None,
 ) -> Tensor:
-    """float32 [T, width]. q [T, J, D], J and D powers of two from 16 on; weights float32 [T, J]; keys
-    [N, D], of the type of q; starts, ends int32 [T]. All contiguous.
+    """float32 [T, width]. q [T, J, D], J and D powers of two from 16 on; weights float32 [T, J];
+    keys [N, D], of the type of q; starts, ends int32 [T]. All contiguous.
 
-    key_scales float32 [N] of keys of float8_e4m3fn; those of q belong into the weights (for sm_89 and
-    later).
+    key_scales float32 [N] of keys of float8_e4m3fn; those of q belong into the weights (for sm_89
+    and later).
     """
     rows, heads, dim = q.shape
     assert q.is_contiguous() and keys.is_contiguous() and weights.is_contiguous()

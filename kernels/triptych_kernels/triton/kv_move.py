@@ -1,9 +1,9 @@
 """KV from pool to pool: between layouts, block sizes, and numbers of tensor-parallel ranks.
 
-A pool's keys, or values, are a view [blocks, block tokens, KV heads, D] of any strides, so head-major
-and token-major pools, transposed values and a buffer that is to be sent are all the same here. A
-sequence's positions are copied as they are: whole blocks are written, and behind the last position
-zeros, so that nothing of a former owner is left where a kernel may read it.
+A pool's keys, or values, are a view [blocks, block tokens, KV heads, D] of any strides, so
+head-major and token-major pools, transposed values and a buffer that is to be sent are all the same
+here. A sequence's positions are copied as they are: whole blocks are written, and behind the last
+position zeros, so that nothing of a former owner is left where a kernel may read it.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ def move_kv(
     target_heads: Tensor,
     num_tokens: int,
 ) -> None:
-    """Positions [0, num_tokens) of a sequence; keys and values each need a call, and so do the scales
-    of int8 (as D = 1).
+    """Positions [0, num_tokens) of a sequence; keys and values each need a call, and so do the
+    scales of int8 (as D = 1).
 
-    source, target [blocks, block tokens, KV heads, D], of one type; blocks int32 [n], in the order of
-    the sequence; heads int32 [h], pairwise.
+    source, target [blocks, block tokens, KV heads, D], of one type; blocks int32 [n], in the order
+    of the sequence; heads int32 [h], pairwise.
     """
     assert source.dtype == target.dtype, "KV is moved, not converted"
     assert source.shape[3] == target.shape[3] and len(source_heads) == len(target_heads)

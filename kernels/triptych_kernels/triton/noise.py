@@ -1,10 +1,10 @@
-"""Gumbel noise by counter, on the device: the twin of `triptych_kernels.sampling.token_noise`, equal
-to the bit.
+"""Gumbel noise by counter, on the device: the twin of `triptych_kernels.sampling.token_noise`,
+equal to the bit.
 
-The hash is 64-bit integer arithmetic. The two logs are sums, products and quotients of float64, each
-rounded once as IEEE 754 wants it, so there is no last bit to argue about: no libm, no approximate
-instruction. What could break it is a compiler that fuses a product with a sum; that is what NO_FUSION
-is for, and cases that are `exact` are checked for it.
+The hash is 64-bit integer arithmetic. The two logs are sums, products and quotients of float64,
+each rounded once as IEEE 754 wants it, so there is no last bit to argue about: no libm, no
+approximate instruction. What could break it is a compiler that fuses a product with a sum; that is
+what NO_FUSION is for, and cases that are `exact` are checked for it.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def _add_rms_norm(hidden, delta, weight, out, stride, delta_stride, size, eps, o
         x = stored.to(tl.float32)
     y = x * (1.0 / tl.sqrt_rn(tl.sum(x * x, 0) / size + eps))
     w = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-    if OFFSET:
+    if OFFSET:  # noqa: SIM108
         y = y * (w + offset)
     else:
         y = narrow(y, hidden.dtype.element_ty).to(tl.float32) * w

@@ -1,8 +1,9 @@
 """Native sparse attention: compressed blocks, the scores that they give, and chosen blocks.
 
-The twins are in `triptych_kernels.reference_sparse`. The rows of a product are the query heads of one
-position that share a KV head, since they share its choice of blocks; fewer than 16 are filled up.
-Blocks are walked in ascending order whatever the batch is, one row's bits depend on that row alone.
+The twins are in `triptych_kernels.reference_sparse`. The rows of a product are the query heads of
+one position that share a KV head, since they share its choice of blocks; fewer than 16 are filled
+up. Blocks are walked in ascending order whatever the batch is, one row's bits depend on that row
+alone.
 """
 
 from __future__ import annotations
@@ -268,9 +269,9 @@ def _block_scores(q, keys, lse, starts, positions, scores, scale, kv_heads, grou
 
 @triton.jit
 def _selected(q, keys, values, tables, sequences, positions, chosen, out, lse, key_page, key_token,
-              key_head, key_dim, value_page, value_token, value_head, value_dim, table_stride, scale,
-              kv_heads, group, count, PAGE: tl.constexpr, TOKENS: tl.constexpr, DIM: tl.constexpr,
-              ROWS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+              key_head, key_dim, value_page, value_token, value_head, value_dim, table_stride,
+              scale, kv_heads, group, count, PAGE: tl.constexpr, TOKENS: tl.constexpr,
+              DIM: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     rows = _queries(q, row, head, kv_heads, group, DIM, ROWS, WIDTH)
     position = tl.load(positions + row)
@@ -327,7 +328,10 @@ AOT_CASES = (
         {
             **_HEADS,
             **_BY_STRIDE,
-            **{"SELECTED": 64, "INITIAL": 1, "LOCAL": 2, "BLOCKS": _BLOCKS},
+            "SELECTED": 64,
+            "INITIAL": 1,
+            "LOCAL": 2,
+            "BLOCKS": _BLOCKS,
             "SPAN": _span(NsaShape()),
         },
         aligned=("q", "keys"),

@@ -3,8 +3,8 @@
 * `linear_affine`: an `Affine` (scale · q + low by group), rounded to the type of the rows, as the
   CPU's kernels round it. The product is turned around, weights × rowsᵀ: what was unpacked stays in
   registers, and rows are its narrow side.
-* `linear_fp8`: e4m3 on both sides with scales for blocks of 128 × 128 weights and of 128 numbers of a
-  row (DeepSeek-V3, arXiv 2412.19437, section 3.3). Each block of K is multiplied by its scales in
+* `linear_fp8`: e4m3 on both sides with scales for blocks of 128 × 128 weights and of 128 numbers of
+  a row (DeepSeek-V3, arXiv 2412.19437, section 3.3). Each block of K is multiplied by its scales in
   float32, so tensor cores never add up more than 128 products by themselves.
 
 Tiles have fixed sizes and K is walked in ascending order: a row's bits depend on that row alone.
@@ -35,8 +35,9 @@ _FP8_MAX = 448.0
 
 @dataclass(frozen=True, slots=True)
 class PackedAffine:
-    """An `Affine` [N, K] as the kernel reads it. Of 4 bits a byte holds two weights that lie 32 apart
-    in K, so that both halves of a block come out side by side; K is filled up to whole blocks.
+    """An `Affine` [N, K] as the kernel reads it. Of 4 bits a byte holds two weights that lie 32
+    apart in K, so that both halves of a block come out side by side; K is filled up to whole
+    blocks.
     """
 
     q: Tensor  # uint8 [N, K / 2] or [N, K]
@@ -75,7 +76,10 @@ def quantise_fp8(weight: Tensor) -> Fp8Weight:
 
 
 def linear_affine(
-    x: Tensor, weight: PackedAffine, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+    x: Tensor,
+    weight: PackedAffine,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """x [M, K] of a floating type → [M, N] of it or of `out_dtype`; bias float32 [N]."""
     assert x.shape[1] == weight.in_features and x.stride(1) == 1, "rows of K numbers, contiguous"
@@ -142,7 +146,7 @@ def linear_fp8(
 
 @triton.jit
 def _on_grid(q, scale, low, at, dtype: tl.constexpr):
-    """q [COLUMNS, HALF] of one group → weights of dtype. The product is exact: one rounding more."""
+    """q [COLUMNS, HALF] of one group → weights of dtype: the product is exact."""
     step = tl.load(scale + at)[:, None].to(tl.float32)
     return narrow(q.to(tl.float32) * step + tl.load(low + at)[:, None].to(tl.float32), dtype)
 

@@ -1,5 +1,5 @@
-"""What happens between the QKV projection and attention, in one pass: norms of single heads, rotation,
-and keys and values into their slots of the paged pool.
+"""What happens between the QKV projection and attention, in one pass: norms of single heads,
+rotation, and keys and values into their slots of the paged pool.
 
 A pool is given as views [blocks, block tokens, KV heads, D] of any strides: the layouts of
 triptych/kv/layout.py, whose values lie transposed, are such views.
@@ -44,9 +44,9 @@ def rope_append(
 ) -> Tensor:
     """qkv [M, (Hq + 2·Hkv)·D] → the rotated queries [M, Hq, D]; keys and values go into the pool.
 
-    cos, sin float32 [M, R/2]: the first R numbers of a head are rotated, by halves. slots int64 [M]:
-    block · block_tokens + offset, −1: nowhere. A value that is not finite, even as a bfloat16, is
-    stored as zeros beside a key of NaN, as `put_kv` of the CPU does: rows that see the position
+    cos, sin float32 [M, R/2]: the first R numbers of a head are rotated, by halves. slots int64
+    [M]: block · block_tokens + offset, −1: nowhere. A value that is not finite, even as a bfloat16,
+    is stored as zeros beside a key of NaN, as `put_kv` of the CPU does: rows that see the position
     become NaN by its score, and no others.
     """
     rows = qkv.shape[0]

@@ -1,9 +1,9 @@
 """Drawing tokens on the device: the twin of `triptych_kernels.sampling`, equal to the bit.
 
 A row is cut into slices of fixed size that are searched side by side: a token's score is a function
-of its own logit, and the winner is a maximum in a total order. Filters do not sort. They find, row by
-row, the last token that stays (by logit, of equal ones by id), and every kernel behind them asks each
-token whether it comes before that one. Nothing of the size of the vocabulary is written.
+of its own logit, and the winner is a maximum in a total order. Filters do not sort. They find, row
+by row, the last token that stays (by logit, of equal ones by id), and every kernel behind them asks
+each token whether it comes before that one. Nothing of the size of the vocabulary is written.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from triptych_kernels.sampling import GREEDY_BELOW, Draw, inverse_temperature, min_p_log
 from triptych_kernels.triton.aot import AotCase
+from triptych_kernels.triton.common import NO_FUSION
 from triptych_kernels.triton.keys import (
     DIGIT_BITS,
     crossing_digit,
@@ -27,7 +28,6 @@ from triptych_kernels.triton.keys import (
     token_key,
     value_of_key,
 )
-from triptych_kernels.triton.common import NO_FUSION
 from triptych_kernels.triton.noise import (
     may_beat,
     noise_bits,
@@ -215,8 +215,8 @@ def _amounts(x, tokens, valid, greatest, last, WEIGHED: tl.constexpr):
 @triton.jit
 def _last_of(logits, scale, vocab, greatest, last, wanted, WEIGHED: tl.constexpr,
              TILE: tl.constexpr):  # fmt: skip
-    """The `token_key` at which the amounts, of greatest keys first, reach `wanted`: digit by digit of
-    the logit, then by id among equal ones. As int64.
+    """The `token_key` at which the amounts, of greatest keys first, reach `wanted`: digit by digit
+    of the logit, then by id among equal ones. As int64.
     """
     prefix = tl.full((), 0, tl.uint32)
     for shift in tl.static_range(32 - DIGIT_BITS, -1, -DIGIT_BITS):

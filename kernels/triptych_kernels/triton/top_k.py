@@ -23,7 +23,9 @@ def select_best(scores: Tensor, k: int) -> Tensor:
     size = scores.shape[-1]
     flat = scores.reshape(-1, size)
     places = torch.full((len(flat), k), -1, dtype=torch.int32, device=scores.device)
-    _select[(len(flat),)](flat, places, flat.stride(0), size, k, TILE=TILE, num_warps=8, **NO_FUSION)
+    _select[(len(flat),)](
+        flat, places, flat.stride(0), size, k, TILE=TILE, num_warps=8, **NO_FUSION
+    )
     return places.view(*scores.shape[:-1], k)
 
 

@@ -1,10 +1,10 @@
-"""Which nodes of drafts are right, on the device: the twins of `decode_worker.speculate.verify` and of
-`triptych_kernels.verification`, without a probability tensor.
+"""Which nodes of drafts are right, on the device: the twins of `decode_worker.speculate.verify` and
+of `triptych_kernels.verification`, without a probability tensor.
 
-By equality nothing but drawn tokens is compared. The rules that keep the law read p and q where they
-need them: a row's law is its logits and four numbers, and what a residual needs of the vocabulary is
-summed in one walk over it. Their sums are float32 ones in a fixed order: the same bits for the same
-round on one kind of device, in law the same everywhere.
+By equality nothing but drawn tokens is compared. The rules that keep the law read p and q where
+they need them: a row's law is its logits and four numbers, and what a residual needs of the
+vocabulary is summed in one walk over it. Their sums are float32 ones in a fixed order: the same
+bits for the same round on one kind of device, in law the same everywhere.
 """
 
 from __future__ import annotations
@@ -210,8 +210,8 @@ def _sum_laws(logits, scales, lasts, floors, facts, stride, vocab, FILTERED: tl.
     tl.store(facts + 3, tl.where(total > 0.0, 1.0 / total, 0.0))
 
 
-# In the functions below a law is (logits, facts, last, stride) of `Laws` and the number of a row; of
-# a one-hot one the first four stand for nothing.
+# In the functions below a law is (logits, facts, last, stride) of `Laws` and the number of a row;
+# of a one-hot one the first four stand for nothing.
 
 
 @triton.jit
@@ -294,8 +294,8 @@ def _reach(mass, tokens, passed, aim, found, possible):
 
 @triton.jit
 def _reject(parents, drafted, target, target_facts, target_lasts, proposal, proposal_facts,
-            proposal_lasts, coins, last_coins, path, counts, emitted, target_stride, proposal_stride,
-            nodes, vocab, FILTERED: tl.constexpr, DRAFT_FILTERED: tl.constexpr,
+            proposal_lasts, coins, last_coins, path, counts, emitted, target_stride,
+            proposal_stride, nodes, vocab, FILTERED: tl.constexpr, DRAFT_FILTERED: tl.constexpr,
             ONE_HOT: tl.constexpr, TILE: tl.constexpr, ROOM: tl.constexpr):  # fmt: skip
     """One draft per program."""
     number = tl.program_id(0).to(tl.int64)
@@ -310,8 +310,9 @@ def _reject(parents, drafted, target, target_facts, target_lasts, proposal, prop
         if tl.load(parents + first_node + child) == at:
             token = tl.load(drafted + first_node + child)
             lane = tl.zeros((1,), tl.int32) + token
-            r_token = tl.max(_left_of(targets, proposals, draft, at, child, left_sums, lane, lane >= 0,
-                                      FILTERED, DRAFT_FILTERED, ONE_HOT, ROOM), 0)  # fmt: skip
+            r_token = tl.max(_left_of(targets, proposals, draft, at, child, left_sums, lane,
+                                      lane >= 0, FILTERED, DRAFT_FILTERED, ONE_HOT,
+                                      ROOM), 0)  # fmt: skip
             q_token = tl.max(_chance_drafted(proposals, first_node + child, token, lane, lane >= 0,
                                              DRAFT_FILTERED, ONE_HOT), 0)  # fmt: skip
             coin = tl.load(coins + first_node + child)
@@ -353,8 +354,8 @@ def _reject(parents, drafted, target, target_facts, target_lasts, proposal, prop
 def _above(targets, proposals, drafted, first_row, first_node, node, count, share, tokens, valid,
            FILTERED: tl.constexpr, DRAFT_FILTERED: tl.constexpr,
            ONE_HOT: tl.constexpr):  # fmt: skip
-    """What share · p has above q at a node of a chain of `count`, at tokens [n]; behind its last node
-    p alone.
+    """What share · p has above q at a node of a chain of `count`, at tokens [n]; behind its last
+    node p alone.
     """
     p = _chance(targets, first_row + node, tokens, valid, FILTERED)
     if node < count:

@@ -22,7 +22,8 @@ _TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 
 
 def pack_rows(x: Tensor, rows: Tensor, row_type: RowType) -> tuple[Tensor, Tensor | None]:
-    """Row rows[i] of x [M, H], of any floating type, as row i: [C, H] of `row_type`, and its scales.
+    """Row rows[i] of x [M, H], of any floating type, as row i: [C, H] of `row_type`, and its
+    scales.
 
     rows int32 [C]; −1: zeros.
     """
