@@ -158,7 +158,8 @@ def _room(group: int, dim: int) -> dict[str, int]:
 def _span(shape: NsaShape) -> int:
     """Room for all compressed blocks that reach into _BLOCKS selectable ones."""
     units = _BLOCKS * shape.selected // shape.stride
-    return triton.next_power_of_2(units + shape.length // shape.stride - 1)
+    span: int = triton.next_power_of_2(units + shape.length // shape.stride - 1)
+    return span
 
 
 @triton.jit

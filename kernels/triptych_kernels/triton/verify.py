@@ -439,11 +439,7 @@ _ROUND = {
     **dict.fromkeys(("coins", "last_coins"), "*fp64"),
     **dict.fromkeys(("target_stride", "proposal_stride", "nodes", "vocab"), "i32"),
 }
-_WIDE = {
-    "num_warps": 8,
-    "aligned": ("target", "proposal", "target_stride", "proposal_stride"),
-    "mma": False,
-}
+_STREAMED = ("target", "proposal", "target_stride", "proposal_stride")
 _FLAGS = {"FILTERED": True, "DRAFT_FILTERED": False, "TILE": TILE}
 
 AOT_CASES = (
@@ -476,10 +472,20 @@ AOT_CASES = (
             _reject,
             _ROUND,
             {**_FLAGS, "ONE_HOT": one_hot, "ROOM": 64},
+            num_warps=8,
+            aligned=_STREAMED,
+            mma=False,
             spill_reason="scalars of the walk, which loops over the vocabulary do not touch",
-            **_WIDE,
         )
         for name, one_hot in (("one_hot", True), ("laws", False))
     ),
-    AotCase("verify/block/fp32", _verify_block, _ROUND, {**_FLAGS, "ONE_HOT": False}, **_WIDE),
+    AotCase(
+        "verify/block/fp32",
+        _verify_block,
+        _ROUND,
+        {**_FLAGS, "ONE_HOT": False},
+        num_warps=8,
+        aligned=_STREAMED,
+        mma=False,
+    ),
 )
