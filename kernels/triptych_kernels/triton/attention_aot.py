@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 import torch
@@ -47,10 +47,10 @@ def attention_case(
     stages: int = 0,
     spill_reason: str = "",
     own: Mapping[str, int] = MappingProxyType({}),
-    **flags: bool,
+    on: Collection[str] = (),
 ) -> AotCase:
     """rows: of a tile, 0 where nothing is multiplied. stages: of a pipelined loop, 0 without one.
-    own: other constants of this kernel. flags: features; those that are not named are off.
+    own: other constants of this kernel. on: features; the others are off.
     """
     tiles = tiles_for(_DTYPES[dtype], dim)
     known: dict[str, object] = {
@@ -60,11 +60,10 @@ def attention_case(
         "PAGE": 16,
         "TILE": tiles.tokens,
         "SPLIT": SPLIT_TOKENS,
-        **dict.fromkeys(_FLAGS, False),
+        **{flag: flag in on for flag in _FLAGS},
         "ROWS": rows,
         "STAGES": stages,
         **own,
-        **flags,
     }
     for flag, names in _OPTIONAL.items():
         if not known[flag]:
@@ -75,8 +74,8 @@ def attention_case(
     aligned = [name for name, of in signature.items() if of[0] == "*" or _is_stride(name)]
     size = _DTYPES[dtype].itemsize
     copies = max(1, tiles.tokens * tiles.width * size // (warps * 32 * 16))  # of a tile, per thread
-    at_once = 1 if kernel.__name__ == "split_kernel" and flags.get("SKIP") else 2
-    told = "".join(f"+{flag.lower()}" for flag, on in flags.items() if on)
+    at_once = 1 if kernel.__name__ == "split_kernel" and "SKIP" in on else 2
+    told = "".join(f"+{flag.lower()}" for flag in on)
     return AotCase(
         name=f"{op}{told}/{dtype}/d{dim}" + (f"/{rows}rows" if rows else ""),
         kernel=kernel,

@@ -155,6 +155,6 @@ def column_scores(
 AOT_CASES = (
     attention_case("page_scores", column_kernel, "bf16", 128, ROWS, WARPS, own={"POOL": 16}),
     attention_case(
-        "column_scores", column_kernel, "bf16", 128, ROWS, WARPS, own={"POOL": 1}, TREE=True
+        "column_scores", column_kernel, "bf16", 128, ROWS, WARPS, own={"POOL": 1}, on=("TREE",)
     ),
 )

@@ -432,19 +432,18 @@ def warps_for(block_rows: int) -> int:
 
 
 AOT_CASES = tuple(
-    attention_case("decode", split_kernel, dtype, dim, rows, warps_for(rows), STAGES, **flags)
-    for dtype, dim, rows, flags in (
-        ("bf16", 128, 16, {}),
-        ("bf16", 128, 16, {"SKIP": True}),
-        ("bf16", 128, 64, {}),
-        ("bf16", 128, 64, {"TREE": True}),
-        ("bf16", 128, 64, {"TREE": True, "SKIP": True}),
-        ("bf16", 64, 16, {"WINDOWED": True}),
-        ("bf16", 256, 16, {"CAPPED": True}),
-        ("bf16", 256, 32, {"SKIP": True}),
-        ("fp32", 128, 16, {}),
+    attention_case("decode", split_kernel, dtype, dim, rows, warps_for(rows), STAGES, on=on)
+    for dtype, dim, rows, on in (
+        ("bf16", 128, 16, ()),
+        ("bf16", 128, 16, ("SKIP",)),
+        ("bf16", 128, 64, ()),
+        ("bf16", 128, 64, ("TREE",)),
+        ("bf16", 128, 64, ("TREE", "SKIP")),
+        ("bf16", 64, 16, ("WINDOWED",)),
+        ("bf16", 256, 16, ("CAPPED",)),
+        ("bf16", 256, 32, ("SKIP",)),
+        ("fp32", 128, 16, ()),
     )
 ) + tuple(
-    attention_case("combine", combine_kernel, "bf16", 128, **flags)
-    for flags in ({}, {"SKIP": True, "SINKS": True})
+    attention_case("combine", combine_kernel, "bf16", 128, on=on) for on in ((), ("SKIP", "SINKS"))
 )

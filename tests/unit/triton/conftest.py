@@ -20,12 +20,16 @@ def device() -> torch.device:
 
 @pytest.fixture(scope="session", autouse=True)
 def rows_apart(device: torch.device) -> Iterator[None]:
-    """Makes the interpreter's products as good as a tensor core's in one respect: a row's sums do not
+    """Makes the interpreter's products like a tensor core's in one respect: a row's sums do not
     depend on where in a tile it lies. Those of BLAS, which it asks otherwise, do.
     """
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    def dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> TensorHandle:
+    of_blas = InterpreterBuilder.create_dot
+
+    def dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> TensorHandle:
+        if any(of.dtype.is_floating() and of.dtype.primitive_bitwidth == 8 for of in (a, b)):
+            return of_blas(self, a, b, d, *rest)
         wide = (of.data.astype(d.data.dtype) for of in (a, b))
         return TensorHandle(np.einsum("...ij,...jk->...ik", *wide) + d.data, d.dtype.scalar)
 

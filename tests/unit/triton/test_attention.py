@@ -1,4 +1,4 @@
-"""Attention in Triton is attention: dense, whatever the shape, and the same bits however it is cut."""
+"""Attention in Triton is attention, and has the same bits however its rows are cut."""
 
 from __future__ import annotations
 
@@ -89,6 +89,12 @@ def decode(batch: PagedBatch, shape: AttentionShape, block_rows: int = 16) -> At
     )
 
 
+LONG_CASES = [
+    Case(torch.bfloat16, 128, 1, 8, (131072, 4096), (33, 1)),
+    Case(torch.float16, 96, 2, 3, (4097, 8192), (1, 16), window=1000, softcap=30.0),
+]
+
+
 @pytest.mark.parametrize("attend", [prefill, decode])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_rows_get_what_dense_attention_gives(attend, case: Case, device: torch.device) -> None:
@@ -105,6 +111,14 @@ def test_rows_get_what_dense_attention_gives(attend, case: Case, device: torch.d
         rtol, atol = (2e-5, 2e-5) if exact else (1e-2, 2e-3 * values.abs().max().item())
         torch.testing.assert_close(found.out[rows].double(), out, rtol=rtol, atol=atol)
         torch.testing.assert_close(found.lse2[rows].double(), lse2, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("attend", [prefill, decode])
+@pytest.mark.parametrize("case", LONG_CASES, ids=str)
+def test_rows_get_it_in_long_contexts(attend, case: Case, device: torch.device) -> None:
+    if device.type == "cpu":
+        pytest.skip("a long context takes the interpreter hours: this needs a GPU")
+    test_rows_get_what_dense_attention_gives(attend, case, device)
 
 
 def test_chunks_and_single_rows_get_the_bits_of_the_whole(device: torch.device) -> None:
@@ -178,3 +192,24 @@ def test_what_cannot_be_answered_is_refused(device: torch.device) -> None:
         PagedKv(batch.keys[:, :12], batch.values[:, :12], batch.tables, batch.lengths)
     with pytest.raises(ValueError, match="window is 0"):
         AttentionShape(0.125, window=0)
+
+
+def test_pools_may_be_larger_than_a_32_bit_number_counts(device: torch.device) -> None:
+    """Most of these 4 GiB are never touched, so on a CPU they need not exist."""
+    small = paged_batch(device, lengths=[20], rows=[1], dtype=torch.float16)
+    apart = 2**31 // 2 + 16  # elements between blocks: the third one begins behind 2³¹
+    pool = torch.empty(2 * apart + 16 * 64, dtype=torch.float16, device=device)
+    far = torch.as_strided(pool, (3, 16, 1, 64), (apart, 64, 64, 1))
+    blocks = small.tables[0].long()
+    far[[2, 1]] = small.keys[blocks]
+    tables = torch.tensor([[2, 1]], dtype=torch.int32, device=device)
+    starts, shape = small.row_starts, AttentionShape(0.125)
+    order = torch.tensor([[0, 1]], dtype=torch.int32, device=device)
+    near = PagedKv(small.keys[blocks], small.keys[blocks], order, small.lengths)
+    wide = PagedKv(far, far, tables, small.lengths)
+    for kv in (near, wide):
+        found = paged_decode(small.q, kv, starts, shape, max_rows=1, max_length=20)
+        chunk = paged_prefill(small.q, kv, starts, shape, max_rows=1)
+        assert torch.equal(found.out, chunk.out)
+    expected = paged_decode(small.q, near, starts, shape, max_rows=1, max_length=20)
+    assert torch.equal(found.out, expected.out)

@@ -68,7 +68,7 @@ def test_a_threshold_that_is_none_leaves_out_nothing_and_changes_no_bit(
 @KERNELS
 @pytest.mark.parametrize(
     "length, rows, window, budget",
-    [(1200, 3, None, None), (1200, 1, None, 0.02), (500, 20, 300, None)],
+    [(1200, 3, None, None), (1200, 1, None, 0.5), (500, 6, 300, None)],
 )
 def test_rows_leave_out_what_the_rule_says_and_lose_no_more_than_certified(
     attend,
@@ -110,14 +110,14 @@ def test_rows_leave_out_what_the_rule_says_and_lose_no_more_than_certified(
 
 @KERNELS
 def test_what_a_row_leaves_out_depends_on_no_neighbour(attend, device: torch.device) -> None:
-    batch = paged_batch(device, lengths=[1100], rows=[20], peak=4.0)
+    batch = paged_batch(device, lengths=[1060], rows=[6], peak=4.0)
     shape = AttentionShape(0.125)
     whole = attend(batch, shape, skipping(batch, 0.02))
-    for first, end in ((0, 7), (7, 20), (19, 20)):
+    for first, end in ((0, 4), (4, 6)):
         part = batch.part(0, first, end)
         chunk = attend(part, shape, skipping(part, 0.02))
         assert torch.equal(chunk.out, whole.out[first:end])
-        assert torch.equal(chunk.tiles_left_out[..., :17], whole.tiles_left_out[first:end, :, :17])
+        assert torch.equal(chunk.tiles_left_out, whole.tiles_left_out[first:end])
     assert whole.tiles_left_out.any()
 
 
@@ -140,7 +140,7 @@ def test_what_is_no_number_is_never_left_out(attend, device: torch.device) -> No
 
 @KERNELS
 def test_a_tile_that_all_rows_leave_out_is_not_weighed(attend, device: torch.device) -> None:
-    """One key far above all others, at the end: what lies between it and the first tile is nothing."""
+    """One key far above all others, at the end: between it and the first tile is nothing."""
     batch = paged_batch(device, lengths=[6 * TILE], rows=[1])
     batch.keys[batch.tables[0, -1].long(), 15] = 30 * batch.q[0, 0] / batch.q[0, 0].norm()
     found = attend(batch, AttentionShape(0.125), skipping(batch, 0.01))

@@ -1,4 +1,4 @@
-"""A row of a tree gets what plain decoding would give it, and its scores are shares of a softmax."""
+"""A row of a tree gets what plain decoding would give it; scores are shares of a softmax."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from triptych.testing.paged_attention import (
     paged_batch,
 )
 from triptych_kernels.reference import page_scores
-from triptych_kernels.triton.attention import Attended, AttentionShape, PagedKv
+from triptych_kernels.triton.attention import Attended, AttentionShape, PagedKv, Skipping
 from triptych_kernels.triton.column_scores import column_scores
 from triptych_kernels.triton.decode import paged_decode
 from triptych_kernels.triton.tree import make_trees, verify_attention
@@ -69,33 +69,57 @@ def test_rows_see_their_own_path(length: int, device: torch.device) -> None:
         torch.testing.assert_close(found.lse2[of].double(), lse2, rtol=0, atol=1e-3)
 
 
+def test_a_window_counts_positions_of_the_path(device: torch.device) -> None:
+    start, rows = 10, len(PARENTS)
+    batch = paged_batch(device, lengths=[start + rows], rows=[rows])
+    trees = make_trees([masks_of(PARENTS)], device)
+    windowed = AttentionShape(0.125, window=4)
+    found, _ = verify_attention(batch.q, kv_of(batch), trees, windowed, max_length=start + rows)
+    seen = torch.zeros(rows, start + rows, dtype=torch.bool, device=device)
+    for row in range(rows):
+        path = [*range(start), *(start + node for node in path_to(row))]
+        seen[row, path[-4:]] = True
+    out, _ = exact_attention(exact_logits(batch, 0, scale=0.125, seen=seen), batch.gathered(0)[1])
+    torch.testing.assert_close(found.out.double(), out, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.05])
 @pytest.mark.parametrize("row", [4, 5])
-def test_rows_get_the_bits_of_plain_decoding(row: int, device: torch.device) -> None:
-    """Across the end of a tile: paths take one token more than there is room for."""
-    prefix, rows = 126, len(PARENTS)
-    batch = paged_batch(device, lengths=[prefix + rows], rows=[rows])
-    found, _ = verify(batch, PARENTS)
-    plain = paged_batch(device, lengths=[prefix + rows], rows=[rows])
-    page, table = plain.keys.shape[1], plain.tables[0].long()
-    for depth, node in enumerate(path_to(row)):  # the path's tokens one behind the other
-        to, of = prefix + depth, prefix + node
-        for mine, theirs in ((plain.keys, batch.keys), (plain.values, batch.values)):
-            mine[table[to // page], to % page] = theirs[table[of // page], of % page]
+def test_rows_get_the_bits_of_plain_decoding(
+    row: int, threshold: float | None, device: torch.device
+) -> None:
+    """Across the end of a tile, and with some of those before left out."""
+    prefix, rows = 382, len(PARENTS)
+    batch = paged_batch(device, lengths=[prefix + rows], rows=[rows], peak=5.0)
+    skipping = None
+    if threshold is not None:
+        skipping = Skipping(torch.tensor([threshold], device=device), record=True)
+    trees = make_trees([masks_of(PARENTS)], device)
+    found, _ = verify_attention(
+        batch.q, kv_of(batch), trees, SHAPE, max_length=prefix + rows, skipping=skipping
+    )
+    page, table = batch.keys.shape[1], batch.tables[0].long()
+    for pool in (batch.keys, batch.values):  # the path's tokens, one behind the other
+        for depth, node in enumerate(path_to(row)):
+            to, of = prefix + depth, prefix + node
+            pool[table[to // page], to % page] = pool[table[of // page], of % page].clone()
     last = len(path_to(row)) - 1
-    plain.q = plain.q.clone()
-    plain.q[last] = batch.q[row]
-    alone = plain.part(0, last, last + 1)
+    alone = batch.part(0, last, last + 1)
     decoded = paged_decode(
-        alone.q,
+        batch.q[row : row + 1],
         kv_of(alone),
         alone.row_starts,
         SHAPE,
         max_rows=1,
         max_length=alone.max_length,
+        skipping=skipping,
         block_rows=64,
     )
     assert torch.equal(decoded.out[0], found.out[row])
     assert torch.equal(decoded.lse2[0], found.lse2[row])
+    if skipping is not None:
+        assert torch.equal(decoded.tiles_left_out[0], found.tiles_left_out[row])
+        assert decoded.tiles_left_out.any()
 
 
 def test_a_chain_is_causal_attention(device: torch.device) -> None:

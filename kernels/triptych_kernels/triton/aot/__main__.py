@@ -1,7 +1,8 @@
 """`python -m triptych_kernels.triton.aot [--write] [NAME …]`: compiles all kernels for all GPUs.
 
 Prints what they occupy, and what is not as it should be: then the exit status is 1. With --write
-the goldens are replaced. With names (or their beginnings), only those cases, and none is written.
+the goldens are replaced. With names (or their beginnings), or --cover (one case of each kernel, as
+in the test suite), only those cases, and nothing is written.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import triton
 
 from triptych_kernels.triton.aot import goldens
 from triptych_kernels.triton.aot.compile import ARCHITECTURES, Measured, complaints, measure
-from triptych_kernels.triton.aot.registry import all_cases
+from triptych_kernels.triton.aot.registry import all_cases, covering_cases
 
 _HEAD = (
     f"{'kernel':48} {'GPU':6} {'regs':>4} {'spills':>6} {'shared':>8} {'CTAs/SM':>7}"
@@ -25,15 +26,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m triptych_kernels.triton.aot")
     parser.add_argument("names", nargs="*", help="cases, or how their names begin; default: all")
     parser.add_argument("--write", action="store_true", help="replace the goldens")
+    parser.add_argument("--cover", action="store_true", help="one case of each kernel")
     args = parser.parse_args()
-    if args.write and args.names:
-        parser.error("--write needs all cases: leave the names out")
+    if args.write and (args.names or args.cover):
+        parser.error("--write needs all cases: leave names and --cover out")
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled")
     results: dict[tuple[str, str], Measured] = {}
     told: list[str] = []
     print(_HEAD)
-    for case in all_cases():
+    for case in covering_cases() if args.cover else all_cases():
         if args.names and not case.name.startswith(tuple(args.names)):
             continue
         for arch in ARCHITECTURES:

@@ -23,3 +23,17 @@ def all_cases() -> tuple[AotCase, ...]:
     twice = {name for name in names if names.count(name) > 1}
     assert not twice, f"AOT cases need names of their own: {sorted(twice)}"
     return tuple(cases)
+
+
+def covering_cases() -> tuple[AotCase, ...]:
+    """Of every kernel the case with most features switched on, which holds most of its code."""
+    most: dict[object, AotCase] = {}
+    for case in all_cases():
+        known = most.setdefault(case.kernel, case)
+        if _features(case) > _features(known):
+            most[case.kernel] = case
+    return tuple(most.values())
+
+
+def _features(case: AotCase) -> int:
+    return sum(value is True for value in case.constexprs.values())
