@@ -101,7 +101,7 @@ def move_kv(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])  # one code for every batch
 def _move_kv(source, source_blocks, source_heads, target, target_blocks, target_heads, source_block,
              source_token, source_head, source_dim, target_block, target_token, target_head,
              target_dim, source_tokens, num_tokens, TOKENS: tl.constexpr, DIM: tl.constexpr,

@@ -151,7 +151,7 @@ def _on_grid(q, scale, low, at, dtype: tl.constexpr):
     return narrow(q.to(tl.float32) * step + tl.load(low + at)[:, None].to(tl.float32), dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # one code for every batch
 def _linear_affine(q, scale, low, x, bias, out, x_stride, q_stride, group_stride, rows, columns,
                    depth, BITS: tl.constexpr, GROUP: tl.constexpr, BIAS: tl.constexpr,
                    ROWS: tl.constexpr, COLUMNS: tl.constexpr, HALF: tl.constexpr):  # fmt: skip
@@ -185,7 +185,7 @@ def _linear_affine(q, scale, low, x, bias, out, x_stride, q_stride, group_stride
     tl.store(to, narrow(sums, out.dtype.element_ty), mask=stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # one code for every batch
 def _linear_fp8(x, x_scale, q, scale, bias, out, scale_stride, rows, columns, depth,
                 BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                 DEPTH: tl.constexpr):  # fmt: skip

@@ -237,7 +237,7 @@ def _chance_drafted(laws, row, drafted, tokens, valid, FILTERED: tl.constexpr,
         return _chance(laws, row, tokens, valid, FILTERED)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])  # one code for every batch
 def _walk_equal(parents, tokens, drawn, path, counts, emitted, count, nodes, LANES: tl.constexpr):
     """A lane per draft. One pass is enough: children come behind their parents."""
     draft = tl.program_id(0) * LANES + tl.arange(0, LANES)

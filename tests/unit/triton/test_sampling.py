@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from triptych_kernels import sampling as reference
 from triptych_kernels.sampling import NO_TOKEN, Draw
 from triptych_kernels.triton import sampling
+from triptych_kernels.triton.common import NO_FUSION
+from triptych_kernels.triton.noise import noise_bits, noise_key, noise_of_bits
 
 FILTERS: tuple[dict[str, Any], ...] = (
     {},
@@ -22,6 +26,19 @@ FILTERS: tuple[dict[str, Any], ...] = (
     {"min_p": 1.0},
     {"top_k": 200, "top_p": 0.5, "min_p": 0.01},
 )
+
+
+@triton.jit
+def noise_kernel(seeds, positions, tokens, noise, TILE: tl.constexpr):
+    at = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    key = noise_key(tl.load(seeds + tl.program_id(0)), tl.load(positions + tl.program_id(0)))
+    tl.store(noise + at, noise_of_bits(noise_bits(key, tl.load(tokens + at))))
+
+
+@triton.jit
+def extremes_kernel(bits, noise, TILE: tl.constexpr):
+    at = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    tl.store(noise + at, noise_of_bits(tl.load(bits + at)))
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +66,24 @@ def same_tokens(draws: list[Draw], device: torch.device) -> list[int]:
     tokens = sampling.draw_tokens(on_device)
     assert tokens == reference.draw_tokens(draws)
     return tokens
+
+
+def test_noise_is_the_references_to_the_bit(device: torch.device) -> None:
+    """Of tokens anywhere in a vocabulary, under any seed, and of the rarest bits."""
+    chance = torch.Generator().manual_seed(5)
+    seeds, positions = [0, 1, (1 << 64) - 1, 0x9E3779B97F4A7C15], [0, 1 << 40, 7, 1]
+    tokens = torch.randint(1 << 20, (4, 256), generator=chance)
+    signed = torch.tensor(seeds, dtype=torch.uint64).view(torch.int64).to(device)
+    noise = torch.empty(4, 256, device=device)
+    places = torch.tensor(positions, device=device)
+    noise_kernel[(4,)](signed, places, tokens.int().to(device), noise, TILE=256, **NO_FUSION)
+    for row, seed, position, ids in zip(noise.cpu(), seeds, positions, tokens, strict=True):
+        assert torch.equal(row, reference.token_noise(seed, position, ids))
+    ends = torch.cat([torch.arange(512), (1 << 24) - 1 - torch.arange(512)])
+    bits = torch.cat([ends, torch.randint(1 << 24, (1024,), generator=chance)])
+    noise = torch.empty(2048, device=device)
+    extremes_kernel[(2,)](bits.int().to(device), noise, TILE=1024, **NO_FUSION)
+    assert torch.equal(noise.cpu(), reference.noise_of_bits(bits))
 
 
 @pytest.mark.parametrize("size", [2, 300])
