@@ -37,3 +37,10 @@ def rows_apart(device: torch.device) -> Iterator[None]:
         if device.type == "cpu":
             patch.setattr(InterpreterBuilder, "create_dot", dot)
         yield
+
+
+@pytest.fixture(autouse=True)
+def quiet_infinities() -> Iterator[None]:
+    """The interpreter computes with numpy, which warns of what is meant to happen, like ∞ − ∞."""
+    with np.errstate(all="ignore"):
+        yield

@@ -20,3 +20,5 @@ class AotCase:
     mma: bool = True  # tensor-core instructions expected
     async_copies: int = 0  # LDGSTS/UTMALDG expected at least (sm_80+)
     spill_reason: str = ""  # why spills, if any, are acceptable
+    exact: bool = False  # bits are promised: no product is fused with a sum, not even on purpose
+    least: int = 80  # compute capability that the kernel needs

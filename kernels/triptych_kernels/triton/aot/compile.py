@@ -42,6 +42,8 @@ ARCHITECTURES = (
 _MMA = re.compile(r"\b(UTC[A-Z]*MMA|HGMMA|QGMMA|IGMMA|HMMA|QMMA|IMMA|DMMA)\b")
 _ASYNC_COPY = re.compile(r"\b(LDGSTS|UTMALDG)\b")
 _LOCAL = re.compile(r"\b(?:STL|LDL)\b")
+# What the compiler itself made of a product and a sum; quotients are expanded later, and exact.
+_FUSED = re.compile(r"\bfma\.rn\b")
 _USAGE = re.compile(r"\b(REG|STACK|LOCAL):(\d+)")
 
 
@@ -67,6 +69,8 @@ def measure(case: AotCase, arch: Architecture) -> Measured:
         target=GPUTarget("cuda", arch.capability, 32),
         options={"num_warps": case.num_warps, "num_stages": case.num_stages, **NO_FUSION},
     )
+    fused = _FUSED.findall(kernel.asm["ptx"]) if case.exact else []
+    assert not fused, f"{case.name}: {len(fused)} products are fused with sums"
     usage, sass = _disassemble(kernel.asm["cubin"])
     shared = int(kernel.metadata.shared)
     registers = usage["REG"]

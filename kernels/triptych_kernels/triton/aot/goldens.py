@@ -66,7 +66,7 @@ def markdown() -> str:
     names = [arch.name for arch in ARCHITECTURES]
     lines = [f"| case | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     for case, by_arch in stored.items():
-        cells = [_cell(Measured(**by_arch[name])) for name in names]
+        cells = [_cell(Measured(**by_arch[name])) if name in by_arch else "–" for name in names]
         lines.append(f"| `{case}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
