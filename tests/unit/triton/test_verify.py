@@ -12,19 +12,20 @@ from torch import Tensor
 from triptych_kernels import sampling as reference_sampling
 from triptych_kernels import verification
 from triptych_kernels.sampling import Draw
-from triptych_kernels.triton import sampling, verify
+from triptych_kernels.triton import filters, laws, verify
+from triptych_kernels.triton.laws import laws_of
 from triptych_kernels.triton.verify import NO_NODE, ROOT, Drafts, Verdict
 
 CHAIN = (-1, 0, 1)
 TREE = (-1, -1, 0, 0, 1, 1, -1)
 VOCAB = 50
-DRAFTS = 8
+DRAFTS = 6
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "TILE", 32)
-    monkeypatch.setattr(sampling, "TILE", 64)
+    for module in (filters, laws, verify):
+        monkeypatch.setattr(module, "TILE", 32)
 
 
 class Case(NamedTuple):
@@ -37,15 +38,13 @@ class Case(NamedTuple):
     def judge(
         self, rule: Callable[..., Verdict], device: torch.device, *, one_hot: bool
     ) -> Verdict:
-        laws = [
-            verify.laws_of(
-                sampling.rows_of([d._replace(logits=d.logits.to(device)) for d in draws])
-            )
+        target, proposal = (
+            laws_of(filters.rows_of([d._replace(logits=d.logits.to(device)) for d in draws]))
             for draws in (self.targets, self.proposals)
-        ]
+        )
         drafts = Drafts(self.drafts.parents.to(device), self.drafts.tokens.to(device))
         coins, last = self.coins.to(device), self.last_coins.to(device)
-        verdict = rule(drafts, laws[0], None if one_hot else laws[1], coins, last)
+        verdict = rule(drafts, target, None if one_hot else proposal, coins, last)
         return Verdict(*(x.cpu() for x in (verdict.path, verdict.count, verdict.tokens)))
 
     def by_reference(
