@@ -111,7 +111,7 @@ def chance(laws, row, tokens, valid, FILTERED: tl.constexpr):
 
 @triton.jit
 def chance_drafted(laws, row, drafted, tokens, valid, FILTERED: tl.constexpr,
-                    ONE_HOT: tl.constexpr):  # fmt: skip
+                   ONE_HOT: tl.constexpr):  # fmt: skip
     """q(token) of tokens [n] at the node `row`, whose token is `drafted`."""
     if ONE_HOT:
         return (tokens == drafted).to(tl.float32)

@@ -352,7 +352,7 @@ AOT_CASES = (
             num_warps=8,
             aligned=_STREAMED,
             mma=False,
-            spill_reason="scalars of the walk, which loops over the vocabulary do not touch",
+            spill_reason="eight bytes on sm_90, where the compiler wants four CTAs per SM",
         )
         for name, one_hot in (("one_hot", True), ("laws", False))
     ),

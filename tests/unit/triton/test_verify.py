@@ -19,7 +19,7 @@ from triptych_kernels.triton.verify import NO_NODE, ROOT, Drafts, Verdict
 CHAIN = (-1, 0, 1)
 TREE = (-1, -1, 0, 0, 1, 1, -1)
 VOCAB = 50
-DRAFTS = 6
+DRAFTS = 8
 
 
 @pytest.fixture(autouse=True)
@@ -108,19 +108,29 @@ def test_rules_stop_where_the_reference_stops_and_draw_its_token(
         assert (path[count:] == -1).all() and (tokens[count + 1 :] == -1).all()
 
 
-def test_a_rule_judges_a_draft_the_same_alone_and_among_others(device: torch.device) -> None:
+@pytest.mark.parametrize("rule", [verify.rejection, verify.block])
+def test_a_rule_judges_a_draft_the_same_alone_filled_up_and_among_others(
+    rule: Callable[..., Verdict], device: torch.device
+) -> None:
     case = random_case(CHAIN)
-    together = case.judge(verify.rejection, device, one_hot=False)
-    rows = len(CHAIN)
-    one = Case(
-        Drafts(case.drafts.parents[3:4], case.drafts.tokens[3:4]),
-        case.targets[3 * (rows + 1) : 4 * (rows + 1)],
-        case.proposals[3 * rows : 4 * rows],
-        case.coins[3:4],
-        case.last_coins[3:4],
+    together = case.judge(rule, device, one_hot=False)
+    at, nodes = 3, len(CHAIN)
+    drafts, (coins, last) = case.drafts, (case.coins[at : at + 1], case.last_coins[at : at + 1])
+    targets = case.targets[at * (nodes + 1) : (at + 1) * (nodes + 1)]
+    proposals = case.proposals[at * nodes : (at + 1) * nodes]
+    fill = torch.full((1, 1), NO_NODE, dtype=torch.int32)
+    filled = Case(
+        Drafts(
+            torch.cat([drafts.parents[at : at + 1], fill], 1),
+            torch.cat([drafts.tokens[at : at + 1], torch.zeros_like(fill)], 1),
+        ),
+        [*targets, targets[0]],
+        [*proposals, proposals[0]],
+        torch.cat([coins, torch.zeros(1, 1, dtype=torch.float64)], 1),
+        last,
     )
-    alone = one.judge(verify.rejection, device, one_hot=False)
-    assert torch.equal(alone.tokens[0], together.tokens[3])
+    verdict = filled.judge(rule, device, one_hot=False)
+    assert torch.equal(verdict.tokens[0, :-1], together.tokens[at])
 
 
 @pytest.mark.parametrize("rule", [verify.rejection, verify.block])
