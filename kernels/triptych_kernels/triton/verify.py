@@ -2,14 +2,12 @@
 of `triptych_kernels.verification`, without a probability tensor.
 
 By equality nothing but drawn tokens is compared. The rules that keep the law read p and q where
-they need them: a row's law is its logits and four numbers, and what a residual needs of the
-vocabulary is summed in one walk over it. Their sums are float32 ones in a fixed order: the same
-bits for the same round on one kind of device, in law the same everywhere.
+they need them; what a residual needs of the vocabulary is summed in one walk over it. Like the
+reference they agree with plain decoding in law, and the same round gives the same tokens.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -19,21 +17,14 @@ from torch import Tensor
 
 from triptych_kernels.triton.aot import AotCase
 from triptych_kernels.triton.common import NO_FUSION
-from triptych_kernels.triton.sampling import (
-    TILE,
-    Rows,
-    greatest_logit,
-    kept_of,
-    scaled_logits,
-    stays,
-)
+from triptych_kernels.triton.filters import TILE
+from triptych_kernels.triton.laws import Laws, chance, chance_drafted, reach
 
 ROOT = -1  # parent of the first nodes
 NO_NODE = -2  # parent of what fills up shorter drafts
 _LANES = 128  # drafts that one program compares
 
 _PAD = tl.constexpr(-1)
-_LOWEST = tl.constexpr(-math.inf)
 _BEHIND_ALL = tl.constexpr((1 << 31) - 1)
 _TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 
@@ -53,36 +44,6 @@ class Verdict:
     path: Tensor  # int32 [N, T], the right nodes from the root down
     count: Tensor  # int32 [N], how many
     tokens: Tensor  # int32 [N, T + 1]: theirs, then the one behind them
-
-
-@dataclass(frozen=True, slots=True)
-class Laws:
-    """What R rows of logits say of the next token, after temperature and filters."""
-
-    logits: Tensor  # [R, V]
-    facts: Tensor  # float32 [R, 4]: scale, floor, greatest scaled logit, 1 / sum of exponentials
-    last: Tensor  # int64 [R], see `Kept`
-    filtered: bool
-
-
-def laws_of(rows: Rows) -> Laws:
-    """Of rows with a positive temperature. A row without any logit above −∞ has no tokens."""
-    kept = kept_of(rows)
-    facts = rows.scales.new_empty(len(rows.scales), 4)
-    _sum_laws[(len(facts),)](
-        rows.logits,
-        rows.scales,
-        kept.last,
-        kept.floor,
-        facts,
-        rows.logits.stride(0),
-        rows.logits.shape[1],
-        FILTERED=rows.filtered,
-        TILE=TILE,
-        num_warps=8,
-        **NO_FUSION,
-    )
-    return Laws(rows.logits, facts, kept.last, rows.filtered)
 
 
 def equality(drafts: Drafts, drawn: Tensor) -> Verdict:
@@ -178,65 +139,6 @@ def _room_for(drafts: Drafts) -> Verdict:
     return Verdict(path, path.new_empty(count), path.new_full((count, nodes + 1), -1))
 
 
-@triton.jit
-def _exponentials(x, tokens, greatest, last, floor, FILTERED: tl.constexpr):
-    kept = x > _LOWEST
-    if FILTERED:
-        kept = kept & stays(x, tokens, last, floor)
-    return tl.where(kept, tl.where(x == greatest, 1.0, tl.exp(x - greatest)), 0.0)
-
-
-@triton.jit
-def _sum_laws(logits, scales, lasts, floors, facts, stride, vocab, FILTERED: tl.constexpr,
-              TILE: tl.constexpr):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    logits += row * stride
-    scale = tl.load(scales + row)
-    floor = tl.full((), _LOWEST, tl.float32)
-    last = tl.full((), 0, tl.int64)
-    if FILTERED:
-        floor, last = tl.load(floors + row), tl.load(lasts + row)
-    greatest = greatest_logit(logits, scale, vocab, TILE)
-    sums = tl.zeros((TILE,), tl.float32)
-    for first in range(0, vocab, TILE):
-        at = first + tl.arange(0, TILE)
-        x = scaled_logits(logits, at, scale, at < vocab)
-        sums += _exponentials(x, at, greatest, last, floor, FILTERED)
-    total = tl.sum(sums, 0)
-    facts += row * 4
-    tl.store(facts, scale)
-    tl.store(facts + 1, floor)
-    tl.store(facts + 2, greatest)
-    tl.store(facts + 3, tl.where(total > 0.0, 1.0 / total, 0.0))
-
-
-# In the functions below a law is (logits, facts, last, stride) of `Laws` and the number of a row;
-# of a one-hot one the first four stand for nothing.
-
-
-@triton.jit
-def _chance(laws, row, tokens, valid, FILTERED: tl.constexpr):
-    """P(token) of tokens [n] by a row; 0 where not valid."""
-    logits, facts, lasts, stride = laws
-    facts += row * 4
-    x = scaled_logits(logits + row * stride, tokens, tl.load(facts), valid)
-    last = tl.full((), 0, tl.int64)
-    if FILTERED:
-        last = tl.load(lasts + row)
-    powers = _exponentials(x, tokens, tl.load(facts + 2), last, tl.load(facts + 1), FILTERED)
-    return powers * tl.load(facts + 3)
-
-
-@triton.jit
-def _chance_drafted(laws, row, drafted, tokens, valid, FILTERED: tl.constexpr,
-                    ONE_HOT: tl.constexpr):  # fmt: skip
-    """q(token) of tokens [n] at the node `row`, whose token is `drafted`."""
-    if ONE_HOT:
-        return (tokens == drafted).to(tl.float32)
-    else:
-        return _chance(laws, row, tokens, valid, FILTERED)
-
-
 @triton.jit(do_not_specialize=["count"])  # one code for every batch
 def _walk_equal(parents, tokens, drawn, path, counts, emitted, count, nodes, LANES: tl.constexpr):
     """A lane per draft. One pass is enough: children come behind their parents."""
@@ -269,27 +171,15 @@ def _left_of(targets, proposals, draft, at, end, left_sums, tokens, valid, FILTE
     draft: its parents and tokens [T], its first row of targets, and of proposals.
     """
     parents, drafted, first_row, first_node = draft
-    r = _chance(targets, first_row + at + 1, tokens, valid, FILTERED)
+    r = chance(targets, first_row + at + 1, tokens, valid, FILTERED)
     for child in range(end):
         if tl.load(parents + child) == at:
-            q = _chance_drafted(proposals, first_node + child, tl.load(drafted + child), tokens,
+            q = chance_drafted(proposals, first_node + child, tl.load(drafted + child), tokens,
                                 valid, DRAFT_FILTERED, ONE_HOT)  # fmt: skip
             left = tl.sum(tl.where(tl.arange(0, ROOM) == child, left_sums, 0.0), 0)
             some = left > 0.0
             r = tl.where(some, tl.maximum(r - q, 0.0) / tl.where(some, left, 1.0), r)
     return r
-
-
-@triton.jit
-def _reach(mass, tokens, passed, aim, found, possible):
-    """One tile of an inverse distribution function: the first token at which the sum exceeds `aim`,
-    the last one that has mass at all (rounding may leave the aim unreached), and the sum.
-    """
-    wide = mass.to(tl.float64)
-    hit = (passed + tl.cumsum(wide, 0) > aim) & (mass > 0.0)
-    found = tl.minimum(found, tl.min(tl.where(hit, tokens, _BEHIND_ALL), 0))
-    possible = tl.maximum(possible, tl.max(tl.where(mass > 0.0, tokens, _PAD), 0))
-    return passed + tl.sum(wide, 0), found, possible
 
 
 @triton.jit
@@ -313,7 +203,7 @@ def _reject(parents, drafted, target, target_facts, target_lasts, proposal, prop
             r_token = tl.max(_left_of(targets, proposals, draft, at, child, left_sums, lane,
                                       lane >= 0, FILTERED, DRAFT_FILTERED, ONE_HOT,
                                       ROOM), 0)  # fmt: skip
-            q_token = tl.max(_chance_drafted(proposals, first_node + child, token, lane, lane >= 0,
+            q_token = tl.max(chance_drafted(proposals, first_node + child, token, lane, lane >= 0,
                                              DRAFT_FILTERED, ONE_HOT), 0)  # fmt: skip
             coin = tl.load(coins + first_node + child)
             if coin * q_token.to(tl.float64) < r_token.to(tl.float64):
@@ -327,7 +217,7 @@ def _reject(parents, drafted, target, target_facts, target_lasts, proposal, prop
                     v = first + tl.arange(0, TILE)
                     r = _left_of(targets, proposals, draft, at, child, left_sums, v, v < vocab,
                                  FILTERED, DRAFT_FILTERED, ONE_HOT, ROOM)  # fmt: skip
-                    q = _chance_drafted(proposals, first_node + child, token, v, v < vocab,
+                    q = chance_drafted(proposals, first_node + child, token, v, v < vocab,
                                         DRAFT_FILTERED, ONE_HOT)  # fmt: skip
                     sums += tl.maximum(r - q, 0.0)
                 left_sums = tl.where(tl.arange(0, ROOM) == child, tl.sum(sums, 0), left_sums)
@@ -345,7 +235,7 @@ def _reject(parents, drafted, target, target_facts, target_lasts, proposal, prop
         v = first + tl.arange(0, TILE)
         r = _left_of(targets, proposals, draft, at, nodes, left_sums, v, v < vocab, FILTERED,
                      DRAFT_FILTERED, ONE_HOT, ROOM)  # fmt: skip
-        passed, found, possible = _reach(r, v, passed, aim, found, possible)
+        passed, found, possible = reach(r, v, passed, aim, found, possible)
     tl.store(emitted + first_row + taken, tl.where(found < _BEHIND_ALL, found, possible))
     tl.store(counts + number, taken)
 
@@ -357,9 +247,9 @@ def _above(targets, proposals, drafted, first_row, first_node, node, count, shar
     """What share · p has above q at a node of a chain of `count`, at tokens [n]; behind its last
     node p alone.
     """
-    p = _chance(targets, first_row + node, tokens, valid, FILTERED)
+    p = chance(targets, first_row + node, tokens, valid, FILTERED)
     if node < count:
-        q = _chance_drafted(proposals, first_node + node, tl.load(drafted + first_node + node),
+        q = chance_drafted(proposals, first_node + node, tl.load(drafted + first_node + node),
                             tokens, valid, DRAFT_FILTERED, ONE_HOT)  # fmt: skip
         p = tl.maximum(p * share - q, 0.0)
     return p
@@ -385,11 +275,11 @@ def _verify_block(parents, drafted, target, target_facts, target_lasts, proposal
     for node in range(count):
         token = tl.load(drafted + first_node + node)
         lane = tl.zeros((1,), tl.int32) + token
-        p = tl.max(_chance(targets, first_row + node, lane, lane >= 0, FILTERED), 0)
-        q = tl.max(_chance_drafted(proposals, first_node + node, token, lane, lane >= 0,
+        p = tl.max(chance(targets, first_row + node, lane, lane >= 0, FILTERED), 0)
+        q = tl.max(chance_drafted(proposals, first_node + node, token, lane, lane >= 0,
                                    DRAFT_FILTERED, ONE_HOT), 0)  # fmt: skip
         share = tl.minimum(share * p / tl.maximum(q, _TINY), 1.0)
-        chance = share
+        passes = share
         if node + 1 < count:
             sums = tl.zeros((TILE,), tl.float32)
             for first in range(0, vocab, TILE):
@@ -397,9 +287,9 @@ def _verify_block(parents, drafted, target, target_facts, target_lasts, proposal
                 sums += _above(targets, proposals, drafted, first_row, first_node, node + 1, count,
                                share, v, v < vocab, FILTERED, DRAFT_FILTERED, ONE_HOT)  # fmt: skip
             rest = tl.sum(sums, 0)
-            chance = tl.where(rest > 0.0, rest / tl.maximum(rest + 1.0 - share, _TINY), 0.0)
+            passes = tl.where(rest > 0.0, rest / tl.maximum(rest + 1.0 - share, _TINY), 0.0)
         tl.store(emitted + first_row + node, token)
-        if tl.load(coins + first_node + node) < chance.to(tl.float64):
+        if tl.load(coins + first_node + node) < passes.to(tl.float64):
             taken = node + 1
             kept_share = share
     for node in range(taken):
@@ -417,7 +307,7 @@ def _verify_block(parents, drafted, target, target_facts, target_lasts, proposal
         count = taken
         for first in range(0, vocab, TILE):
             v = first + tl.arange(0, TILE)
-            r = _chance(targets, first_row + taken, v, v < vocab, FILTERED)
+            r = chance(targets, first_row + taken, v, v < vocab, FILTERED)
             total += tl.sum(r.to(tl.float64), 0)
     aim = tl.load(last_coins + number) * total
     passed = tl.full((), 0.0, tl.float64)
@@ -427,7 +317,7 @@ def _verify_block(parents, drafted, target, target_facts, target_lasts, proposal
         v = first + tl.arange(0, TILE)
         r = _above(targets, proposals, drafted, first_row, first_node, taken, count, kept_share, v,
                    v < vocab, FILTERED, DRAFT_FILTERED, ONE_HOT)  # fmt: skip
-        passed, found, possible = _reach(r, v, passed, aim, found, possible)
+        passed, found, possible = reach(r, v, passed, aim, found, possible)
     tl.store(emitted + first_row + taken, tl.where(found < _BEHIND_ALL, found, possible))
     tl.store(counts + number, taken)
 
@@ -453,19 +343,6 @@ AOT_CASES = (
         {"LANES": _LANES},
         mma=False,
     ),
-    AotCase(
-        "verify/laws/fp32",
-        _sum_laws,
-        {
-            **dict.fromkeys(("logits", "scales", "floors", "facts"), "*fp32"),
-            **dict.fromkeys(("stride", "vocab"), "i32"),
-            "lasts": "*i64",
-        },
-        {"FILTERED": True, "TILE": TILE},
-        num_warps=8,
-        aligned=("logits", "stride"),
-        mma=False,
-    ),
     *(
         AotCase(
             f"verify/rejection/fp32/{name}",
@@ -475,7 +352,7 @@ AOT_CASES = (
             num_warps=8,
             aligned=_STREAMED,
             mma=False,
-            spill_reason="scalars of the walk, which loops over the vocabulary do not touch",
+            spill_reason="eight bytes on sm_90, where the compiler wants four CTAs per SM",
         )
         for name, one_hot in (("one_hot", True), ("laws", False))
     ),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from triptych_kernels import sampling as reference
 from triptych_kernels.sampling import NO_TOKEN, Draw
-from triptych_kernels.triton import sampling
+from triptych_kernels.triton import filters, sampling
 from triptych_kernels.triton.common import NO_FUSION
 from triptych_kernels.triton.noise import noise_bits, noise_key, noise_of_bits
 
@@ -44,7 +44,8 @@ def extremes_kernel(bits, noise, TILE: tl.constexpr):
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a short row has several slices of several tiles."""
-    monkeypatch.setattr(sampling, "TILE", 128)
+    for module in (filters, sampling):
+        monkeypatch.setattr(module, "TILE", 128)
     monkeypatch.setattr(sampling, "SLICE", 256)
 
 
@@ -103,16 +104,16 @@ def test_filters_keep_what_the_reference_keeps_and_its_tokens_are_drawn(
     draws = draws_of(logits, temperature=1.0)
     draws = [d._replace(**f) for d, f in zip(draws, FILTERS, strict=True)]
     on_device = [draw._replace(logits=draw.logits.to(device)) for draw in draws]
-    kept = sampling.filter_rows(sampling.rows_of(on_device))
-    for draw, filters, last, floor in zip(
+    kept = filters.filter_rows(filters.rows_of(on_device))
+    for draw, wishes, last, floor in zip(
         draws, FILTERS, kept.last.tolist(), kept.floor.tolist(), strict=True
     ):
-        wanted = reference.filter_logits(draw.logits, **filters) > -torch.inf
+        wanted = reference.filter_logits(draw.logits, **wishes) > -torch.inf
         bits = (draw.logits + 0.0).view(torch.int32).long() & 0xFFFFFFFF
         key = torch.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits ^ 0x80000000)
         keys = [(int(k) << 32) | (0xFFFFFFFF - token) for token, k in enumerate(key)]
         stays = torch.tensor([k >= last % (1 << 64) for k in keys]) & ~(draw.logits < floor)
-        assert torch.equal(stays & (draw.logits > -torch.inf), wanted), filters
+        assert torch.equal(stays & (draw.logits > -torch.inf), wanted), wishes
     same_tokens(draws, device)
 
 

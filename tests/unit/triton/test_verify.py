@@ -12,7 +12,8 @@ from torch import Tensor
 from triptych_kernels import sampling as reference_sampling
 from triptych_kernels import verification
 from triptych_kernels.sampling import Draw
-from triptych_kernels.triton import sampling, verify
+from triptych_kernels.triton import filters, laws, verify
+from triptych_kernels.triton.laws import laws_of
 from triptych_kernels.triton.verify import NO_NODE, ROOT, Drafts, Verdict
 
 CHAIN = (-1, 0, 1)
@@ -23,8 +24,8 @@ DRAFTS = 8
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "TILE", 32)
-    monkeypatch.setattr(sampling, "TILE", 64)
+    for module in (filters, laws, verify):
+        monkeypatch.setattr(module, "TILE", 32)
 
 
 class Case(NamedTuple):
@@ -37,15 +38,13 @@ class Case(NamedTuple):
     def judge(
         self, rule: Callable[..., Verdict], device: torch.device, *, one_hot: bool
     ) -> Verdict:
-        laws = [
-            verify.laws_of(
-                sampling.rows_of([d._replace(logits=d.logits.to(device)) for d in draws])
-            )
+        target, proposal = (
+            laws_of(filters.rows_of([d._replace(logits=d.logits.to(device)) for d in draws]))
             for draws in (self.targets, self.proposals)
-        ]
+        )
         drafts = Drafts(self.drafts.parents.to(device), self.drafts.tokens.to(device))
         coins, last = self.coins.to(device), self.last_coins.to(device)
-        verdict = rule(drafts, laws[0], None if one_hot else laws[1], coins, last)
+        verdict = rule(drafts, target, None if one_hot else proposal, coins, last)
         return Verdict(*(x.cpu() for x in (verdict.path, verdict.count, verdict.tokens)))
 
     def by_reference(
@@ -109,19 +108,29 @@ def test_rules_stop_where_the_reference_stops_and_draw_its_token(
         assert (path[count:] == -1).all() and (tokens[count + 1 :] == -1).all()
 
 
-def test_a_rule_judges_a_draft_the_same_alone_and_among_others(device: torch.device) -> None:
+@pytest.mark.parametrize("rule", [verify.rejection, verify.block])
+def test_a_rule_judges_a_draft_the_same_alone_filled_up_and_among_others(
+    rule: Callable[..., Verdict], device: torch.device
+) -> None:
     case = random_case(CHAIN)
-    together = case.judge(verify.rejection, device, one_hot=False)
-    rows = len(CHAIN)
-    one = Case(
-        Drafts(case.drafts.parents[3:4], case.drafts.tokens[3:4]),
-        case.targets[3 * (rows + 1) : 4 * (rows + 1)],
-        case.proposals[3 * rows : 4 * rows],
-        case.coins[3:4],
-        case.last_coins[3:4],
+    together = case.judge(rule, device, one_hot=False)
+    at, nodes = 3, len(CHAIN)
+    drafts, (coins, last) = case.drafts, (case.coins[at : at + 1], case.last_coins[at : at + 1])
+    targets = case.targets[at * (nodes + 1) : (at + 1) * (nodes + 1)]
+    proposals = case.proposals[at * nodes : (at + 1) * nodes]
+    fill = torch.full((1, 1), NO_NODE, dtype=torch.int32)
+    filled = Case(
+        Drafts(
+            torch.cat([drafts.parents[at : at + 1], fill], 1),
+            torch.cat([drafts.tokens[at : at + 1], torch.zeros_like(fill)], 1),
+        ),
+        [*targets, targets[0]],
+        [*proposals, proposals[0]],
+        torch.cat([coins, torch.zeros(1, 1, dtype=torch.float64)], 1),
+        last,
     )
-    alone = one.judge(verify.rejection, device, one_hot=False)
-    assert torch.equal(alone.tokens[0], together.tokens[3])
+    verdict = filled.judge(rule, device, one_hot=False)
+    assert torch.equal(verdict.tokens[0, :-1], together.tokens[at])
 
 
 @pytest.mark.parametrize("rule", [verify.rejection, verify.block])

@@ -8,8 +8,9 @@ from triptych_kernels.triton.aot.case import AotCase
 
 OP_MODULES: tuple[str, ...] = (
     *("prefill", "decode", "combine", "column_scores", "pages", "page_choice", "states"),
-    *("sampling", "verify", "experts", "wire_rows", "packed_linear", "norms", "rope_append"),
-    *("kv_move", "nsa", "indexer", "top_k"),
+    *("filters", "sampling", "laws", "verify"),
+    *("experts", "wire_rows", "packed_linear", "norms", "rope_append", "kv_move"),
+    *("nsa", "indexer", "top_k"),
 )
 
 
