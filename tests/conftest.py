@@ -1,8 +1,9 @@
-"""Clusters of real processes that serve a tiny model."""
+"""Clusters of real processes that serve a tiny model; and how Triton kernels run."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -12,6 +13,11 @@ import pytest_asyncio
 from triptych.config import load_config
 from triptych.testing.checkpoints import tiny_llama
 from triptych.testing.cluster import Cluster, running_cluster
+
+# Here, because it must be said before anything imports triton: its kernels are interpreted on the
+# CPU, unless tests/gpu runs them on a GPU.
+if os.environ.get("TRIPTYCH_TRITON_DEVICE", "cpu") == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
 
 StartCluster = Callable[..., contextlib.AbstractAsyncContextManager[Cluster]]
 
