@@ -2,7 +2,7 @@
 
 Grid: splits × row tiles of a KV head × sequences. The query heads that share a KV head and the
 rows of a sequence are the rows of a tile, so keys and values are read once for all of them. Each
-CTA leaves the state of one split, and `combine_kernel` merges a row's states in position order. A
+CTA leaves the state of one split, and combine.py merges a row's states in position order. A
 CTA whose split its sequence has not got ends at once: how many there are depends on that sequence.
 
 Rows of a tree of drafts (tree.py) stand at positions of their own. Behind the last token that all
@@ -34,22 +34,18 @@ from triptych_kernels.triton.attention import (
 from triptych_kernels.triton.attention_aot import attention_case
 from triptych_kernels.triton.attention_math import (
     NOTHING,
-    add_sink,
     blocks_of,
-    finish,
     fold,
     load_keys,
     load_values,
     logits,
-    merge,
 )
-from triptych_kernels.triton.common import LOG2E, NO_FUSION
+from triptych_kernels.triton.combine import combine_splits
+from triptych_kernels.triton.common import NO_FUSION
 from triptych_kernels.triton.skipping import (
-    certificate,
     largest,
     left_out,
     log_threshold,
-    merge_omitted,
 )
 
 STAGES = 3  # blocks' numbers are fetched one ahead of keys and values
@@ -252,61 +248,6 @@ def split_kernel(
         tl.atomic_add(counts + (seq * kv_heads + kv_head) * 2 + 1, unweighed)
 
 
-@triton.jit
-def combine_kernel(
-    states,
-    outs,
-    positions_of,
-    sinks,
-    out,
-    lse,
-    eps,
-    position_head,
-    total_rows,
-    window,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SPLIT: tl.constexpr,
-    WINDOWED: tl.constexpr,
-    SINKS: tl.constexpr,
-    SKIP: tl.constexpr,
-):
-    """One row of one head: what its splits left, in position order."""
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    heads = tl.num_programs(1)
-    position = tl.load(positions_of + head // GROUP * position_head + row)
-    first_split = 0
-    if WINDOWED:
-        first_split = tl.maximum(0, position - window + 1) // SPLIT
-    one = tl.arange(0, 1)
-    d = tl.arange(0, WIDTH)[None, :]
-    best = tl.full([1], NOTHING, tl.float32)
-    total = tl.zeros([1], tl.float32)
-    acc = tl.zeros([1, WIDTH], tl.float32)
-    omitted = tl.zeros([1], tl.float32)
-    unit = tl.full([1], NOTHING, tl.float32)
-    for split in range(first_split, tl.cdiv(position + 1, SPLIT)):
-        place = (split * total_rows + row) * heads + head + one
-        next_out = tl.load(outs + place[:, None] * D + d, mask=d < D, other=0.0)
-        next_best = tl.load(states + place * 4)
-        best, total, acc = merge(
-            best, total, acc, next_best, tl.load(states + place * 4 + 1), next_out
-        )
-        if SKIP:
-            omitted, unit = merge_omitted(
-                omitted, unit, tl.load(states + place * 4 + 2), tl.load(states + place * 4 + 3)
-            )
-    if SINKS:
-        best, total, acc = add_sink(best, total, acc, tl.load(sinks + head + one) * LOG2E)
-    result, row_lse = finish(best, total, acc)
-    place = row * heads + head + one
-    tl.store(out + place[:, None] * D + d, result.to(out.dtype.element_ty), mask=d < D)
-    tl.store(lse + place, row_lse)
-    if SKIP:
-        tl.store(eps + place, certificate(omitted, unit, row_lse))
-
-
 @dataclass(frozen=True, slots=True)
 class Paths:
     """Trees of drafts, as paths from the root to each leaf; see tree.py, which makes them."""
@@ -390,21 +331,8 @@ def paged_decode(
         num_warps=warps_for(block_rows),
         **NO_FUSION,
     )
-    combine_kernel[(rows, heads)](
-        states,
-        outs,
-        positions,
-        shape.sinks,
-        results.out,
-        results.lse2,
-        results.eps,
-        position_head,
-        rows,
-        shape.window or 0,
-        **{name: of[name] for name in ("GROUP", "D", "WIDTH", "SPLIT", "WINDOWED", "SKIP")},
-        SINKS=shape.sinks is not None,
-        num_warps=1,
-        **NO_FUSION,
+    combine_splits(
+        states, outs, positions, results, position_head=position_head, shape=shape, of=of
     )
     return results
 
@@ -443,7 +371,6 @@ AOT_CASES = tuple(
         ("bf16", 256, 16, ("CAPPED",)),
         ("bf16", 256, 32, ("SKIP",)),
         ("fp32", 128, 16, ()),
+        ("bf16", 64, 16, ("SKIP", "RECORD")),
     )
-) + tuple(
-    attention_case("combine", combine_kernel, "bf16", 128, on=on) for on in ((), ("SKIP", "SINKS"))
 )

@@ -17,8 +17,8 @@ from triptych_kernels.triton.prefill import prefill_kernel
 
 @pytest.mark.timeout(1200)
 def test_kernels_compile_and_are_as_they_were() -> None:
-    """One case of each kernel; in a process of its own: where kernels are interpreted they cannot
-    be compiled.
+    """Every kernel and feature once; in a process of its own: where kernels are interpreted they
+    cannot be compiled.
     """
     environment = {name: of for name, of in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "triptych_kernels.triton.aot", "--cover"]

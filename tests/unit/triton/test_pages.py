@@ -8,7 +8,8 @@ from torch import Tensor
 
 from triptych.testing.paged_attention import PagedBatch, paged_batch
 from triptych_kernels.triton.attention import PagedKv
-from triptych_kernels.triton.pages import page_bounds, quest_scores, select_pages
+from triptych_kernels.triton.page_choice import select_pages
+from triptych_kernels.triton.pages import page_bounds, quest_scores
 
 
 def bounds_of(batch: PagedBatch) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import triton
 
-from triptych_kernels.triton.aot.compile import Measured
+from triptych_kernels.triton.aot.compile import ARCHITECTURES, Measured
 
 PATH = Path(__file__).with_name("goldens.json")
 
@@ -58,3 +58,23 @@ def differences(results: Mapping[tuple[str, str], Measured]) -> list[str]:
             if golden[key] != value:
                 told.append(f"{name} on {arch}: {key} is {value}, was {golden[key]}")
     return told
+
+
+def markdown() -> str:
+    """The stored figures as the table of docs/kernels.md."""
+    stored = json.loads(PATH.read_text())["cases"]
+    names = [arch.name for arch in ARCHITECTURES]
+    lines = [f"| case | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    for case, by_arch in stored.items():
+        cells = [_cell(Measured(**by_arch[name])) if name in by_arch else "–" for name in names]
+        lines.append(f"| `{case}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(found: Measured) -> str:
+    products = " ".join(f"{kind} {count}" for kind, count in found.mma.items()) or "–"
+    spills = f", **{found.spills} spills**" if found.spills else ""
+    return (
+        f"{found.registers} · {found.shared / 1024:.0f} KiB · {found.ctas} · {products} · "
+        f"{found.async_copies}{spills}"
+    )

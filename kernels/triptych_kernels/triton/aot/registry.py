@@ -7,7 +7,7 @@ from importlib import import_module
 from triptych_kernels.triton.aot.case import AotCase
 
 OP_MODULES: tuple[str, ...] = (
-    *("prefill", "decode", "column_scores", "pages", "states"),
+    *("prefill", "decode", "combine", "column_scores", "pages", "page_choice", "states"),
     *("filters", "sampling", "laws", "verify"),
     *("experts", "wire_rows", "packed_linear", "norms", "rope_append", "kv_move"),
     *("nsa", "indexer", "top_k"),
@@ -27,14 +27,16 @@ def all_cases() -> tuple[AotCase, ...]:
 
 
 def covering_cases() -> tuple[AotCase, ...]:
-    """Of every kernel the case with most features switched on, which holds most of its code."""
-    most: dict[object, AotCase] = {}
-    for case in all_cases():
-        known = most.setdefault(case.kernel, case)
-        if _features(case) > _features(known):
-            most[case.kernel] = case
-    return tuple(most.values())
+    """Cases of every kernel that have, together, every feature that one of its cases has."""
+    chosen: list[AotCase] = []
+    seen: set[tuple[object, str]] = set()
+    for case in sorted(all_cases(), key=lambda case: (-len(_features(case)), case.name)):
+        new = {(case.kernel, feature) for feature in ("", *_features(case))} - seen
+        if new:
+            chosen.append(case)
+            seen |= new
+    return tuple(sorted(chosen, key=lambda case: case.name))
 
 
-def _features(case: AotCase) -> int:
-    return sum(value is True for value in case.constexprs.values())
+def _features(case: AotCase) -> list[str]:
+    return [name for name, value in case.constexprs.items() if value is True]
