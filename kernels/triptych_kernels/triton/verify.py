@@ -288,14 +288,12 @@ def _verify_block(parents, drafted, target, target_facts, target_lasts, proposal
                                share, v, v < vocab, FILTERED, DRAFT_FILTERED, ONE_HOT)  # fmt: skip
             rest = tl.sum(sums, 0)
             passes = tl.where(rest > 0.0, rest / tl.maximum(rest + 1.0 - share, _TINY), 0.0)
-        tl.store(emitted + first_row + node, token)
         if tl.load(coins + first_node + node) < passes.to(tl.float64):
             taken = node + 1
             kept_share = share
     for node in range(taken):
         tl.store(path + first_node + node, node)
-    for node in range(taken, count):
-        tl.store(emitted + first_row + node, _PAD)
+        tl.store(emitted + first_row + node, tl.load(drafted + first_node + node))
     total = tl.full((), 0.0, tl.float64)
     for first in range(0, vocab, TILE):
         v = first + tl.arange(0, TILE)
