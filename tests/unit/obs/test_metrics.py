@@ -34,6 +34,7 @@ def test_every_family_of_ours_bears_our_name_and_a_description(registry, metrics
         "triptych_kv_blocks",
         "triptych_kv_fallbacks",
         "triptych_kv_path_info",
+        "triptych_kv_salvaged_blocks",
         "triptych_kv_transfer_bytes",
         "triptych_kv_transfer_failures",
         "triptych_kv_transfer_seconds",
