@@ -86,7 +86,8 @@ class TileFold {
     explicit TileFold(int dim) : dim_(dim) {}
 
     // The tile that will be read after so many folds of the one before; a prefetch, nothing more.
-    void expect(const KvTile<T>& tile, int folds) { awaited_.set(tile, dim_, folds); }
+    template <class Stored>
+    void expect(const KvTile<Stored>& tile, int folds) { awaited_.set(tile, dim_, folds); }
     void expect_keys(const KvTile<T>& tile, int folds) { awaited_.set_keys(tile, dim_, folds); }
 
     // False when all lanes leave out the tile.
