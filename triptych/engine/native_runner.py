@@ -13,6 +13,7 @@ from torch import Tensor
 
 from triptych.engine.pages import PageRow, PageScores, ScoreWishes
 from triptych.engine.rows import RowJob, wanted_rows
+from triptych.engine.shared_prefix import NOTHING, Shared, share_prefixes
 from triptych.engine.skipping import Skips
 from triptych.engine.storage import KvStorage
 from triptych.models.model import Model
@@ -20,12 +21,16 @@ from triptych.models.native import NativeModel
 from triptych.models.taps import Tap
 from triptych_kernels.cpu.structs import KV_TYPES, JobStruct, KvCacheStruct
 
+_FEW_ROWS = 16  # of a job that may share: more rows fill vectors by themselves
+
 
 class NativeRunner:
     """See Runner."""
 
-    def __init__(self, model: Model, storage: KvStorage) -> None:
+    def __init__(self, model: Model, storage: KvStorage, *, share: bool = True) -> None:
+        """`share`: KV that jobs of a step have in common is read once. Changes no bit."""
         self.model = model
+        self.share = share
         self._native = NativeModel(model)
         self._storage = storage  # keeps the memory behind the struct
         self._wishes = ScoreWishes()
@@ -93,7 +98,10 @@ class NativeRunner:
             None if wish is None else wish.make_room(job, self._storage.layout)
             for job, wish in zip(jobs, self._wishes.take(jobs), strict=True)
         ]
-        structs = _job_structs(jobs, blocks, parents, scores, self._storage.layout.block_tokens)
+        size = self._storage.layout.block_tokens
+        structs = _job_structs(jobs, blocks, parents, scores, size)
+        if self.share:
+            _put_shared(structs, _shared(jobs, size))
         skips = Skips(jobs, self._storage.layout.num_layers)
         self._native.run(
             hidden,
@@ -129,6 +137,24 @@ def _job_structs(
         row += rows
         table += blocks.itemsize * len(job.seen_blocks)
     return (JobStruct * len(jobs))(*fields)
+
+
+def _shared(jobs: Sequence[RowJob], block_tokens: int) -> list[Shared]:
+    """Sparse jobs stay alone: each of their lanes has seen two tiles before it folds the first one."""
+    if len(jobs) < 2:
+        return [NOTHING] * len(jobs)
+    known = [
+        0
+        if job.sequence.sparse is not None or job.num_rows > _FEW_ROWS
+        else job.start - job.first_block * block_tokens
+        for job in jobs
+    ]
+    return share_prefixes([job.seen_blocks for job in jobs], known, block_tokens)
+
+
+def _put_shared(structs: ctypes.Array[JobStruct], shared: Sequence[Shared]) -> None:
+    for struct, (bundle, slots) in zip(structs, shared, strict=True):
+        struct.bundle, struct.shared = bundle, slots
 
 
 def _page_structs(

@@ -150,6 +150,8 @@ class Rows:
     blocks: Tensor  # int32
     parents: Sequence[int] | None = None
     skip: Skip | None = None
+    bundle: int = 0  # of jobs whose first `shared` positions lie in the same blocks
+    shared: int = 0
 
     def part(self, begin: int, end: int) -> Rows:
         """Rows [begin, end) of a chain."""
@@ -189,6 +191,7 @@ def attend(
         struct = JobStruct(row, count, job.start, 0, job.blocks.data_ptr(), address)
         if job.skip is not None:
             struct.skipping = ctypes.pointer(job.skip.struct(layer))
+        struct.bundle, struct.shared = job.bundle, job.shared
         structs.append(struct)
         row += count
     sinks_at = None if sinks is None else sinks.data_ptr()

@@ -68,6 +68,8 @@ class JobStruct(ctypes.Structure):
         ("page_scores", _pointer),
         ("scored_rows", _int32),
         ("skipping", ctypes.POINTER(SkippingStruct)),
+        ("bundle", _int32),
+        ("shared", _int32),
     ]
 
 

@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "attention_fold.h"
+#include "attention_shared.h"
 #include "attention_tree.h"
 #include "export.h"
 #include "pool.h"
@@ -234,14 +234,19 @@ class Worker {
 };
 
 // One per thread and head size.
-template <class P>
-Worker<P>& worker(int dim) {
-    static thread_local std::vector<std::pair<int, std::unique_ptr<Worker<P>>>> workers;
-    for (auto& [known, made] : workers) {
+template <class Own>
+Own& of_thread(int dim) {
+    static thread_local std::vector<std::pair<int, std::unique_ptr<Own>>> all;
+    for (auto& [known, made] : all) {
         if (known == dim) return *made;
     }
-    workers.emplace_back(dim, std::make_unique<Worker<P>>(dim));
-    return *workers.back().second;
+    all.emplace_back(dim, std::make_unique<Own>(dim));
+    return *all.back().second;
+}
+
+template <class P>
+Worker<P>& worker(int dim) {
+    return of_thread<Worker<P>>(dim);
 }
 
 void write_row(const Call& call, int row, int column, const float* values, int dim) {
@@ -302,6 +307,31 @@ void report(const Call& call, const LaneTask& task, const SkipTally& tally) {
     if (skipping != nullptr && skipping->counts != nullptr) tally.add_to(skipping->counts[call.layer]);
 }
 
+// Whether a prefix that the task's job shares holds whole splits.
+bool begins_late(const LaneTask& task) { return task.begun != nullptr && task.first_split() > 0; }
+
+// Empty states of a task's first split, brought to where the prefix ends that its job shares.
+void enter_split(const Call& call, const LaneTask& task, const State* states) {
+    if (task.begun == nullptr || task.begin % kSplitTokens == 0) return;
+    for (int i = 0; i < task.members(); ++i) {
+        const int group = task.group_of(i);
+        task.begun->gather(group, lanes_used(call, *task.job, group), states[i], [&](int from) {
+            return task.begun->prefix->state(task.head_of(i), from, task.first_split());
+        });
+    }
+}
+
+// The same for all splits before it.
+void enter_merged(const Call& call, const LaneTask& task, const State* states) {
+    if (!begins_late(task)) return;
+    for (int i = 0; i < task.members(); ++i) {
+        const int group = task.group_of(i);
+        task.begun->gather(group, lanes_used(call, *task.job, group), states[i], [&](int from) {
+            return task.begun->prefix->merged(task.head_of(i), from);
+        });
+    }
+}
+
 template <class P>
 void run_whole(const Call& call, const LaneTask& task, const LaneTask* after) {
     Worker<P>& own = worker<P>(call.cache.head_dim);
@@ -311,9 +341,11 @@ void run_whole(const Call& call, const LaneTask& task, const LaneTask* after) {
     float* seeds = own.own_seeds(members);
     own.find_seeds(call, task, seeds);
     State* states = own.split_states(members);
+    enter_split(call, task, states);
     own.fold(call, task, task.first_split(), states, seeds, after);
-    if (task.last_split() - task.first_split() > 1) {
+    if (begins_late(task) || task.last_split() - task.first_split() > 1) {
         State* merged = own.merged_states(members);
+        enter_merged(call, task, merged);
         for (int split = task.first_split();;) {
             for (int i = 0; i < members; ++i) merge(merged[i], states[i]);
             if (++split == task.last_split()) break;
@@ -367,6 +399,9 @@ void run_split(const Call& call, const std::vector<LaneTask>& tasks) {
         P::configure();
         own.prepare(call, *pieces[i].task);
         for (const State& state : pieces[i].states) state.clear();
+        if (pieces[i].split == pieces[i].task->first_split()) {
+            enter_split(call, *pieces[i].task, pieces[i].states.data());
+        }
         own.fold(call, *pieces[i].task, pieces[i].split, pieces[i].states.data(), pieces[i].seeds,
                  nullptr);
         report(call, *pieces[i].task, own.tally());
@@ -374,6 +409,7 @@ void run_split(const Call& call, const std::vector<LaneTask>& tasks) {
     parallel_for(static_cast<int>(tasks.size()), [&](int t) {
         const int members = tasks[t].members();
         State* merged = worker<P>(dim).merged_states(members);
+        enter_merged(call, tasks[t], merged);
         for (const Piece& piece : pieces) {
             if (piece.task != &tasks[t]) continue;
             for (int i = 0; i < members; ++i) merge(merged[i], piece.states[i]);
@@ -384,10 +420,13 @@ void run_split(const Call& call, const std::vector<LaneTask>& tasks) {
     });
 }
 
-// Tasks of at most `groups` groups in each of at most `heads` heads.
-std::vector<LaneTask> tasks_of(const Call& call, const Job* jobs, int num_jobs, int most, int heads) {
+// Tasks of at most `most` groups in each of at most `heads` heads. `begun`: by job.
+std::vector<LaneTask> tasks_of(const Call& call, const Job* jobs, int num_jobs,
+                               const std::vector<Begun>& begun, int most, int heads) {
     std::vector<LaneTask> tasks;
     for (const Job* job = jobs; job < jobs + num_jobs; ++job) {
+        const Begun* own = begun.empty() ? nullptr : &begun[job - jobs];
+        if (own != nullptr && own->prefix == nullptr) own = nullptr;
         const int groups = (job->rows * call.group() + kLanes - 1) / kLanes;
         const int together = groups <= most ? heads : 1;
         // The last rows see most: whoever takes them last would be waited for.
@@ -399,9 +438,10 @@ std::vector<LaneTask> tasks_of(const Call& call, const Job* jobs, int num_jobs, 
             const int low = call.shape.window > 0
                                 ? job->start + (tree ? 0 : first_row) + 1 - call.shape.window
                                 : 0;
+            const int begin = own != nullptr ? own->prefix->end : std::max(0, low);
             for (int head = 0; head < call.cache.kv_heads; head += together) {
                 tasks.push_back({job, head, std::min(together, call.cache.kv_heads - head), first,
-                                 last - first, std::max(0, low), job->start + last_row});
+                                 last - first, begin, job->start + last_row, own});
             }
         }
     }
@@ -411,13 +451,20 @@ std::vector<LaneTask> tasks_of(const Call& call, const Job* jobs, int num_jobs, 
 template <class P>
 void run(const Call& call, const Job* jobs, int num_jobs) {
     const int heads = std::min(call.cache.kv_heads, kHeadsOfTask);
-    std::vector<LaneTask> tasks = tasks_of(call, jobs, num_jobs, kGroupsOfTask, heads);
+    std::vector<SharedPrefix> prefixes = shared_prefixes(call, jobs, num_jobs);
+    std::vector<Begun> begun;
+    if (!prefixes.empty()) {
+        begun = begun_by(prefixes, jobs, num_jobs);
+        fold_shared<P>(call, prefixes, kGroupsOfTask,
+                       [&]() -> auto& { return of_thread<SharedFold<P>>(call.cache.head_dim); });
+    }
+    std::vector<LaneTask> tasks = tasks_of(call, jobs, num_jobs, begun, kGroupsOfTask, heads);
     const bool few = tasks.size() < 8u * num_threads();
     const bool long_ones = std::any_of(tasks.begin(), tasks.end(), [](const LaneTask& task) {
         return task.last_split() - task.first_split() > 1;
     });
     if (few && long_ones && num_threads() > 1) return run_split<P>(call, tasks);
-    if (few) tasks = tasks_of(call, jobs, num_jobs, 1, 1);
+    if (few) tasks = tasks_of(call, jobs, num_jobs, begun, 1, 1);
     const int count = static_cast<int>(tasks.size()), threads = num_threads();
     parallel_for(count, [&](int i) {
         run_whole<P>(call, tasks[i], i + threads < count ? &tasks[i + threads] : nullptr);

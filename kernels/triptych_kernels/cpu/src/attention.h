@@ -44,6 +44,9 @@ struct Job {
     float* page_scores;                        // or null; see page_scores.h
     std::int32_t scored_rows;                  // the last ones
     const Skipping* skipping;                  // or null: attention is dense
+    // Jobs of the same bundle (0: of none) have the first `shared` slots, all before `start`, in the same
+    // blocks. Where none of them leaves out anything or has a window, they are read once for all.
+    std::int32_t bundle, shared;
 
     const std::int32_t* blocks_of(int layer, int head) const {
         return blocks + static_cast<std::size_t>(layer) * layer_stride + head * head_stride;

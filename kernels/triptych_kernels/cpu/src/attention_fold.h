@@ -72,7 +72,8 @@ class TileFold {
     explicit TileFold(int dim) : dim_(dim) {}
 
     // The tile that will be read after so many folds of the one before; a prefetch, nothing more.
-    void expect(const KvTile<T>& tile, Wanted what, int folds) {
+    template <class Stored>
+    void expect(const KvTile<Stored>& tile, Wanted what, int folds) {
         awaited_.set(tile, what, dim_, folds);
     }
 

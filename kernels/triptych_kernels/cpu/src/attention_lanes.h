@@ -66,12 +66,15 @@ struct Call {
     int group() const { return shape.heads / cache.kv_heads; }  // query heads of a KV head
 };
 
+struct Begun;  // in attention_shared.h
+
 // Some groups of lanes of one job, in each of some KV heads. Its members are these groups, head
 // after head.
 struct LaneTask {
     const Job* job;
     int first_head, heads, first_group, groups;
-    int begin, end;  // positions that some lane sees
+    int begin, end;      // positions that some lane sees; behind those that a shared prefix stands for
+    const Begun* begun;  // that prefix, or null
 
     int members() const { return heads * groups; }
     int head_of(int member) const { return first_head + member / groups; }

@@ -4,6 +4,8 @@
 // weight[t][lane]. The lanes stand on the right of both, so softmax never adds across a vector.
 #pragma once
 
+#include <type_traits>
+
 #include "amx.h"
 #include "kv_cache.h"
 #include "memory.h"
@@ -19,6 +21,29 @@ struct FmaProducts {
 
     static std::size_t query_bytes(int dim) { return sizeof(float) * kLanes * dim; }
     static void configure() {}
+
+    // What many groups of lanes read one after the other: halves are widened once for all of them.
+    using Many = FmaProducts<float>;
+    static KvTile<float> for_many(const KvTile<T>& tile, int dim, const KvScratch<float>& room) {
+        if constexpr (std::is_same_v<T, float>) {
+            return tile;
+        } else {
+            KvTile<float> wide{{}, {}, {}, tile.tokens, tile.parts, tile.key_scales, tile.value_scales};
+            for (int part = 0; part < tile.parts; ++part) {
+                float* keys = room.keys + part * kPartTokens * dim;
+                float* values = room.values + part * kPartTokens * dim;
+                widen(tile.keys[part], kPartTokens * dim, keys);
+                for (int d = 0; d < dim; ++d) {
+                    widen(tile.values[part] + d * tile.value_stride[part], kPartTokens,
+                          values + d * kPartTokens);
+                }
+                wide.keys[part] = keys;
+                wide.values[part] = values;
+                wide.value_stride[part] = kPartTokens;
+            }
+            return wide;
+        }
+    }
 
     static void put_query(void* queries, int lane, const float* query, int dim) {
         float* to = static_cast<float*>(queries) + lane;
@@ -105,6 +130,11 @@ struct AmxProducts {
 
     static std::size_t query_bytes(int dim) { return sizeof(Bf16) * kLanes * dim; }
     static void configure() { amx::configure(kLanes); }
+
+    using Many = AmxProducts;
+    static KvTile<Bf16> for_many(const KvTile<Bf16>& tile, int, const KvScratch<Bf16>&) {
+        return tile;
+    }
 
     static void put_query(void* queries, int lane, const float* query, int dim) {
         Bf16* to = static_cast<Bf16*>(queries) + 2 * lane;
