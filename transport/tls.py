@@ -53,7 +53,9 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
         return _configuration(found)
 
     return grpc.dynamic_ssl_server_credentials(
-        _configuration(current), changed, require_client_authentication=True
+        _configuration(current),
+        changed,  # type: ignore[arg-type]  # None, "nothing changed", is missing in the stubs
+        require_client_authentication=True,
     )
 
 

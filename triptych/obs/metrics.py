@@ -22,6 +22,7 @@ from prometheus_client import (
 
 from transport.address import host_port
 from triptych.obs.pace import PaceMeter
+from triptych.request import TileCount
 
 Check = Callable[[], str]  # what is wrong; "": nothing
 
@@ -137,6 +138,12 @@ class WorkerMetrics:
             "Prompt tokens found in the prefix cache",
             registry=registry,
         )
+        self.attention_tiles = Counter(
+            "triptych_sparse_attention_tiles_total",
+            "Tiles that sparse attention came by, left out or read",
+            ["decision"],
+            registry=registry,
+        )
         self.kv_transfer_bytes = Counter(
             "triptych_kv_transfer_bytes_total",
             "KV bytes fetched and committed",
@@ -180,6 +187,10 @@ class WorkerMetrics:
             registry=registry,
         )
         self._paths: dict[str, str] = {}
+
+    def count_tiles(self, count: TileCount) -> None:
+        self.attention_tiles.labels("skipped").inc(count.skipped)
+        self.attention_tiles.labels("read").inc(count.seen - count.skipped)
 
     def set_kv_path(self, peer: str, path: str | None) -> None:
         """Reports the path in use to `peer` and withdraws the one before; None: no path any more.
