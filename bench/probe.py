@@ -48,17 +48,27 @@ def measure_limits(threads: int) -> Limits:
     """The best of some repeats of each; about a second, and 512 MiB of memory."""
     library = _library()
     tiles = 0.0
-    if library is None:
-        read = _torch_read(_REPEATS)
-    else:
-        read = library.probe_read(threads, READ_BYTES, _REPEATS)
+    if library is not None:
         tiles = max(library.probe_tiles(threads, _TILE_ROUNDS) for _ in range(_REPEATS))
     return Limits(
-        read_gb_s=read / 1e9,
-        bfloat16_tflop_s=max(_matmul(torch.bfloat16, *shape) for shape in SHAPES) / 1e12,
-        float32_tflop_s=max(_matmul(torch.float32, *shape) for shape in SHAPES) / 1e12,
+        read_gb_s=read_rate(threads) / 1e9,
+        bfloat16_tflop_s=matmul_rate(torch.bfloat16) / 1e12,
+        float32_tflop_s=matmul_rate(torch.float32) / 1e12,
         tile_tflop_s=tiles / 1e12,
     )
+
+
+def read_rate(threads: int) -> float:
+    """Bytes per second, the best of some repeats."""
+    library = _library()
+    if library is None:
+        return _torch_read(_REPEATS)
+    return float(library.probe_read(threads, READ_BYTES, _REPEATS))
+
+
+def matmul_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of torch at its best shape. Where a CPU lacks the type, that takes minutes."""
+    return max(_matmul(dtype, *shape) for shape in SHAPES)
 
 
 def typical(found: Sequence[Limits]) -> Limits:
