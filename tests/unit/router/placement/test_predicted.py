@@ -138,7 +138,8 @@ def test_a_follow_up_goes_where_its_prefix_is() -> None:
 
 def test_a_prefix_is_computed_again_when_its_holder_is_busy_for_longer_than_that_takes() -> None:
     workers = [paced_view("d0", running=20), paced_view("p1", "prefill")]
-    workers.append(paced_view("p0", "prefill", queued_tokens=5000, running=1))
+    for busy in ("p0", "p2"):
+        workers.append(paced_view(busy, "prefill", queued_tokens=4000, running=1))
     placement = predicted(asked(cached={"p0": 1500}), workers)
     assert (placement.computing.worker_id, placement.reason) == ("p1", "replicate")
 
