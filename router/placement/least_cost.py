@@ -113,7 +113,7 @@ def _judge(
 
 
 def _is_saturated(request: PlacementRequest, pool: Sequence[Outlook]) -> bool:
-    """Beyond that not everybody can be in time; as long as somebody idles, nobody has to be late."""
+    """Beyond that not everybody can be in time. While somebody idles, nobody has to be late."""
     queues = [outlook.queue_s for outlook in pool]
     return all(queues) and sum(queues) > _SATURATED * len(pool) * request.slo.ttft_s
 
