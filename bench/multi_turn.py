@@ -2,11 +2,14 @@
 
     python -m bench.multi_turn
 
-Eight conversations of six turns with two prefill and two decode workers, once for each placement
-policy and round, each with a cluster of its own: no cache is shared. Every turn sends all that was
-said before, the model's answers included; users do not think. What users say are pieces of this
-repository's documentation; answers are greedy. They must be the same under every policy (exit code
-1 if not).
+Eight conversations of six turns with two prefill and two decode workers (`--workers`: of each role),
+once for each placement policy and round, each with a cluster of its own: no cache is shared. Every
+turn sends all that was said before, the model's answers included; users do not think. What users
+say are pieces of this repository's documentation; answers are greedy. They must be the same under
+every policy (exit code 1 if not).
+
+With n workers, whoever takes turns finds the last turn's prefill worker again with 1 / n: the more
+workers, the more is to be gained.
 
 The limit of time to first token is that of computing a turn's new tokens and no others, alone:
 their number times what a prefill worker took per token in this run, queues, transfers and the first
@@ -108,7 +111,8 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def config_of(policy: str, options: argparse.Namespace) -> ClusterConfig:
     pools = [
-        {"name": role, "role": role, "replicas": 2, "threads": 1} for role in ("decode", "prefill")
+        {"name": role, "role": role, "replicas": options.workers, "threads": 1}
+        for role in ("decode", "prefill")
     ]
     settings = [f"model={options.model}", "router.port=0", f"router.placement={policy}"]
     return load_config(None, [*settings, f"pools={json.dumps(pools)}", *options.set])
@@ -256,6 +260,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--answer-tokens", type=int, default=32, help="at most")
     parser.add_argument("--in-flight", type=int, default=4, help="conversations at once")
+    parser.add_argument("--workers", type=int, default=2, help="of each role")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--set", action="append", default=[], help="config override, e.g. a.b=1")

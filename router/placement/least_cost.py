@@ -113,9 +113,8 @@ def _judge(
 
 
 def _is_saturated(request: PlacementRequest, pool: Sequence[Outlook]) -> bool:
-    """Beyond that not everybody can be in time. While somebody idles, nobody has to be late."""
-    queues = [outlook.queue_s for outlook in pool]
-    return all(queues) and sum(queues) > _SATURATED * len(pool) * request.slo.ttft_s
+    """Beyond that not everybody can be in time."""
+    return sum(o.queue_s for o in pool) > _SATURATED * len(pool) * request.slo.ttft_s
 
 
 def _delay(request: PlacementRequest, computing: Outlook, late: bool) -> float:

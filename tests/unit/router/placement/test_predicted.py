@@ -256,7 +256,7 @@ def test_nobody_above_the_bound_gets_more_whatever_it_has_cached(
 @pytest.mark.parametrize("behind", [6_000, 40_000])
 def test_an_idle_worker_of_two_is_not_passed_by_however_late_a_request_is(behind: int) -> None:
     workers = [
-        paced_view("d0", queued_tokens=behind),
+        paced_view("d0", queued_tokens=6_000),
         paced_view("p0", "prefill", queued_tokens=behind, running=5),
         paced_view("p1", "prefill"),
     ]
