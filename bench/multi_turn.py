@@ -2,14 +2,13 @@
 
     python -m bench.multi_turn
 
-Eight conversations of six turns with two prefill and two decode workers (`--workers`: of each role),
-once for each placement policy and round, each with a cluster of its own: no cache is shared. Every
-turn sends all that was said before, the model's answers included; users do not think. What users
-say are pieces of this repository's documentation; answers are greedy. They must be the same under
-every policy (exit code 1 if not).
+Eight conversations of six turns, once for each placement policy and round, each with a cluster of
+its own: no cache is shared. Every turn sends all that was said before, the model's answers too;
+users do not think. What users say are pieces of this repository's documentation; answers are
+greedy. They must be the same under every policy (exit code 1 if not).
 
-With n workers, whoever takes turns finds the last turn's prefill worker again with 1 / n: the more
-workers, the more is to be gained.
+Where n workers of each role are asked in turn, the last turn's is met again with probability 1 / n:
+the more there are (`--workers`), the more is to be gained.
 
 The limit of time to first token is that of computing a turn's new tokens and no others, alone:
 their number times what a prefill worker took per token in this run, queues, transfers and the first
