@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import logging
 import signal
@@ -65,6 +66,7 @@ class RouterArgs:
 def main(argv: Sequence[str] | None = None) -> None:
     try:
         args = parse_args(argv)
+        faulthandler.enable(2)  # a crash in native code leaves its stacks on stderr
         setup_logging(args.config.log.level, args.config.log.format, args.name)
         flush_traces = setup_tracing(args.config.tracing, args.name)
         tokenizer = Tokenizer.load(resolve_model(args.config.model))

@@ -10,7 +10,6 @@ from router.schema import ChatRequest
 from router.structured import asked_grammar, refuse_without_end
 from router.tool_use import ToolUse
 from router.tools.format import TEXT, text_until
-from router.tools.harmony import Harmony
 from triptych.errors import RequestError
 from triptych.grammar.deep_stack import on_deep_stack
 from triptych.grammar.source import check_grammar, json_schema, term
@@ -26,7 +25,7 @@ async def answer_grammar(body: ChatRequest, reading: AnswerReading) -> Grammar |
     if tools is None or not (tools.must_call or tools.strict or asked):
         if asked is None or reading.is_plain:
             return asked
-        return await on_deep_stack(lambda: _grammar(reading, [_said(reading, term(asked))]))
+        return await on_deep_stack(lambda: _grammar(reading, [reading.said(term(asked))]))
     if asked is None:
         refuse_without_end(body, "tool_choice" if tools.must_call else "tools")
     return await on_deep_stack(partial(_with_calls, body, reading, tools, asked))
@@ -51,9 +50,9 @@ def _with_calls(
                 'was asked for; send "none", "required" or the name of a function',
                 param="tool_choice",
             )
-        said = [_said(reading, term(asked))]
+        said = [reading.said(term(asked))]
     else:
-        said = [_said(reading, reading.format.prose or TEXT)]
+        said = [reading.said(reading.format.prose or TEXT)]
         if opening:
             rules = text_until("opening", reading.format.opening, opening)
             opening = "opening"
@@ -65,16 +64,6 @@ def _with_calls(
 
 def _grammar(reading: AnswerReading, answers: Sequence[str], rules: str = "") -> Grammar:
     """One of `answers`, behind what the model thinks."""
-    lead = ""
-    if isinstance(reading.format, Harmony):
-        lead = reading.format.lead(reading.spell)
-    elif reading.thinking is not None:
-        lead = reading.thinking.rules(reading.opened, reading.spell)
+    lead = reading.lead()
     start = f"start: {'lead ' if lead else ''}({' | '.join(answers)})\n"
     return Grammar(GrammarKind.LARK, start + lead + rules)
-
-
-def _said(reading: AnswerReading, answer: str) -> str:
-    if isinstance(reading.format, Harmony):
-        return reading.format.said(answer, reading.spell)
-    return answer

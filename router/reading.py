@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from router.tool_use import ToolUse
 from router.tools.format import ToolFormat, literal
-from router.tools.harmony import Harmony
 from router.tools.ids import long_id
 from router.tools.registry import tool_format
 from router.tools.source import Reading, Source, ToolParser, read_prose
@@ -55,6 +54,18 @@ class AnswerReading:
         token_id = self.tokenizer.special_id(mark)
         return literal(mark) if token_id is None else f"<[{token_id}]>"
 
+    def lead(self) -> str:
+        """Lark rule `lead`: what the model thinks before it answers; "": it does not."""
+        if self.format is not None and self.format.frame is not None:
+            return self.format.frame.lead(self.spell)
+        return "" if self.thinking is None else self.thinking.rules(self.opened, self.spell)
+
+    def said(self, answer: str) -> str:
+        """An answer that is no call, both as terms of a Lark grammar."""
+        if self.format is None or self.format.frame is None:
+            return answer
+        return self.format.frame.said(answer, self.spell)
+
     def parser(self) -> ToolParser:
         return ToolParser(self._read)
 
@@ -72,14 +83,13 @@ def answer_reading(
     config: RouterConfig, tokenizer: Tokenizer, prompt: Sequence[int], tools: ToolUse | None
 ) -> AnswerReading:
     """`prompt`: its token ids, whose end tells whether it has begun a thought."""
-    chosen: ToolFormat | None = tool_format(config.tool_parser, tokenizer.template_text)
-    if tools is None and not isinstance(chosen, Harmony):
-        chosen = None
+    chosen = tool_format(config.tool_parser, tokenizer.template_text)
     thinking = None
-    if not isinstance(chosen, Harmony):
+    if chosen.frame is None:
         thinking = thinking_of(config.reasoning_parser, tokenizer.template_text)
     opened = False
     if thinking is not None:
         end = tokenizer.decode(prompt[-_LAST_TOKENS:], skip_special_tokens=False)
         opened = thinking.is_opened_by(end)
-    return AnswerReading(tokenizer, chosen, thinking, opened, tools)
+    is_read = tools is not None or chosen.frame is not None
+    return AnswerReading(tokenizer, chosen if is_read else None, thinking, opened, tools)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from router.tools.call import read_arguments
-from router.tools.format import Function, Spell, literal, repeated, schema_term
+from router.tools.format import Frame, Function, Spell, literal, repeated, schema_term
 from router.tools.ids import long_id
 from router.tools.source import (
     CallStart,
@@ -29,6 +29,7 @@ class DeepSeek:
     markers = (_CALLS, _CALLS_END, _CALL, _CALL_END, _SEPARATOR)
     marks = (_CALLS,)
     opening = _CALLS
+    frame: Frame | None = None
     prose = ""
     new_id = staticmethod(long_id)
 

@@ -28,7 +28,21 @@ class Function(NamedTuple):
 Spell = Callable[[str], str]  # a marker as a term of a Lark grammar: text, or a special token
 
 
+class Frame(Protocol):
+    """What stands around every answer of a family, whether there are tools or not."""
+
+    def lead(self, spell: Spell) -> str:
+        """Lark rule `lead`: what the model thinks before."""
+
+    def said(self, answer: str, spell: Spell) -> str:
+        """An answer that is no call, as a term."""
+
+
 class ToolFormat(Protocol):
+    @property
+    def frame(self) -> Frame | None:
+        """None: a plain answer is bare text."""
+
     @property
     def markers(self) -> tuple[str, ...]:
         """Where one is a special token, its text must be seen."""

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from router.tools.call import read_arguments
-from router.tools.format import Function, Spell, literal, schema_term, text_until
+from router.tools.format import Frame, Function, Spell, literal, schema_term, text_until
 from router.tools.ids import long_id
 from router.tools.source import (
     Arguments,
@@ -44,6 +44,10 @@ class Harmony:
     opening = ""
     prose = ""
     new_id = staticmethod(long_id)
+
+    @property
+    def frame(self) -> Frame:
+        return self
 
     def read(self, source: Source, names: Collection[str]) -> Reading[None]:
         """The first head may lack its beginning, which the prompt wrote: ` to=functions.now`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from router.tools.call import read_call
-from router.tools.format import Function, Spell, literal, object_rules, repeated
+from router.tools.format import Frame, Function, Spell, literal, object_rules, repeated
 from router.tools.ids import long_id
 from router.tools.source import Reading, Source, read_prose, skip, skip_blanks
 
@@ -14,6 +14,7 @@ class Hermes:
     markers = ("<tool_call>", "</tool_call>")
     marks = ("<tool_call>",)
     opening = "<tool_call>"
+    frame: Frame | None = None
     prose = ""
     new_id = staticmethod(long_id)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from router.tools.call import read_call
-from router.tools.format import Function, Spell, object_rules, separated
+from router.tools.format import Frame, Function, Spell, object_rules, separated
 from router.tools.ids import long_id
 from router.tools.source import Reading, Source, peek, read_prose, skip, skip_blanks
 
@@ -14,6 +14,7 @@ class Llama:
     markers: tuple[str, ...] = ("<|python_tag|>",)
     marks: tuple[str, ...] = ("<|python_tag|>", "Environment: ipython")
     opening = ""
+    frame: Frame | None = None
     prose = r"/\s*([^\s{\[](.|\n)*)?/"
     new_id = staticmethod(long_id)
 

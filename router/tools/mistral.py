@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from router.tools.call import read_arguments, read_call
-from router.tools.format import Function, Spell, literal, object_rules, separated
+from router.tools.format import Frame, Function, Spell, literal, object_rules, separated
 from router.tools.ids import short_id
 from router.tools.source import (
     Arguments,
@@ -26,6 +26,7 @@ class Mistral:
     markers = ("[TOOL_CALLS]", "[ARGS]")
     marks = ("[TOOL_CALLS]",)
     opening = "[TOOL_CALLS]"
+    frame: Frame | None = None
     prose = ""
     new_id = staticmethod(short_id)
 

@@ -4,8 +4,8 @@ Layout of the memfd: one header page (magic, sizes) and a probe page with a know
 generations (u64 per block) and the hashes of the blocks that are in the prefix cache (16 bytes
 each; zeros: it is not), then the blocks from a page boundary on. The memfd has no name, so kill -9
 leaves nothing behind; for as long as somebody has it mapped, what the dead one computed can be read
-(triptych/worker/estate.py). The pool is reserved up front: a full tmpfs is an error at start, not a
-SIGBUS later.
+(triptych/worker/salvage.py). The pool is reserved up front: a full tmpfs is an error at start, not
+a SIGBUS later.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ A thread that works for many requests (the engine's) names the one it speaks of 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import json
 import logging
 import math
@@ -39,11 +38,9 @@ _OUR_LOGGERS = (
 
 def setup_logging(level: str, format: Literal["json", "text"], process: str) -> None:
     """Sends this process's log to stderr. Called by `__main__`; a second call replaces the first.
-    A crash in native code leaves the threads' stacks there, too.
 
     `level` is one of debug, info, warning, error; `process` is the worker id or "router".
     """
-    faulthandler.enable()
     handler = _ProcessHandler()
     handler.setFormatter(JsonFormatter(process) if format == "json" else TextFormatter(process))
     root = logging.getLogger()

@@ -17,6 +17,7 @@ from prometheus_client import (
 )
 
 from triptych.obs.pace import PaceMeter
+from triptych.request import TileCount
 
 _STEP_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -109,6 +110,12 @@ class WorkerMetrics:
             "Prompt tokens found in the prefix cache",
             registry=registry,
         )
+        self.attention_tiles = Counter(
+            "triptych_sparse_attention_tiles_total",
+            "Tiles that sparse attention came by, left out or read",
+            ["decision"],
+            registry=registry,
+        )
         self.kv_transfer_bytes = Counter(
             "triptych_kv_transfer_bytes_total",
             "KV bytes fetched and committed",
@@ -152,6 +159,10 @@ class WorkerMetrics:
             registry=registry,
         )
         self._paths: dict[str, str] = {}
+
+    def count_tiles(self, count: TileCount) -> None:
+        self.attention_tiles.labels("skipped").inc(count.skipped)
+        self.attention_tiles.labels("read").inc(count.seen - count.skipped)
 
     def set_kv_path(self, peer: str, path: str | None) -> None:
         """Reports the path in use to `peer` and withdraws the one before; None: no path any more.

@@ -5,6 +5,7 @@ behind.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import logging
 import signal
@@ -83,6 +84,7 @@ def run_helper(role: Role, prepare: Prepare, argv: Sequence[str] | None = None) 
     """
     try:
         args = parse_worker_args(role, argv)
+        faulthandler.enable(2)  # a crash in native code leaves its stacks on stderr
         setup_logging(args.config.log.level, args.config.log.format, args.worker_id)
         flush_traces = setup_tracing(args.config.tracing, args.worker_id)
         build = prepare(args)
