@@ -123,15 +123,12 @@ class Scheduler:
     @property
     def queued_tokens(self) -> int:
         """Tokens that sequences came with and nobody has computed yet."""
-        return sum(end - start for start, end in self.queued)
+        return sum(end - start for start, end in self._queued())
 
     @property
-    def queued(self) -> list[tuple[int, int]]:
-        """[start, end) of what is left of each prompt; the cache may hold other parts by then."""
-        waiting = [seq for seq in list(self._waiting) if _ready(seq)]
-        starts = [(seq.num_computed, seq) for seq in list(self._running)]
-        starts += [(seq.likely_cached, seq) for seq in waiting]
-        return [(start, seq.num_given) for start, seq in starts if start < seq.num_given]
+    def queued_pairs(self) -> float:
+        """The same tokens, each with the positions that it attends to."""
+        return sum((end - start) * (start + end) / 2 for start, end in self._queued())
 
     @property
     def chunk_tokens(self) -> int:
@@ -152,6 +149,13 @@ class Scheduler:
             seq.resumed and seq.prompt_done_at is None
             for seq in itertools.chain(self._running, self._waiting)
         )
+
+    def _queued(self) -> list[tuple[int, int]]:
+        """[start, end) of what is left of each prompt; the cache may hold other parts by then."""
+        waiting = [seq for seq in list(self._waiting) if _ready(seq)]
+        starts = [(seq.num_computed, seq) for seq in list(self._running)]
+        starts += [(seq.likely_cached, seq) for seq in waiting]
+        return [(start, seq.num_given) for start, seq in starts if start < seq.num_given]
 
     def _grow(self, sequence: Sequence, end: int) -> bool:
         """Blocks for the rows before `end`; False if the sequence itself had to give way."""

@@ -46,4 +46,4 @@ def report_pace(load: pb.WorkerLoad, meter: PaceMeter, parts: EngineParts) -> No
         expert_wait=0.0 if experts is None else experts.experts.tally.wait_share,
     )
     load.pace.CopyFrom(pace.message())
-    load.queued_pairs = sum(pairs_between(*span) for span in parts.scheduler.queued)
+    load.queued_pairs = parts.scheduler.queued_pairs

@@ -152,7 +152,7 @@ def test_the_queue_is_reported_without_what_the_cache_holds() -> None:
     scheduler.remove(first)  # two full blocks of it stay in the cache
     scheduler.add(sequence_of(12, 0))
     assert scheduler.queued_tokens == 12 - 8
-    assert scheduler.queued == [(8, 12)]
+    assert scheduler.queued_pairs == 4 * (8 + 12) / 2
 
 
 def going_on(length: int, first: int, resumed: int) -> Sequence:
