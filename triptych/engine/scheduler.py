@@ -161,8 +161,7 @@ class Scheduler:
 
     def _anybody_catches_up(self) -> bool:
         return any(
-            seq.resumed and seq.prompt_done_at is None
-            for seq in [*self._running, *self._waiting]
+            seq.resumed and seq.prompt_done_at is None for seq in [*self._running, *self._waiting]
         )
 
     def _next_prompt(self) -> Sequence | None:

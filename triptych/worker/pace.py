@@ -39,9 +39,7 @@ def patient_rows(scheduler: Scheduler, meter: PaceMeter, step_s: float) -> int:
     return min(rows, scheduler.chunk_tokens)
 
 
-def rows_beside(
-    meter: PaceMeter, itl_s: float, streams: int, pairs: float, position: int
-) -> int:
+def rows_beside(meter: PaceMeter, itl_s: float, streams: int, pairs: float, position: int) -> int:
     """Rows of prompts in a step beside `streams` sequences that decode, which attend to `pairs`
     positions, so that their tokens come every `itl_s`. By what steps took so far; the first of
     these prompts goes on at `position`.

@@ -35,7 +35,7 @@ def seconds_of(jobs: list[RowJob]) -> float:
 
 
 def test_what_streams_need_of_a_step_is_taken_from_prompts() -> None:
-    alone, beside = rows_beside(measured(), 0.1, 0, 0.0, 0), rows_beside(measured(), 0.1, 20, 0.0, 0)
+    alone, beside = (rows_beside(measured(), 0.1, streams, 0.0, 0) for streams in (0, 20))
     assert alone == pytest.approx((0.08 - BASE_S) / PROMPT_ROW_S, rel=0.05)
     assert alone - beside == pytest.approx(20 * DECODE_ROW_S / PROMPT_ROW_S, rel=0.1)
 

@@ -112,7 +112,9 @@ def test_prompts_are_as_fast_as_all_who_compute_them_together() -> None:
 
 
 def test_streams_take_their_share_of_the_steps_that_compute_prompts() -> None:
-    pace = Pace(prefill=StepCost(0.1, 0.001, 0.0), decode=StepCost(0.1, 0.01, 0.0), chunk_tokens=100)
+    pace = Pace(
+        prefill=StepCost(0.1, 0.001, 0.0), decode=StepCost(0.1, 0.01, 0.0), chunk_tokens=100
+    )
     home = replace(HOME, pace=pace, running=20)
     assert line(home) == pytest.approx((0.1, 0.004))  # 100 rows take 0.2 s, 20 streams 0.2 s more
 
