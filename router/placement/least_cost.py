@@ -132,8 +132,8 @@ def _own(request: PlacementRequest, seen: Prediction, saturated: bool) -> float:
 
 
 def _of_ttft(share: float, saturated: bool) -> float:
-    """Of a share of the objective. Whoever misses it in a saturated pool is lost to goodput, however
-    late it is: little grows from there.
+    """Of a share of the objective. Whoever misses it in a saturated pool is lost to goodput,
+    however late it is: little grows from there.
     """
     if saturated and share > 1:
         return 2 + _LATER * (share - 1)
