@@ -56,6 +56,17 @@ def test_a_worker_that_becomes_slower_is_believed_soon() -> None:
     assert close(fit.cost(), slower, 0.1)
 
 
+def test_where_only_pairs_seem_to_cost_time_a_row_is_still_not_free() -> None:
+    fit = StepFit()
+    for context in range(100, 2000, 100):
+        fit.add(64, 64 * context, 1e-8 * 64 * context)
+    cost = fit.cost()
+    assert cost is not None and cost.seconds(64, 64 * 1000) == pytest.approx(6.4e-4, rel=0.01)
+    assert cost.seconds(512, 0.0) > 0
+    told = Pace.of(Pace(prefill=StepCost(0.0, 0.0, 1e-8)).message()).prefill
+    assert told is not None and told.seconds(1, 0.0) > 0
+
+
 def test_no_term_is_ever_negative() -> None:
     fit = StepFit()
     for rows in (100, 200, 300, 400) * 4:
