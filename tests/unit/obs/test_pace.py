@@ -87,8 +87,17 @@ def test_batches_of_one_size_are_predicted_though_nothing_tells_their_parts_apar
 
 def test_a_worker_that_has_hardly_run_says_nothing() -> None:
     fit = StepFit()
-    learn(fit, TRUE, 3)
+    learn(fit, TRUE, 1)
     assert fit.cost() is None
+
+
+def test_a_second_step_like_the_first_is_enough_though_that_one_was_long() -> None:
+    fit = StepFit()
+    fit.add(300, 45_000, 20.0)  # weights were read, kernels loaded
+    fit.add(250, 31_250, 1.0)
+    cost = fit.cost()
+    assert cost is not None
+    assert cost.seconds(200, 20_000) == pytest.approx(0.8, rel=0.2)
 
 
 def test_decode_rows_beside_a_prompt_do_not_make_prompts_look_slow() -> None:

@@ -268,3 +268,10 @@ def test_nobody_waits_behind_the_late_one_of_two_workers_while_the_other_idles(b
     ]
     assert computing(asked(3000), workers) != "p0"
     assert computing(asked(3000, cached={"p0": 2800}), workers) != "p0"
+
+
+def test_a_pace_that_puts_everything_on_attention_is_a_pace() -> None:
+    of_pairs = replace(PACE, prefill=StepCost(0.0, 0.0, 1e-6))
+    workers = [paced_view("d0", pace=of_pairs), paced_view("p0", "prefill", pace=of_pairs)]
+    placement = predicted(asked(), workers)
+    assert placement.prediction is not None and placement.prediction.ttft_s > 0
