@@ -48,17 +48,27 @@ def measure_limits(threads: int) -> Limits:
     """The best of some repeats of each; about a second, and 512 MiB of memory."""
     library = _library()
     tiles = 0.0
-    if library is None:
-        read = _torch_read(_REPEATS)
-    else:
-        read = library.probe_read(threads, READ_BYTES, _REPEATS)
+    if library is not None:
         tiles = max(library.probe_tiles(threads, _TILE_ROUNDS) for _ in range(_REPEATS))
     return Limits(
-        read_gb_s=read / 1e9,
-        bfloat16_tflop_s=max(_matmul(torch.bfloat16, *shape) for shape in SHAPES) / 1e12,
-        float32_tflop_s=max(_matmul(torch.float32, *shape) for shape in SHAPES) / 1e12,
+        read_gb_s=read_gb_s(threads),
+        bfloat16_tflop_s=matmul_tflop_s(torch.bfloat16),
+        float32_tflop_s=matmul_tflop_s(torch.float32),
         tile_tflop_s=tiles / 1e12,
     )
+
+
+def read_gb_s(threads: int) -> float:
+    """See Limits."""
+    library = _library()
+    if library is None:
+        return _torch_read(_REPEATS) / 1e9
+    return float(library.probe_read(threads, READ_BYTES, _REPEATS)) / 1e9
+
+
+def matmul_tflop_s(dtype: torch.dtype) -> float:
+    """See Limits. On the threads that torch has."""
+    return max(_matmul(dtype, *shape) for shape in SHAPES) / 1e12
 
 
 def typical(found: Sequence[Limits]) -> Limits:

@@ -26,7 +26,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from bench.probe import Limits, measure_limits
+from bench.engine_roofline import Rates
+from bench.probe import matmul_tflop_s, read_gb_s
 from bench.report import finish, print_table
 from triptych.engine.backend import choose_backend
 from triptych.engine.native_runner import NativeRunner
@@ -158,19 +159,16 @@ def _all_layers(setting: Setting, library: Library, rows: list[Rows]) -> list[Te
     return found
 
 
-def least_seconds(setting: Setting, limits: Limits) -> float:
+def least_seconds(setting: Setting, limits: Rates) -> float:
     config, layout = setting.model.config, setting.layout
     requests = len(setting.sequences)
     positions = setting.prefix + requests * (setting.length - setting.prefix)
     token_bytes = 2 * layout.num_kv_heads * layout.head_dim * ITEM_BYTES[layout.dtype]
     flops = 4 * config.num_heads * config.head_dim * requests * setting.length
-    return layout.num_layers * max(
-        positions * token_bytes / (limits.read_gb_s * 1e9),
-        flops / (limits.float32_tflop_s * 1e12),
-    )
+    return layout.num_layers * limits.least_seconds(positions * token_bytes, flops)
 
 
-def cells(args: argparse.Namespace, library: Library, limits: Limits) -> Iterator[Cell]:
+def cells(args: argparse.Namespace, library: Library, limits: Rates) -> Iterator[Cell]:
     path = pull_model(args.model)
     for dtype in args.dtypes:
         backend = choose_backend(dtype, "auto")
@@ -201,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("there is nothing to measure without native kernels", file=sys.stderr)
         return 1
     torch.set_num_threads(args.threads)
-    limits = measure_limits(args.threads)
+    limits = Rates(read_gb_s(args.threads), matmul_tflop_s(torch.float32))
     torch.set_num_threads(1)
     set_threads(args.threads)
     found: list[Cell] = []
@@ -213,11 +211,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(cell.same for cell in found) else 1
 
 
-def report(found: Sequence[Cell], limits: Limits, save: Path | None) -> None:
+def report(found: Sequence[Cell], limits: Rates, save: Path | None) -> None:
     print_table(
         "Decode with a shared prefix against the same step without sharing",
-        ["weights", "requests", "prefix", "attention, ms", "shared", "speed-up", "of limit",
-         "step, ms", "shared", "speed-up", "same bits"],
+        ["weights", "requests", "prefix", "att., ms", "shared", "gain", "of limit", "step, ms",
+         "shared", "gain", "same bits"],
         [
             (
                 cell.dtype, cell.requests, cell.prefix or f"none ({cell.length})",
@@ -231,7 +229,7 @@ def report(found: Sequence[Cell], limits: Limits, save: Path | None) -> None:
     keys = ("dtype", "requests", "prefix", "length", "attention_s", "attention_gain", "step_s",
             "step_gain", "same", "least_s")  # fmt: skip
     rows = [{key: getattr(cell, key) for key in keys} for cell in found]
-    rates = {"read_gb_s": limits.read_gb_s, "float32_tflop_s": limits.float32_tflop_s}
+    rates = {"read_gb_s": limits.read_gb_s, "float32_tflop_s": limits.tflop_s}
     finish({"rows": rows, "limits": rates}, save)
 
 

@@ -45,8 +45,9 @@ inline V set1(float value) {
              value, value, value, value, value, value, value, value};
 }
 
-// The compiler makes sixteen scalar steps of a > b ? a : b.
-inline V max(V a, V b) {
+// The compiler makes sixteen scalar steps of a > b ? a : b. And it calls what it could inline: V's of
+// two registers are then passed in memory.
+__attribute__((always_inline)) inline V max(V a, V b) {
     __m256 x[2], y[2];
     std::memcpy(x, &a, 64);
     std::memcpy(y, &b, 64);
@@ -55,7 +56,7 @@ inline V max(V a, V b) {
     return a;
 }
 
-inline V min(V a, V b) {
+__attribute__((always_inline)) inline V min(V a, V b) {
     __m256 x[2], y[2];
     std::memcpy(x, &a, 64);
     std::memcpy(y, &b, 64);
@@ -231,7 +232,7 @@ inline V exp2(V x) {
 // 2^x for x ≤ 0: exactly 0 below −127, NaN for NaN. Degree 6 as above; degree 4 has a relative error
 // of 3e-6, for what is rounded to bfloat16 anyway.
 template <int kDegree>
-V exp2_below_zero(V x) {
+__attribute__((always_inline)) inline V exp2_below_zero(V x) {
     static_assert(kDegree == 4 || kDegree == 6);
     x = max(set1(-127.0f), x);
     const V shifted = x + set1(0x1.8p23f);  // its lowest bits are the whole part
