@@ -3,34 +3,18 @@
     python -m bench.plot bench/results/engine.json docs/engine.svg
 
 One solid line per engine and dtype, one dashed line per dtype for what the machine allows (from
-bench.engine_roofline). Both axes are logarithmic. Written by hand: no plotting library needed.
+bench.engine_roofline). Both axes are logarithmic.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
-WIDTH, HEIGHT = 760, 420
-LEFT, RIGHT, TOP, BOTTOM = 64, 200, 44, 48  # margins; the legend stands in the right one
-COLOURS = ("#2563eb", "#059669", "#d97706", "#7c3aed", "#dc2626", "#475569", "#0891b2")
-INK, GRID = "#374151", "#e5e7eb"
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """points: (batch, tokens/s), by batch. `limit` lines belong to the solid line of `key`."""
-
-    name: str
-    key: str
-    points: tuple[tuple[int, float], ...]
-    limit: bool = False
+from bench.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Line, chart, logarithmic
 
 
 def lines_of(result: Mapping[str, Any]) -> list[Line]:
@@ -53,37 +37,17 @@ def lines_of(result: Mapping[str, Any]) -> list[Line]:
 
 
 def svg_of(lines: Sequence[Line], title: str) -> str:
+    """By (batch, tokens/s)."""
     batches = sorted({batch for line in lines for batch, _ in line.points})
     values = [value for line in lines for _, value in line.points]
-    x = _axis(batches[0], batches[-1], LEFT, WIDTH - RIGHT)
-    y = _axis(min(values) / 1.3, max(values) * 1.3, HEIGHT - BOTTOM, TOP)
-    colours = dict(zip(dict.fromkeys(line.key for line in lines), COLOURS, strict=False))
-    parts = [_text(LEFT, 24, title, size=15)]
-    for value in _round_numbers(min(values) / 1.3, max(values) * 1.3):
-        parts.append(_path([(LEFT, y(value)), (WIDTH - RIGHT, y(value))], GRID))
-        parts.append(_text(LEFT - 8, y(value) + 4, f"{value:,}", anchor="end"))
-    for batch in batches:
-        parts.append(_text(x(batch), HEIGHT - BOTTOM + 20, str(batch), anchor="middle"))
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(_text(middle, HEIGHT - 8, "sequences decoded together", anchor="middle"))
-    for number, line in enumerate(lines):
-        colour = colours.get(line.key, INK)
-        points = [(x(batch), y(value)) for batch, value in line.points]
-        parts.append(_path(points, colour, dashed=line.limit, width=1.2 if line.limit else 2.2))
-        if not line.limit:
-            parts += [
-                f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour}"/>' for a, b in points
-            ]
-        at = TOP + 8 + 20 * number
-        key = [(WIDTH - RIGHT + 16, at), (WIDTH - RIGHT + 40, at)]
-        parts.append(_path(key, colour, dashed=line.limit, width=2.2))
-        parts.append(_text(WIDTH - RIGHT + 48, at + 4, line.name))
-    body = "\n".join(parts)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'font-family="sans-serif">\n<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>\n'
-        f"{body}\n</svg>\n"
+    low, high = min(values) / 1.3, max(values) * 1.3
+    x = Axis(
+        logarithmic(batches[0], batches[-1], LEFT, WIDTH - RIGHT),
+        [(batch, f"{batch:g}") for batch in batches],
+        "sequences decoded together",
     )
+    ticks = [(float(value), f"{value:,}") for value in _round_numbers(low, high)]
+    return chart(title, lines, x, Axis(logarithmic(low, high, HEIGHT - BOTTOM, TOP), ticks))
 
 
 def markdown_of(result: Mapping[str, Any]) -> str:
@@ -105,33 +69,10 @@ def markdown_of(result: Mapping[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _axis(low: float, high: float, start: float, end: float) -> Any:
-    """A function from values to pixels, logarithmic."""
-    span = math.log(high / low) or 1.0  # a single value stands at the start
-    return lambda value: start + (end - start) * math.log(value / low) / span
-
-
 def _round_numbers(low: float, high: float) -> list[int]:
     """1, 2, 5, 10, 20, 50, … inside the range."""
     candidates = [factor * 10**power for power in range(7) for factor in (1, 2, 5)]
     return [value for value in candidates if low <= value <= high]
-
-
-def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 12) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{INK}">'
-        f"{escape(text)}</text>"
-    )
-
-
-def _path(
-    points: Sequence[tuple[float, float]], colour: str, *, dashed: bool = False, width: float = 1.0
-) -> str:
-    where = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
-    dash = ' stroke-dasharray="5 4"' if dashed else ""
-    return (
-        f'<polyline points="{where}" fill="none" stroke="{colour}" stroke-width="{width}"{dash}/>'
-    )
 
 
 def main() -> None:

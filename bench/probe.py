@@ -51,24 +51,24 @@ def measure_limits(threads: int) -> Limits:
     if library is not None:
         tiles = max(library.probe_tiles(threads, _TILE_ROUNDS) for _ in range(_REPEATS))
     return Limits(
-        read_gb_s=read_gb_s(threads),
-        bfloat16_tflop_s=matmul_tflop_s(torch.bfloat16),
-        float32_tflop_s=matmul_tflop_s(torch.float32),
+        read_gb_s=read_rate(threads) / 1e9,
+        bfloat16_tflop_s=matmul_rate(torch.bfloat16) / 1e12,
+        float32_tflop_s=matmul_rate(torch.float32) / 1e12,
         tile_tflop_s=tiles / 1e12,
     )
 
 
-def read_gb_s(threads: int) -> float:
-    """See Limits."""
+def read_rate(threads: int) -> float:
+    """Bytes per second, the best of some repeats."""
     library = _library()
     if library is None:
-        return _torch_read(_REPEATS) / 1e9
-    return float(library.probe_read(threads, READ_BYTES, _REPEATS)) / 1e9
+        return _torch_read(_REPEATS)
+    return float(library.probe_read(threads, READ_BYTES, _REPEATS))
 
 
-def matmul_tflop_s(dtype: torch.dtype) -> float:
-    """See Limits. On the threads that torch has."""
-    return max(_matmul(dtype, *shape) for shape in SHAPES) / 1e12
+def matmul_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of torch at its best shape. Where a CPU lacks the type, that takes minutes."""
+    return max(_matmul(dtype, *shape) for shape in SHAPES)
 
 
 def typical(found: Sequence[Limits]) -> Limits:

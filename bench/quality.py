@@ -23,6 +23,7 @@ from bench.engine_checkpoint import bfloat16_folder
 from bench.engine_ours import OurEngine
 from bench.report import finish, print_table
 from bench.workload import read_prompts
+from triptych.calibrate.text import fixed_text
 from triptych.hub import pull_model
 from triptych.launch.machine import usable_cores
 from triptych.testing.transformers_model import transformers_smollm2
@@ -99,14 +100,6 @@ def perplexity(engine: OurEngine, pieces: Sequence[list[int]]) -> float:
 def pieces_of(ids: Sequence[int], size: int) -> list[list[int]]:
     """Runs of `size` tokens; a shorter rest is left out, so that all pieces weigh the same."""
     return [list(ids[at : at + size]) for at in range(0, len(ids) - size + 1, size)]
-
-
-def fixed_text() -> tuple[str, str]:
-    """(name, text): the language reference that comes with this Python, in English prose."""
-    from pydoc_data.topics import topics
-
-    version = ".".join(map(str, sys.version_info[:3]))
-    return f"reference of Python {version}", "\n".join(topics[name] for name in sorted(topics))
 
 
 def formats(model: Path, pieces: Sequence[list[int]]) -> list[dict[str, Any]]:

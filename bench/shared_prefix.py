@@ -1,4 +1,4 @@
-"""What does a decode step gain when its sequences begin with the same KV, and are the bits the same?
+"""What does a decode step gain when its sequences begin with the same KV, bits included?
 
     python -m bench.shared_prefix --save
 
@@ -19,15 +19,14 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from bench.engine_roofline import Rates
-from bench.probe import matmul_tflop_s, read_gb_s
+from bench.probe import matmul_rate, read_rate
 from bench.report import finish, print_table
 from triptych.engine.backend import choose_backend
 from triptych.engine.native_runner import NativeRunner
@@ -48,6 +47,14 @@ from triptych_kernels.cpu.native import Library, native, set_threads
 RESULTS = Path(__file__).parent / "results"
 BLOCK_TOKENS = 32
 _GREEDY = SamplingParams(seed=0, max_tokens=1 << 30, temperature=0.0, ignore_eos=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    bytes_s: float
+    flop_s: float
+
+
 Arms = dict[str, list[float]]  # seconds by arm: alone, shared
 
 
@@ -159,16 +166,20 @@ def _all_layers(setting: Setting, library: Library, rows: list[Rows]) -> list[Te
     return found
 
 
-def least_seconds(setting: Setting, limits: Rates) -> float:
+def least_seconds(setting: Setting, limits: Limits) -> float:
+    """Of attention in all layers."""
     config, layout = setting.model.config, setting.layout
     requests = len(setting.sequences)
     positions = setting.prefix + requests * (setting.length - setting.prefix)
     token_bytes = 2 * layout.num_kv_heads * layout.head_dim * ITEM_BYTES[layout.dtype]
     flops = 4 * config.num_heads * config.head_dim * requests * setting.length
-    return layout.num_layers * limits.least_seconds(positions * token_bytes, flops)
+    return layout.num_layers * max(
+        positions * token_bytes / limits.bytes_s,
+        flops / limits.flop_s,
+    )
 
 
-def cells(args: argparse.Namespace, library: Library, limits: Rates) -> Iterator[Cell]:
+def cells(args: argparse.Namespace, library: Library, limits: Limits) -> Iterator[Cell]:
     path = pull_model(args.model)
     for dtype in args.dtypes:
         backend = choose_backend(dtype, "auto")
@@ -199,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("there is nothing to measure without native kernels", file=sys.stderr)
         return 1
     torch.set_num_threads(args.threads)
-    limits = Rates(read_gb_s(args.threads), matmul_tflop_s(torch.float32))
+    limits = Limits(read_rate(args.threads), matmul_rate(torch.float32))
     torch.set_num_threads(1)
     set_threads(args.threads)
     found: list[Cell] = []
@@ -211,11 +222,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(cell.same for cell in found) else 1
 
 
-def report(found: Sequence[Cell], limits: Rates, save: Path | None) -> None:
+def report(found: Sequence[Cell], limits: Limits, save: Path | None) -> None:
     print_table(
         "Decode with a shared prefix against the same step without sharing",
-        ["weights", "requests", "prefix", "att., ms", "shared", "gain", "of limit", "step, ms",
-         "shared", "gain", "same bits"],
+        ["weights", "requests", "prefix", "attention, ms", "shared", "speed-up", "of limit",
+         "step, ms", "shared", "speed-up", "same bits"],
         [
             (
                 cell.dtype, cell.requests, cell.prefix or f"none ({cell.length})",
@@ -229,8 +240,7 @@ def report(found: Sequence[Cell], limits: Rates, save: Path | None) -> None:
     keys = ("dtype", "requests", "prefix", "length", "attention_s", "attention_gain", "step_s",
             "step_gain", "same", "least_s")  # fmt: skip
     rows = [{key: getattr(cell, key) for key in keys} for cell in found]
-    rates = {"read_gb_s": limits.read_gb_s, "float32_tflop_s": limits.tflop_s}
-    finish({"rows": rows, "limits": rates}, save)
+    finish({"rows": rows, "limits": asdict(limits)}, save)
 
 
 if __name__ == "__main__":

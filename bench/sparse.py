@@ -32,6 +32,7 @@ from bench.captured import Captured, capture
 from bench.report import finish, print_table
 from triptych.kv.layout import KvLayout
 from triptych.testing.native_kernels import KvPool, Rows, attend, threads
+from triptych.testing.skipped_tiles import widest_distance
 from triptych_kernels.cpu.native import Library, native
 
 RESULTS = Path(__file__).parent / "results"
@@ -146,7 +147,7 @@ def compare(
     """((error, certificate) where the error is largest, whether all hold up to rounding)."""
     _, values = layers.pool.read(layers.blocks, layers.length, layer=layer)
     group = dense.shape[1] // values.shape[1]
-    widest = 2 * (values - values.mean(0)).norm(dim=-1).amax(0).repeat_interleave(group)
+    widest = widest_distance(values).repeat_interleave(group)
     error = (dense - sparse).norm(dim=-1) / widest
     promised = omitted / (1 + omitted)
     at = int(error.argmax())

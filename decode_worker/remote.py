@@ -179,5 +179,5 @@ def prefill_request(
         state_rows=states.rows,
         trace_parent=traceparent(),
         history=history,
-        sparse_attention=None if sparse is None else sparse_message(sparse),
+        sparse_attention=sparse_message(sparse),
     )

@@ -148,6 +148,8 @@ class DecodeService(DecodeWorkerServicer):
             await home.run_out()
         finally:
             log.info("request ended", extra={"fields": home.summary()})
+            for sequence in home.sequences:
+                self._metrics.count_tiles(sequence.tiles)
             # A task of its own: a second cancellation must not cut the clean-up short.
             closing = asyncio.create_task(self._close(home, admission))
             self._closing.add(closing)

@@ -102,6 +102,7 @@ class PrefillService(PrefillWorkerServicer):
         finally:
             del self._queues[sequence]
             self._intake.remove(sequence)
+            self._metrics.count_tiles(sequence.tiles)
             self._metrics.requests.labels(outcome).inc()
 
     async def _events(

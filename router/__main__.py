@@ -48,6 +48,7 @@ from triptych.launch.rundir import RunDir
 from triptych.obs.log import setup_logging
 from triptych.obs.metrics import new_registry
 from triptych.obs.trace import setup_tracing
+from triptych.tls import setup_tls
 from triptych.tokenizer import Tokenizer
 from triptych.wire import to_status
 
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         faulthandler.enable(2)  # a crash in native code leaves its stacks on stderr
         setup_logging(args.config.log.level, args.config.log.format, args.name)
         flush_traces = setup_tracing(args.config.tracing, args.name)
+        setup_tls(args.config)
         tokenizer = Tokenizer.load(resolve_model(args.config.model))
         uvloop.run(serve(args, tokenizer))
         flush_traces()
@@ -88,15 +90,17 @@ def parse_args(argv: Sequence[str] | None = None) -> RouterArgs:
     options = parser.parse_args(argv)
     config = load_config(options.config)
     names = config.router.names
-    if options.id not in names:
-        raise ConfigError(f"--id {options.id}: router.replicas allows {', '.join(names)}")
+    # Whoever numbers routers from 0 need not know that the first one has no number.
+    name = names[0] if options.id == "router-0" else options.id
+    if name not in names:
+        raise ConfigError(f"--id {name}: router.replicas allows {', '.join(names)}")
     place = RunDir(options.run_dir)
     return RouterArgs(
         config=config,
-        name=options.id,
-        port=config.router.port_of(options.id) if options.port is None else options.port,
+        name=name,
+        port=config.router.port_of(name) if options.port is None else options.port,
         place=place,
-        registry_listen=options.registry_listen or place.socket(options.id),
+        registry_listen=options.registry_listen or place.socket(name),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from transport.pace import Pace
 from transport.protos import worker_pb2 as pb
 
 
@@ -221,6 +222,7 @@ class WorkerCard(Reply):
     queued_tokens: int
     free_blocks: int
     draining: bool
+    pace: Pace  # what the router predicts with: null and 0 are not measured yet
 
 
 class WorkersReply(Reply):

@@ -18,6 +18,11 @@ def bound_address(address: str, port: int) -> str:
     return f"{address.rpartition(':')[0]}:{port}"
 
 
+def host_port(host: str, port: int) -> str:
+    """The two as one address; an IPv6 host gets its brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def claim_address(address: str) -> None:
     """Removes a dead server's socket file; gRPC alone would take a living server's path as well.
 

@@ -1,7 +1,8 @@
 """gRPC clients and servers with our settings: limits, keepalive, health, reflection, errors.
 
-Targets and addresses are "unix:/path/worker.sock" or "host:port". The control plane is plain text
-inside a trusted network; KV bytes never travel here.
+Targets and addresses are "unix:/path/worker.sock" or "host:port". Between hosts the control plane
+is plain text inside a trusted network, unless the process was given certificates with `use_tls`.
+Unix sockets are guarded by their directory and never encrypted; KV bytes never travel here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from transport.address import bound_address, claim_address
 from transport.interceptor import ErrorInterceptor, ToStatus
+from transport.tls import TlsFiles, channel_credentials, server_credentials
 
 _MAX_MESSAGE_BYTES = 64 << 20
 _MAX_METADATA_BYTES = 64 << 10
@@ -49,9 +51,27 @@ _SERVER_OPTIONS = (
 )
 
 
+# Of the whole process, so that no caller of `connect` can forget it and fall back to plain text.
+_tls: TlsFiles | None = None
+
+
+def use_tls(files: TlsFiles | None) -> None:
+    """From here on every `connect` and `start_server` of this process that is not on a unix socket
+    uses these certificates. Said once, before any of them. Raises OSError for unreadable files.
+    """
+    global _tls
+    if files is not None:
+        files.read()
+    _tls = files
+
+
 def connect(target: str) -> grpc.aio.Channel:
     """A channel with a connection of its own, opened by the first call. The caller closes it."""
-    return grpc.aio.insecure_channel(target, options=_CLIENT_OPTIONS)
+    if _tls is None or target.startswith("unix:"):
+        return grpc.aio.insecure_channel(target, options=_CLIENT_OPTIONS)
+    name = ("grpc.ssl_target_name_override", _tls.server_name)
+    credentials = channel_credentials(_tls)
+    return grpc.aio.secure_channel(target, credentials, options=(*_CLIENT_OPTIONS, name))
 
 
 class Health(Protocol):
@@ -106,7 +126,10 @@ async def start_server(
     for name in service_names:
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
     try:
-        port = server.add_insecure_port(address)
+        if _tls is None or address.startswith("unix:"):
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, server_credentials(_tls))
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address}: in use, or not an address of ours") from error
     await server.start()

@@ -289,10 +289,12 @@ async def stay_attached(
     *,
     interval_s: float = 0.25,
     on_note: Callable[[pb.RouterNote], None] = lambda note: None,
+    on_attached: Callable[[bool], None] = lambda attached: None,
 ) -> NoReturn:
     """Keeps this worker attached to the router at `target`; cancelled to leave.
 
-    Sends `load()` every `interval_s`; `on_note` hears every note. When the call breaks, attaches
+    Sends `load()` every `interval_s`; `on_note` hears every note, `on_attached` of each beginning
+    and end of the attachment. When the call breaks, attaches
     anew for ever, with jittered back-off of at most a second; each loss is logged once, however
     long it lasts.
     """
@@ -307,6 +309,7 @@ async def stay_attached(
                 note = await _introduce(call, pb.WorkerReport(hello=hello, load=load()))
                 _log.info("attached to router %x", note.router_epoch, extra={"fields": fields})
                 complained, delays = False, back_off()
+                on_attached(True)
                 on_note(note)
                 await _report(call, load, interval_s, on_note)
         except (grpc.aio.AioRpcError, TimeoutError, ConnectionError) as error:
@@ -314,6 +317,7 @@ async def stay_attached(
                 reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
                 _log.warning("not attached to router: %s", reason, extra={"fields": fields})
                 complained = True
+        on_attached(False)
         await asyncio.sleep(next(delays))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
+from transport.tls import TlsFiles
 from triptych.admission_config import AdmissionConfig, SloConfig, TenantConfig, check_tenants
 from triptych.errors import ConfigError
 from triptych.speculation_config import (
@@ -229,6 +230,19 @@ class TracingConfig(_Frozen):
     sample: float = Field(1.0, ge=0, le=1, description="share of requests that come untraced")
 
 
+class TlsConfig(_Frozen):
+    """Certificates of the calls between routers and workers on different hosts (mutual TLS)."""
+
+    cert: Path = Field(description="PEM file; the same name in every process's certificate")
+    key: Path = Field(description="PEM file")
+    ca: Path = Field(description="PEM file of the authority that signed all of them")
+    server_name: str = Field("triptych", min_length=1, description="the name in the certificates")
+
+    @property
+    def files(self) -> TlsFiles:
+        return TlsFiles(self.cert, self.key, self.ca, self.server_name)
+
+
 class MetricsConfig(_Frozen):
     vllm_aliases: bool = Field(False, description="the router's metrics under vLLM's names too")
 
@@ -259,6 +273,9 @@ class ClusterConfig(_Frozen):
     log: LogConfig = LogConfig()
     tracing: TracingConfig = TracingConfig()
     metrics: MetricsConfig = MetricsConfig()
+    tls: TlsConfig | None = Field(
+        None, description="none: calls between hosts are plain text; unix sockets always are"
+    )
     pools: tuple[PoolConfig, ...] = (
         PoolConfig(name="prefill", role="prefill"),
         PoolConfig(name="decode", role="decode"),

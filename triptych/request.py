@@ -103,6 +103,10 @@ class TileCount:
     skipped: int = 0
     omitted: float = 0.0  # the largest ε of a row and head: see SparseAttention
 
+    @property
+    def share(self) -> float:
+        return self.skipped / self.seen if self.seen else 0.0
+
     def add(self, other: TileCount) -> None:
         self.seen += other.seen
         self.skipped += other.skipped

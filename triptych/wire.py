@@ -84,7 +84,7 @@ def generate_request(
         time_left_s=time_left_s,
         speculation=None if speculation is None else speculation_message(speculation),
         resumed=resumed,
-        sparse_attention=None if sparse is None else sparse_message(sparse),
+        sparse_attention=sparse_message(sparse),
     )
 
 
@@ -109,7 +109,9 @@ def speculation_of(request: pb.GenerateRequest) -> Speculation:
     )
 
 
-def sparse_message(sparse: SparseAttention) -> pb.SparseAttention:
+def sparse_message(sparse: SparseAttention | None) -> pb.SparseAttention | None:
+    if sparse is None:
+        return None
     return pb.SparseAttention(scale=sparse.scale, max_omitted=sparse.max_omitted)
 
 

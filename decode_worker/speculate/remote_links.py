@@ -62,6 +62,8 @@ class RemoteLinks:
         if config.pool is None:
             assert config.url is not None, "the configuration names one or the other"
             return [config.url]
+        if targets := self.args.peers.get(config.pool):
+            return spread(targets, self.args.worker_id)
         replicas = self.args.config.pool(config.pool).replicas
         sockets = [f"unix:{self.args.run_dir}/{config.pool}-{i}.sock" for i in range(replicas)]
         return spread(sockets, self.args.worker_id)

@@ -23,8 +23,9 @@ where all are loaded it is not, since that would load them more. And a home comp
 itself where that costs its streams less than it spares the prefill workers.
 
 Bounded load ("Consistent hashing with bounded loads", Mirrokni et al., SODA 2018): nobody with more
-than (1 + ε) of the mean work outstanding in its pool gets any more, whatever it has cached. A
-worker above that bound works off what it has, so it is above for no longer than its own queue.
+work outstanding than (1 + ε) of the mean of the others in its pool gets any more, whatever it has
+cached. (Of the others: with its own work in the mean, a pool of two would have no bound.) A worker
+above that bound works off what it has, so it is above for no longer than its own queue.
 """
 
 from __future__ import annotations
@@ -189,16 +190,19 @@ def _best(
 
 
 def _within_bounds(request: PlacementRequest, pool: Sequence[Outlook]) -> Sequence[Outlook]:
-    """Never nobody: the least loaded is at most the mean."""
-    bound = _bound(request, pool)
-    return [outlook for outlook in pool if outlook.queue_s <= bound]
+    """Never nobody: the least loaded has at most the mean of the others."""
+    if len(pool) < 2:
+        return pool
+    return [
+        outlook
+        for outlook in pool
+        if outlook.queue_s <= _bound(request, [other for other in pool if other is not outlook])
+    ]
 
 
-def _bound(request: PlacementRequest, pool: Sequence[Outlook]) -> float:
-    """Seconds of outstanding work with which a worker may still get more."""
-    if not pool:
-        return 0.0
-    mean = sum(outlook.queue_s for outlook in pool) / len(pool)
+def _bound(request: PlacementRequest, others: Sequence[Outlook]) -> float:
+    """Seconds of outstanding work with which a worker beside `others` may still get more."""
+    mean = sum(outlook.queue_s for outlook in others) / len(others)
     return max((1 + EPSILON) * mean, _SLACK * request.slo.ttft_s)
 
 

@@ -140,7 +140,7 @@ def _job_structs(
 
 
 def _shared(jobs: Sequence[RowJob], block_tokens: int) -> list[Shared]:
-    """Sparse jobs stay alone: each of their lanes has seen two tiles before it folds the first one."""
+    """Sparse jobs stay alone: each of their lanes sees two tiles before it folds the first."""
     if len(jobs) < 2:
         return [NOTHING] * len(jobs)
     known = [

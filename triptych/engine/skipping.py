@@ -14,24 +14,26 @@ class Skips:
     """Those of one forward. Must outlive it; `count` afterwards."""
 
     def __init__(self, jobs: Sequence[RowJob], num_layers: int) -> None:
-        self._sparse = [
-            (number, job.sequence) for number, job in enumerate(jobs) if job.sequence.sparse
+        found = [
+            (number, job.sequence, job.sequence.sparse)
+            for number, job in enumerate(jobs)
+            if job.sequence.sparse is not None
         ]
-        counts = (SkipCountStruct * num_layers) * len(self._sparse)
-        self._counts = counts()
+        self._numbers = [number for number, _, _ in found]
+        self._sequences = [sequence for _, sequence, _ in found]
+        self._counts = ((SkipCountStruct * num_layers) * len(found))()
         self._structs = [
-            SkippingStruct(sequence.sparse.scale, sequence.sparse.max_omitted, self._counts[i])
-            for i, (_, sequence) in enumerate(self._sparse)
-            if sequence.sparse is not None
+            SkippingStruct(sparse.scale, sparse.max_omitted, counts)
+            for (_, _, sparse), counts in zip(found, self._counts, strict=True)
         ]
 
     def put(self, structs: ctypes.Array[JobStruct]) -> ctypes.Array[JobStruct]:
-        for (number, _), struct in zip(self._sparse, self._structs, strict=True):
+        for number, struct in zip(self._numbers, self._structs, strict=True):
             structs[number].skipping = ctypes.pointer(struct)
         return structs
 
     def count(self) -> None:
         """Adds what was seen to the sequences' own counts."""
-        for (_, sequence), layers in zip(self._sparse, self._counts, strict=True):
+        for sequence, layers in zip(self._sequences, self._counts, strict=True):
             for layer in layers:
                 sequence.tiles.add(TileCount(layer.tiles, layer.skipped, layer.omitted))

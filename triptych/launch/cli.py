@@ -9,6 +9,8 @@ from typer.core import TyperGroup
 
 from triptych.errors import TriptychError
 from triptych.launch.commands import config, draft, models, plan
+from triptych.launch.commands.calibrate import calibrate
+from triptych.launch.commands.certs import certs
 from triptych.launch.commands.chat import chat
 from triptych.launch.commands.doctor import doctor
 from triptych.launch.commands.up import up
@@ -43,6 +45,8 @@ app.add_typer(models.app, name="models")
 app.add_typer(draft.app, name="draft")
 app.add_typer(plan.app, name="plan")
 app.command()(doctor)
+app.command()(certs)
+app.command()(calibrate)
 app.add_typer(config.app, name="config")
 
 

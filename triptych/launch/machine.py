@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import os
 import resource
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from triptych.errors import ConfigError
+
 _CGROUP = Path("/sys/fs/cgroup")
+_CAP_IPC_LOCK = 14
 _USEFUL_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
 
 
@@ -61,6 +65,24 @@ def cpu_features(cpuinfo: str) -> tuple[str, ...]:
     return ()
 
 
+def interface_address(name: str) -> str:
+    """The first address of the network interface `name`, IPv4 before IPv6; any other text is taken
+    to be an address. Raises ConfigError for an interface without one.
+    """
+    found = psutil.net_if_addrs().get(name)
+    if found is None:
+        return name
+    usable = [
+        address
+        for family in (socket.AF_INET, socket.AF_INET6)
+        for address in found
+        if address.family == family and not address.address.startswith("fe80:")
+    ]
+    if not usable:
+        raise ConfigError(f"--kv-host {name}: this network interface has no address")
+    return usable[0].address
+
+
 def _free_memory() -> int:
     available: int = psutil.virtual_memory().available
     limit, used = _read(_CGROUP / "memory.max").strip(), _read(_CGROUP / "memory.current").strip()
@@ -84,8 +106,20 @@ def _shm_bytes() -> int | None:
 
 
 def _memlock_bytes() -> int | None:
+    if may_lock(_read(Path("/proc/self/status"))):
+        return None
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     return None if soft == resource.RLIM_INFINITY else soft
+
+
+def may_lock(status: str) -> bool:
+    """Whether /proc/<pid>/status tells of CAP_IPC_LOCK in force: no limit holds then. A container
+    that was given the capability but runs as another user than root does not have it in force.
+    """
+    for line in status.splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> _CAP_IPC_LOCK & 1)
+    return False
 
 
 def _read(path: Path) -> str:

@@ -1,9 +1,12 @@
-"""Prometheus metrics: one registry and one /metrics server per process; names are `triptych_*`.
+"""Prometheus metrics: one registry and one server per process; names are `triptych_*`.
 
 Nothing registers itself globally; whoever counts is handed its metrics.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -13,10 +16,15 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    make_wsgi_app,
     start_http_server,
 )
 
+from transport.address import host_port
 from triptych.obs.pace import PaceMeter
+from triptych.request import TileCount
+
+Check = Callable[[], str]  # what is wrong; "": nothing
 
 _STEP_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -48,18 +56,39 @@ def new_registry() -> CollectorRegistry:
 class MetricsServer:
     """Serves `http://<address>/metrics` from its own thread, so a busy event loop cannot starve it.
 
-    Raises OSError when the port is taken. `close` ends the thread and frees the port; idempotent.
+    `checks`: paths that answer 200, or 503 with what is wrong; called from any thread. Raises
+    OSError when the port is taken. `close` ends the thread and frees the port; idempotent.
     """
 
-    def __init__(self, registry: CollectorRegistry, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        checks: Mapping[str, Check] | None = None,
+    ) -> None:
         self._server, self._thread = start_http_server(port, host, registry)
-        bound = self._server.server_port
-        self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+        self._server.set_app(_with_checks(make_wsgi_app(registry), checks or {}))
+        self.address = host_port(host, self._server.server_port)
 
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _with_checks(metrics: Any, checks: Mapping[str, Check]) -> Any:
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        check = checks.get(environ["PATH_INFO"])
+        if check is None:
+            answer: Iterable[bytes] = metrics(environ, start_response)
+            return answer
+        problem = check()
+        status = "503 Service Unavailable" if problem else "200 OK"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{problem or 'ok'}\n".encode()]
+
+    return app
 
 
 class WorkerMetrics:
@@ -109,6 +138,12 @@ class WorkerMetrics:
             "Prompt tokens found in the prefix cache",
             registry=registry,
         )
+        self.attention_tiles = Counter(
+            "triptych_sparse_attention_tiles_total",
+            "Tiles that sparse attention came by, left out or read",
+            ["decision"],
+            registry=registry,
+        )
         self.kv_transfer_bytes = Counter(
             "triptych_kv_transfer_bytes_total",
             "KV bytes fetched and committed",
@@ -152,6 +187,10 @@ class WorkerMetrics:
             registry=registry,
         )
         self._paths: dict[str, str] = {}
+
+    def count_tiles(self, count: TileCount) -> None:
+        self.attention_tiles.labels("skipped").inc(count.skipped)
+        self.attention_tiles.labels("read").inc(count.seen - count.skipped)
 
     def set_kv_path(self, peer: str, path: str | None) -> None:
         """Reports the path in use to `peer` and withdraws the one before; None: no path any more.

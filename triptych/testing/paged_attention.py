@@ -136,18 +136,25 @@ def exact_attention(
     return torch.einsum("rhn,nhd->rhd", weights, values), lse2
 
 
+DOUBTFUL = 1e-3  # in units of log2; float32 scores are nearer to exact ones
+
+
 @dataclass(slots=True)
 class Left:
     """What one row of one head left out, and what it may have lost by that."""
 
     tiles: list[int]
     omitted: float  # a bound of the sum of 2^logit
+    doubtful: bool = False  # some tile's top lies where rounding decides
 
 
 def replay_skipping(
     logits: Tensor, position: int, *, threshold: float, budget: float, tile: int, split: int
 ) -> Left:
-    """The rule of skipping.py, tile after tile, for one row: logits [L] in base 2."""
+    """BLASST's rule, tile after tile, for one row: logits [L] in base 2.
+
+    As told in triton/skipping.py and cpu/src/skipping.h, on whose seeds and splits all agree.
+    """
     seen = torch.nonzero(logits > -torch.inf).flatten()
     first, own = int(seen[0]) // tile, position // tile
     tops = [logits[at : at + tile].max().item() for at in range(0, len(logits), tile)]
@@ -163,8 +170,10 @@ def replay_skipping(
             loss = tile * 2.0 ** (tops[at] - known)
             weighed = max(1.0, total * 2.0 ** (best - known))
             so_far = omitted * 2.0**-known
-            far_below = tops[at] < known + math.log2(threshold)
-            if far_below and so_far + loss <= budget / splits * weighed and at not in (first, own):
+            margin = tops[at] - known - math.log2(threshold)
+            may = at not in (first, own)
+            left.doubtful |= may and abs(margin) < DOUBTFUL
+            if may and margin < 0 and so_far + loss <= budget / splits * weighed:
                 left.tiles.append(at)
                 omitted += loss * 2.0**known
                 continue

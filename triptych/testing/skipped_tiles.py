@@ -1,7 +1,9 @@
-"""BLASST in float64, as written in skipping.h: which tiles each row and head leaves out."""
+"""BLASST in float64: which tiles each row and head of a native job leaves out."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from triptych.testing.kv_prompts import Prompt
 from triptych.testing.native_kernels import Rows
+from triptych.testing.paged_attention import replay_skipping
 
 TILE, SPLIT = 128, 1024  # positions, as in the kernels
 
@@ -42,34 +45,33 @@ class Tiles:
 
     def widest_distance(self) -> Tensor:
         """[Hq]: of two values of a head, from above: twice the largest distance from their mean."""
-        far = (self.values - self.values.mean(0)).norm(dim=-1)
-        widest: Tensor = 2 * far.amax(0)
-        return widest
+        return widest_distance(self.values)
+
+
+def widest_distance(values: Tensor) -> Tensor:
+    """[N, H, D] → [H], see `Tiles.widest_distance`."""
+    widest: Tensor = 2 * (values - values.mean(0)).norm(dim=-1).amax(0)
+    return widest
 
 
 def tiles_left_out(prompt: Prompt, rows: Rows, window: int, softcap: float) -> Tiles:
     """What skipping `rows` leave out."""
     assert rows.skip is not None
     tiles = Tiles.of(prompt, rows, window, softcap)
-    top = tiles.scores.amax(-1)
-    for row in range(top.shape[0]):
+    logits = tiles.scores.flatten(2) * math.log2(math.e)
+    for row, head in itertools.product(*map(range, logits.shape[:2])):
         position = rows.start + row
-        low = max(0, position + 1 - window) if window else 0
-        first, own = low // TILE, position // TILE
-        limit = torch.tensor(rows.skip.scale / (position + 1 - low)).log().double()
-        if limit >= 0:
+        seen = min(position + 1, window or position + 1)
+        if rows.skip.scale >= seen:
             continue
-        seed = top[row][:, [first, own]].amax(-1)
-        for head in range(top.shape[1]):
-            known = seed[head]
-            for tile in range(first, own + 1):
-                if tile % (SPLIT // TILE) == 0:
-                    known = seed[head]
-                margin = top[row, head, tile] - known - limit
-                kept = tile in (first, own)
-                tiles.doubtful[row, head] |= bool(not kept and abs(margin) < 1e-3)
-                if margin < 0 and not kept:
-                    tiles.gone[row, head, tile] = True
-                else:
-                    known = torch.maximum(known, top[row, head, tile])
+        left = replay_skipping(
+            logits[row, head],
+            position,
+            threshold=rows.skip.scale / seen,
+            budget=math.inf,
+            tile=TILE,
+            split=SPLIT,
+        )
+        tiles.gone[row, head, left.tiles] = True
+        tiles.doubtful[row, head] = left.doubtful
     return tiles

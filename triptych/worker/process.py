@@ -30,10 +30,12 @@ from triptych.obs.experts import ExpertCollector
 from triptych.obs.log import setup_logging
 from triptych.obs.metrics import MetricsServer, WorkerMetrics, new_registry
 from triptych.obs.trace import setup_tracing
+from triptych.tls import setup_tls
 from triptych.wire import to_status
 from triptych.worker.args import WorkerArgs, parse_worker_args
 from triptych.worker.boot import EngineParts, build_engine
 from triptych.worker.pace import report_pace
+from triptych.worker.vitals import Vitals
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +89,7 @@ def run_helper(role: Role, prepare: Prepare, argv: Sequence[str] | None = None) 
         faulthandler.enable(2)  # a crash in native code leaves its stacks on stderr
         setup_logging(args.config.log.level, args.config.log.format, args.worker_id)
         flush_traces = setup_tracing(args.config.tracing, args.worker_id)
+        setup_tls(args.config)
         build = prepare(args)
     except TriptychError as error:
         sys.exit(f"{role}_worker: {error}")
@@ -159,7 +162,6 @@ async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
 
     registry = new_registry()
     metrics = WorkerMetrics(registry)
-    metrics_server = MetricsServer(registry)
     role_parts = build(metrics, fail)
     role_parts.thread.start()
     server = await start_server(
@@ -167,6 +169,9 @@ async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
     )
 
     role_parts.serving(server.address)
+    vitals = Vitals(lambda: role_parts.thread.step_s, args.config.router.step_limit_s)
+    checks = {"/live": vitals.live, "/ready": vitals.ready}
+    metrics_server = MetricsServer(registry, args.metrics_host, args.metrics_port, checks)
 
     def load() -> pb.WorkerLoad:
         report = role_parts.load()
@@ -188,7 +193,7 @@ async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
         metrics_address=metrics_server.address,
     )
     hello.MergeFrom(role_parts.size)
-    tasks = [asyncio.create_task(_tend(role_parts))]
+    tasks = [asyncio.create_task(_tend(role_parts)), asyncio.create_task(vitals.beat())]
     for router in args.registries:
         attachment = stay_attached(
             router,
@@ -196,6 +201,7 @@ async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
             load_with_units if router == args.registries[0] else load,
             interval_s=_REPORT_S,
             on_note=role_parts.on_note,
+            on_attached=partial(vitals.attached, router),
         )
         tasks.append(asyncio.create_task(attachment))
         if role_parts.cache is not None:
@@ -207,6 +213,7 @@ async def _serve(role: Role, args: WorkerArgs, build: Build) -> int:
     log.info("ready", extra={"fields": {"address": server.address, "epoch": args.epoch}})
 
     await leave.wait()
+    vitals.draining = True
     if not failures:
         log.info("draining", extra={"fields": {"limit_s": args.config.drain_s}})
         await asyncio.sleep(_NOTICE_S)

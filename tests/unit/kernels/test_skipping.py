@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
-from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +19,9 @@ pytestmark = pytest.mark.skipif(not LIBRARIES, reason="no native kernels here")
 
 DTYPES = ["float32", "bfloat16", "int8"]
 VISIBLE = [(0, 0.0), (700, 0.0), (0, 9.0)]  # window, softcap
+GRID = pytest.mark.parametrize(
+    ("dtype", "visible"), list(itertools.product(DTYPES, VISIBLE)), ids=str
+)
 SCALE = 4.0  # λ × positions
 
 
@@ -43,8 +46,7 @@ def share_skipped(rows: Rows) -> float:
     return rows.skip.count.skipped / rows.skip.count.tiles
 
 
-@pytest.mark.parametrize("visible", VISIBLE, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES)
+@GRID
 def test_a_threshold_of_zero_is_dense_attention_to_the_bit(
     dtype: str, visible: tuple[int, float]
 ) -> None:
@@ -58,8 +60,7 @@ def test_a_threshold_of_zero_is_dense_attention_to_the_bit(
         assert torch.equal(rows.skip.omitted, torch.zeros_like(rows.skip.omitted))
 
 
-@pytest.mark.parametrize("visible", VISIBLE, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES)
+@GRID
 def test_exactly_those_tiles_are_left_out_that_the_rule_names(
     dtype: str, visible: tuple[int, float]
 ) -> None:
@@ -77,8 +78,7 @@ def test_exactly_those_tiles_are_left_out_that_the_rule_names(
     assert left_out > 0
 
 
-@pytest.mark.parametrize("visible", VISIBLE, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES)
+@GRID
 def test_the_error_is_never_larger_than_the_certificate_says(
     dtype: str, visible: tuple[int, float]
 ) -> None:
@@ -196,6 +196,12 @@ def test_most_of_a_long_prompt_with_few_peaks_is_left_out() -> None:
     assert share_skipped(rows) > 0.4
 
 
-def test_the_rows_of_a_job_without_a_rule_report_nothing() -> None:
-    prompt = peaky_prompt("float32", 300)
-    assert replace(prompt.rows(0, 300)).skip is None
+def test_a_count_speaks_of_its_own_job_alone() -> None:
+    prompt = peaky_prompt("float32", 2600)
+    alone, beside = (prompt.rows(2599, 2600).skipping(SCALE) for _ in range(2))
+    one_call(prompt, alone)
+    prompt.attend(prompt.rows(2500, 2540), beside, prompt.rows(2300, 2400).skipping(SCALE))
+    assert alone.skip is not None and beside.skip is not None
+    counts = [(skip.count.tiles, skip.count.skipped) for skip in (alone.skip, beside.skip)]
+    assert counts[0] == counts[1]
+    assert counts[0][1] > 0

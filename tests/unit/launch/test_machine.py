@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from triptych.launch.machine import cpu_features, quota_cores, this_machine
+from triptych.launch.machine import (
+    cpu_features,
+    interface_address,
+    may_lock,
+    quota_cores,
+    this_machine,
+)
 
 
 @pytest.mark.parametrize(
@@ -30,3 +36,14 @@ def test_this_machine_has_cores_and_memory() -> None:
     machine = this_machine()
     assert machine.cores >= 1
     assert 0 < machine.free_memory <= machine.total_memory
+
+
+def test_the_right_to_lock_memory_counts_when_it_is_in_force():
+    assert may_lock("Name:\tpython\nCapEff:\t0000000000004000\n")
+    assert not may_lock("CapPrm:\t0000000000004000\nCapEff:\t0000000000000000\n")
+    assert not may_lock("")
+
+
+def test_an_interface_is_known_by_its_address():
+    assert interface_address("lo") == "127.0.0.1"
+    assert interface_address("10.1.2.3") == "10.1.2.3"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import urllib.error
 import urllib.request
 
 import pytest
@@ -50,3 +51,19 @@ def test_a_taken_port_is_refused():
             MetricsServer(new_registry(), port=int(first.address.rpartition(":")[2]))
     finally:
         first.close()
+
+
+def test_checks_say_what_is_wrong():
+    problem = ""
+    server = MetricsServer(new_registry(), checks={"/ready": lambda: problem})
+    url = f"http://{server.address}/ready"
+    try:
+        with urllib.request.urlopen(url, timeout=10) as reply:
+            assert (reply.status, reply.read()) == (200, b"ok\n")
+        problem = "draining"
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(url, timeout=10)
+        with caught.value as answer:
+            assert (answer.code, answer.read()) == (503, b"draining\n")
+    finally:
+        server.close()

@@ -133,8 +133,7 @@ class Worker {
         if (!reads_in_place(call.cache)) return;
         const KvTile<T> tile = read_tile(source_of(call, task, member), at, end, scratch_);
         const int folds = static_cast<int>(lanes_.size());
-        if (task.job->skipping != nullptr) return fold_.expect_keys(tile, folds);
-        fold_.expect(tile, folds);
+        fold_.expect(tile, task.job->skipping != nullptr ? Wanted::kKeys : Wanted::kBoth, folds);
     }
 
     // Positions from `at` on, for all groups of the head that begins with `member`.

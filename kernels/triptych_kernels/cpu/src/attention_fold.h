@@ -24,6 +24,8 @@ struct Item {
     bool values_ahead;          // to be fetched while scores become weights
 };
 
+enum class Wanted { kKeys, kValues, kBoth };
+
 // Keys and values on their way from DRAM into the second-level cache. They lie in pieces of a page
 // or so, across which the CPU's own prefetcher does not look; and as many requests at once as a
 // tile has lines would only wait for each other.
@@ -31,22 +33,12 @@ class Awaited {
   public:
     // To be fetched while `folds` tiles are folded.
     template <class T>
-    void set(const KvTile<T>& tile, int dim, int folds) {
-        begin(dim * static_cast<int>(sizeof(T)), folds);
-        add(tile.values, tile.parts);
-        add(tile.keys, tile.parts);
-    }
-
-    template <class T>
-    void set_keys(const KvTile<T>& tile, int dim, int folds) {
-        begin(dim * static_cast<int>(sizeof(T)), folds);
-        add(tile.keys, tile.parts);
-    }
-
-    template <class T>
-    void set_values(const KvTile<T>& tile, int dim) {
-        begin(dim * static_cast<int>(sizeof(T)), 1);
-        add(tile.values, tile.parts);
+    void set(const KvTile<T>& tile, Wanted what, int dim, int folds) {
+        pieces_ = 0, line_ = 0;
+        lines_at_once_ = folds == 1 ? 16 : folds <= 3 ? 8 : 4;
+        lines_ = kPartTokens * dim * static_cast<int>(sizeof(T)) / 64;
+        if (what != Wanted::kKeys) add(tile.values, tile.parts);
+        if (what != Wanted::kValues) add(tile.keys, tile.parts);
     }
 
     void fetch_some() {
@@ -63,12 +55,6 @@ class Awaited {
     }
 
   private:
-    void begin(int token_bytes, int folds) {
-        pieces_ = 0, line_ = 0;
-        lines_at_once_ = folds == 1 ? 16 : folds <= 3 ? 8 : 4;
-        lines_ = kPartTokens * token_bytes / 64;
-    }
-
     template <class T>
     void add(const T* const* parts, int count) {
         while (count > 0) from_[pieces_++] = reinterpret_cast<const char*>(parts[--count]);
@@ -87,22 +73,24 @@ class TileFold {
 
     // The tile that will be read after so many folds of the one before; a prefetch, nothing more.
     template <class Stored>
-    void expect(const KvTile<Stored>& tile, int folds) { awaited_.set(tile, dim_, folds); }
-    void expect_keys(const KvTile<T>& tile, int folds) { awaited_.set_keys(tile, dim_, folds); }
+    void expect(const KvTile<Stored>& tile, Wanted what, int folds) {
+        awaited_.set(tile, what, dim_, folds);
+    }
 
     // False when all lanes leave out the tile.
     bool operator()(const AttentionShape& shape, const Item<T>& item) {
         const V top = score(shape, item);
         VInt gone{};
         if (item.rule != nullptr) {
-            gone = lanes_without(*item.rule, *item.lanes, item.state, item.seed, item.begin, top);
-            if (any(gone)) {
-                gone &= ~unknown(item.tile.parts * kPartTokens);
-                omit(gone, *item.lanes, item.state, item.seed, item.begin, top);
+            Loss loss = loss_of(*item.rule, *item.lanes, item.state, item.seed, item.begin, top);
+            if (any(loss.gone)) {
+                loss.gone &= ~unknown(item.tile.parts * kPartTokens);
+                omit(loss, item.state);
+                gone = loss.gone;
                 if (!any(~(gone | item.rule->unused))) return false;
             }
         }
-        if (item.values_ahead) values_.set_values(item.tile, dim_);
+        if (item.values_ahead) values_.set(item.tile, Wanted::kValues, dim_, 1);
         soften(shape, item, top, gone);
         P::weigh(item.tile, dim_, weights_, item.state.out());
         return true;

@@ -114,7 +114,7 @@ class SharedFold {
         for (int group = 0; group < piece.groups; ++group) state_of(piece, group).clear();
         for (int at = begin; at < end; at += kTileTokens) {
             if (at + kTileTokens < end && reads_in_place(call.cache)) {
-                fold_.expect(read_tile(source, at + kTileTokens, end, scratch_), piece.groups);
+                fold_.expect(read_tile(source, at + kTileTokens, end, scratch_), Wanted::kBoth, piece.groups);
             }
             const KvTile<T> tile = read_tile(source, at, end, scratch_);
             fold_tile(call, piece, at, P::for_many(tile, dim_, room_));

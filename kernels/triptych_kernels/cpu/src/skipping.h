@@ -58,26 +58,29 @@ inline V tokens_seen(const Lanes& lanes, int begin) {
     return from_int(to > from ? to - from : VInt{});
 }
 
-// Lanes that leave out a tile whose largest scores are `top`. State and `seed` are in units of log2.
-inline VInt lanes_without(const SkipRule& rule, const Lanes& lanes, const State& state, V seed, int begin,
-                          V top) {
+// What a tile with the largest scores `top` is worth to lanes that may leave it out. State and `seed` are in
+// units of log2.
+struct Loss {
+    VInt gone;        // lanes that leave it out
+    V omitted, unit;  // their account with it, as in State
+};
+
+inline Loss loss_of(const SkipRule& rule, const Lanes& lanes, const State& state, V seed, int begin, V top) {
     const V known = max(seed, load(state.best()));
-    VInt gone = (top < known + rule.log2_lambda) & ~rule.keeps(begin);
-    if (!any(gone)) return gone;
+    Loss loss{(top < known + rule.log2_lambda) & ~rule.keeps(begin), {}, known};
+    if (!any(loss.gone)) return loss;
     const V more = tokens_seen(lanes, begin) * exp2(top - known);
     const V so_far = load(state.omitted()) * exp2(load(state.unit()) - known);
     const V kept = load(state.total()) * exp2(load(state.best()) - known);
-    gone &= so_far + more <= rule.budget * max(set1(1.0f), kept);
-    return gone;
+    loss.omitted = so_far + more;
+    loss.gone &= loss.omitted <= rule.budget * max(set1(1.0f), kept);
+    return loss;
 }
 
-// Takes account of a tile that these lanes leave out; nothing changes for the others.
-inline void omit(VInt gone, const Lanes& lanes, const State& state, V seed, int begin, V top) {
-    const V known = max(seed, load(state.best()));
-    const V more = tokens_seen(lanes, begin) * exp2(top - known);
-    const V so_far = load(state.omitted()) * exp2(load(state.unit()) - known);
-    store(state.omitted(), gone ? so_far + more : load(state.omitted()));
-    store(state.unit(), gone ? known : load(state.unit()));
+// Takes account of a tile that lanes leave out; nothing changes for the others.
+inline void omit(const Loss& loss, const State& state) {
+    store(state.omitted(), loss.gone ? loss.omitted : load(state.omitted()));
+    store(state.unit(), loss.gone ? loss.unit : load(state.unit()));
 }
 
 // ε of each lane, when each lane's sink has had its share.

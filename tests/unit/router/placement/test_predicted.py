@@ -92,14 +92,14 @@ def test_beyond_saturation_who_is_late_anyway_goes_where_others_are_late_already
     tight = Slo(ttft_s=1.0, itl_s=0.05)
     homes = [paced_view("d0", running=30)]
 
-    def pool(first: int, second: int) -> list[WorkerView]:
-        sizes = {"p0": first, "p1": second}
-        return [paced_view(i, "prefill", queued_tokens=n, running=1) for i, n in sizes.items()]
+    def pool(*queued: int) -> list[WorkerView]:
+        named = {f"p{number}": tokens for number, tokens in enumerate(queued)}
+        return [paced_view(i, "prefill", queued_tokens=n, running=1) for i, n in named.items()]
 
-    saturated = [*homes, *pool(500, 1700)]
+    saturated = [*homes, *pool(500, 1300, 1300, 1300)]
     assert computing(asked(50, slo=tight), saturated) == "p0"
-    assert computing(asked(3000, slo=tight), saturated) == "p1"
-    assert computing(asked(3000, slo=tight), [*homes, *pool(500, 1100)]) == "p0"
+    assert computing(asked(3000, slo=tight), saturated) != "p0"
+    assert computing(asked(3000, slo=tight), [*homes, *pool(500, 900, 900, 900)]) == "p0"
 
 
 def test_tokens_that_drafts_bring_shorten_the_time_between_tokens() -> None:
@@ -138,7 +138,8 @@ def test_a_follow_up_goes_where_its_prefix_is() -> None:
 
 def test_a_prefix_is_computed_again_when_its_holder_is_busy_for_longer_than_that_takes() -> None:
     workers = [paced_view("d0", running=20), paced_view("p1", "prefill")]
-    workers.append(paced_view("p0", "prefill", queued_tokens=5000, running=1))
+    for busy in ("p0", "p2"):
+        workers.append(paced_view(busy, "prefill", queued_tokens=4000, running=1))
     placement = predicted(asked(cached={"p0": 1500}), workers)
     assert (placement.computing.worker_id, placement.reason) == ("p1", "replicate")
 
@@ -245,6 +246,19 @@ def test_nobody_above_the_bound_gets_more_whatever_it_has_cached(
     workers = [paced_view("d0", queued_tokens=home_queue), *pool]
     holders = {f"p{n}": tokens for n, tokens in enumerate(cached)} | {"d0": 1600}
     request = asked(cached=holders)
-    mean_s = sum(queues) / len(queues) * 0.001
     chosen = predicted(request, workers).computing
-    assert chosen.queued_tokens * 0.001 <= max((1 + EPSILON) * mean_s, request.slo.ttft_s)
+    outstanding = chosen.queued_tokens
+    others = sum(queues) - (outstanding if chosen.role == "prefill" else 0)
+    mean_s = others / (len(queues) - (chosen.role == "prefill")) * 0.001
+    assert outstanding * 0.001 <= max((1 + EPSILON) * mean_s, request.slo.ttft_s)
+
+
+@pytest.mark.parametrize("behind", [6_000, 40_000])
+def test_nobody_waits_behind_the_late_one_of_two_workers_while_the_other_idles(behind: int) -> None:
+    workers = [
+        paced_view("d0", queued_tokens=6_000),
+        paced_view("p0", "prefill", queued_tokens=behind, running=5),
+        paced_view("p1", "prefill"),
+    ]
+    assert computing(asked(3000), workers) != "p0"
+    assert computing(asked(3000, cached={"p0": 2800}), workers) != "p0"
