@@ -46,7 +46,6 @@ _CROWD = 3.0  # times those who wait now: as many come before the pool is idle a
 _ALIKE = 0.02  # costs that differ by less: session affinity, then turns, decide
 _LATER = 0.3  # of a TTFT objective that is missed: for each time that it passes again
 _HOPELESS = 0.2  # of the price, at workers whose queue is longer than the objective
-_SATURATED = 1.0
 _HOME_TOLL = 0.02  # less is not worth leaving the pool that is there for prompts
 _MOST = 4  # candidates of a role that are tried with each other, the best ones by themselves
 
@@ -70,14 +69,16 @@ def predicted(request: PlacementRequest, workers: Sequence[WorkerView]) -> Place
     roomy_homes, roomy_pool = _within_bounds(request, homes), _within_bounds(request, pool)
     at_home, elsewhere = _price(request, homes), _price(request, pool)
     toll = _HOME_TOLL if pool else 0.0
-    late = _is_saturated(request, pool or homes)
-    few_homes = _best(request, roomy_homes, at_home, late)
-    few = _best(request, roomy_pool, elsewhere, late)
+    saturated = _is_saturated(request, pool or homes)
+    few_homes = _best(request, roomy_homes, at_home, saturated)
+    few = _best(request, roomy_pool, elsewhere, saturated)
     choices = [
-        _judge(request, home, prefill, at_home if prefill is None else elsewhere, toll, late)
+        _judge(request, home, prefill, at_home if prefill is None else elsewhere, toll, saturated)
         for home in few_homes
         for prefill in (*few, None)
-        if prefill is not None or not pool or home.queue_s <= _bound(request, pool)
+        if prefill is not None
+        or not pool
+        or home.queue_s <= _bound(request, _work(pool) / len(pool))
     ]
     best = _prefer(request, choices)
     ranked = sorted(pool, key=lambda outlook: outlook.queue_s + outlook.compute_s)
@@ -97,14 +98,14 @@ def _judge(
     prefill: Outlook | None,
     price: float,
     toll: float,
-    late: bool,
+    saturated: bool,
 ) -> _Choice:
     if prefill is not None:
         prefill = with_history(request, home, prefill)
     seen = predict(request, home, prefill)
     cost = (
-        _own(request, seen, late)
-        + price * _delay(request, prefill or home, late)
+        _own(request, seen, saturated)
+        + price * _delay(request, prefill or home, saturated)
         + _batch(request, home)
         + _beside(request, home, prefill)
         + (toll if prefill is None else 0.0)
@@ -113,28 +114,28 @@ def _judge(
 
 
 def _is_saturated(request: PlacementRequest, pool: Sequence[Outlook]) -> bool:
-    """Beyond that not everybody can be in time."""
-    return sum(o.queue_s for o in pool) > _SATURATED * len(pool) * request.slo.ttft_s
+    """More is outstanding than the pool gets done within the objective: not all can be in time."""
+    return _work(pool) > len(pool) * request.slo.ttft_s
 
 
-def _delay(request: PlacementRequest, computing: Outlook, late: bool) -> float:
+def _delay(request: PlacementRequest, computing: Outlook, saturated: bool) -> float:
     """Of whoever comes later to that worker. A late request should go where those are who have
     little to lose.
     """
     share = computing.compute_s / request.slo.ttft_s
-    return _HOPELESS * share if late and computing.queue_s > request.slo.ttft_s else share
+    return _HOPELESS * share if saturated and computing.queue_s > request.slo.ttft_s else share
 
 
-def _own(request: PlacementRequest, seen: Prediction, late: bool) -> float:
-    ttft = _of_ttft(seen.ttft_s / request.slo.ttft_s, late)
+def _own(request: PlacementRequest, seen: Prediction, saturated: bool) -> float:
+    ttft = _of_ttft(seen.ttft_s / request.slo.ttft_s, saturated)
     return ttft + (seen.itl_s / request.slo.itl_s) ** 2
 
 
-def _of_ttft(share: float, late: bool) -> float:
-    """`late`: it will miss its objective wherever it goes. Goodput has lost it, however late it is:
-    little grows from there.
+def _of_ttft(share: float, saturated: bool) -> float:
+    """Of a share of the objective. Whoever misses it in a saturated pool is lost to goodput,
+    however late it is: little grows from there.
     """
-    if late and share > 1:
+    if saturated and share > 1:
         return 2 + _LATER * (share - 1)
     return share + share**2
 
@@ -146,7 +147,7 @@ def _slope(share: float) -> float:
 
 def _price(request: PlacementRequest, pool: Sequence[Outlook]) -> float:
     """Of a second of the pool's computing, in seconds of everybody's waiting."""
-    total_s = sum(outlook.queue_s for outlook in pool)
+    total_s = _work(pool)
     if not total_s:
         return _PRICE
     waiting = sum(outlook.queued for outlook in pool) / len(pool)
@@ -174,7 +175,7 @@ def _beside(request: PlacementRequest, home: Outlook, prefill: Outlook | None) -
 
 
 def _best(
-    request: PlacementRequest, outlooks: Sequence[Outlook], price: float, late: bool
+    request: PlacementRequest, outlooks: Sequence[Outlook], price: float, saturated: bool
 ) -> Sequence[Outlook]:
     """A few of them, by what each costs by itself."""
     if len(outlooks) <= _MOST:
@@ -182,8 +183,8 @@ def _best(
 
     def alone(outlook: Outlook) -> float:
         ttft_s = outlook.queue_s + outlook.compute_s
-        prompt = _of_ttft(ttft_s / request.slo.ttft_s, late)
-        prompt += price * _delay(request, outlook, late)
+        prompt = _of_ttft(ttft_s / request.slo.ttft_s, saturated)
+        prompt += price * _delay(request, outlook, saturated)
         return prompt + outlook.step_s / request.slo.itl_s
 
     return sorted(outlooks, key=alone)[:_MOST]
@@ -193,17 +194,22 @@ def _within_bounds(request: PlacementRequest, pool: Sequence[Outlook]) -> Sequen
     """Never nobody: the least loaded has at most the mean of the others."""
     if len(pool) < 2:
         return pool
+    total_s, others = _work(pool), len(pool) - 1
     return [
         outlook
         for outlook in pool
-        if outlook.queue_s <= _bound(request, [other for other in pool if other is not outlook])
+        if outlook.queue_s <= _bound(request, (total_s - outlook.queue_s) / others)
     ]
 
 
-def _bound(request: PlacementRequest, others: Sequence[Outlook]) -> float:
-    """Seconds of outstanding work with which a worker beside `others` may still get more."""
-    mean = sum(outlook.queue_s for outlook in others) / len(others)
-    return max((1 + EPSILON) * mean, _SLACK * request.slo.ttft_s)
+def _work(pool: Sequence[Outlook]) -> float:
+    """Outstanding, in seconds."""
+    return sum(outlook.queue_s for outlook in pool)
+
+
+def _bound(request: PlacementRequest, mean_s: float) -> float:
+    """Seconds of outstanding work with which one may still get more beside others' mean."""
+    return max((1 + EPSILON) * mean_s, _SLACK * request.slo.ttft_s)
 
 
 def _prefer(request: PlacementRequest, choices: Sequence[_Choice]) -> _Choice:

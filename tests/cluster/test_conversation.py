@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -83,7 +84,9 @@ async def test_a_chats_later_turns_are_mostly_cached_and_the_decision_says_so(
     for before, answer in itertools.pairwise(answers):
         assert cached_tokens(answer) > before["usage"]["prompt_tokens"] - BLOCK
         assert "reason=" in answer["decision"]
-        assert f"cached={cached_tokens(answer)};" in answer["decision"]
+        # What the router knew by then: of the last answer's own blocks it may not have heard yet.
+        known = re.search(r"cached=(\d+);", answer["decision"])
+        assert known and before["usage"]["prompt_tokens"] - BLOCK < int(known[1])
 
 
 @pytest.mark.parametrize(
