@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from router.admission.ask import Ask, Turned
 from router.admission.gate import Gate
 
-_CHECK_S = 0.1  # between estimates of one tenant that are checked
+_CHECK_S = 0.25  # between estimates of one tenant that are checked
 _RATE = 1 / 8  # weight of a new observation
 
 
