@@ -39,6 +39,9 @@ class TtftPredictor(Protocol):
     def seconds(self, queued: float, prefill: float, now: float) -> float | None:
         """From now to the first token; None: nothing is known yet."""
 
+    def prefill_within(self, seconds: float, now: float) -> float | None:
+        """The largest `prefill` with a first token in so many seconds; None: nobody knows."""
+
     def drained(self, cost: float, seconds: float) -> None:
         """So much went to the workers in so many seconds in which others had to wait."""
 
@@ -72,6 +75,12 @@ class MeasuredTtft:
         if own is None or not queued or self._seconds < _ENOUGH_S:
             return own
         return own + (queued * self._seconds / self._cost if self._cost else 0.0)
+
+    def prefill_within(self, seconds: float, now: float) -> float | None:
+        fixed, one = self._at_workers(0.0, now), self._at_workers(1.0, now)
+        if fixed is None or one is None:
+            return None
+        return max(0.0, seconds - fixed) / max(one - fixed, 1e-9)  # both parts are lines
 
     def drained(self, cost: float, seconds: float) -> None:
         keep = math.exp(-seconds / _MEMORY_S)

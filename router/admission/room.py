@@ -37,10 +37,16 @@ class Room:
     prefill: float
     sequences: float
     kv_tokens: float  # free; prompts under way may not have got theirs yet
+    next_steps: float = 0.0  # rows of prompts that the workers' next steps have: the least prefill
     pace: Line | None = None  # of prompts, as those who compute them measured it
 
     def limited(self, sequences: float) -> Room:
         return self if sequences >= self.sequences else replace(self, sequences=sequences)
+
+    def in_time(self, prefill: float) -> Room:
+        """With no more prompt tokens than are computed in time; `next_steps` all the same."""
+        most = max(prefill, self.next_steps)
+        return self if most >= self.prefill else replace(self, prefill=most)
 
     def takes_more(self, load: Load) -> bool:
         """A router with nothing under way may always try: a wrong report cannot stop it."""
@@ -100,6 +106,7 @@ def room_of(
         prefill=len(prefilling) * limits.prefill_tokens - max(0.0, tokens - ours.prefill),
         sequences=sum(map(limits.streams_of, homes)) - max(0, sequences - ours.sequences),
         kv_tokens=sum(view.free_blocks * view.block_tokens for view in homes),
+        next_steps=sum(view.pace.chunk_tokens for view in prefilling),
         pace=pace_of(prefilling),
     )
 

@@ -134,6 +134,13 @@ def test_a_home_takes_as_many_sequences_as_can_decode_at_the_pace_that_is_promis
     assert room.sequences == pytest.approx(64 + 0.08 / 0.0021)
 
 
+def test_workers_have_their_next_steps_however_long_those_take() -> None:
+    pace = Pace(prefill=StepCost(0.1, 0.001, 0.0), chunk_tokens=100)
+    room = room_of("m", [replace(HOME, pace=pace)] * 2, LIMITS, Load())
+    assert room is not None
+    assert [room.in_time(n).prefill for n in (0, 500, 9000)] == [200, 500, 4000]
+
+
 def test_slow_tokens_lower_the_number_of_sequences_and_fast_ones_raise_it_again() -> None:
     tempo = TempoLimit(itl_s=0.05)
     tempo.look(100, 10.0, running=20, now=1.0)  # 100 ms each
