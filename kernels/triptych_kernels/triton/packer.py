@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from triptych_kernels.quant import Affine, on_grid
+from triptych_kernels.quant import Affine
 from triptych_kernels.triton.dense_linear import linear_dense
 from triptych_kernels.triton.packed_linear import HALF, PackedAffine, linear_affine, pack_affine
 
@@ -99,6 +99,8 @@ def _unpacked_rows(weight: PackedAffine, ids: Tensor) -> Tensor:
     if weight.bits == 4:  # see PackedAffine
         blocks = q.view(len(ids), -1, HALF)
         q = torch.stack([blocks & 15, blocks >> 4], 2).flatten(1)
-    q = q[:, : weight.in_features]
-    out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
-    return on_grid(q, weight.scale[ids], weight.low[ids], weight.group, out)
+    scale, low = (
+        part[ids].float().repeat_interleave(weight.group, 1)[:, : weight.in_features]
+        for part in (weight.scale, weight.low)
+    )
+    return q[:, : weight.in_features].float() * scale + low
