@@ -30,8 +30,8 @@ from triptych.worker.args import WorkerArgs
 from triptych.worker.boot import EngineParts
 from triptych.worker.fetch import Fetcher
 from triptych.worker.kv_holder import KvHolder
-from triptych.worker.pace import patient_rows
 from triptych.worker.on_device import make_sampler
+from triptych.worker.pace import patient_rows
 from triptych.worker.peers import PeerBook
 from triptych.worker.process import RoleParts, run_worker
 from triptych.worker.salvage import Salvager

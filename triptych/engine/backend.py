@@ -40,9 +40,7 @@ class Backend:
         return f"{self.kernels}/{self.weights}{group}"
 
 
-def choose_backend(
-    dtype: str, kv_dtype: str, group: int = 32, device: Device = "cpu"
-) -> Backend:
+def choose_backend(dtype: str, kv_dtype: str, group: int = 32, device: Device = "cpu") -> Backend:
     """`dtype`, `kv_dtype` and `device` as in the config, "auto" included: that device is the CPU,
     until the kernels for GPUs have been run on one. The first call may compile the kernels. Raises
     ConfigError when the types or the device cannot be had here.

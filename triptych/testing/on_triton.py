@@ -17,11 +17,18 @@ from triptych.models.storage import WeightDtype
 from triptych_kernels.triton.packer import TritonPacker
 
 BLOCK_TOKENS = 16
+# Few heads and layers: the interpreter takes hundredths of a second for each head of a row.
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 
 
-def triton_model(
-    checkpoint: Path, device: torch.device, weights: WeightDtype = "float32"
-) -> Model:
+def triton_model(checkpoint: Path, device: torch.device, weights: WeightDtype = "float32") -> Model:
     operands = torch.float32 if weights == "float32" else torch.bfloat16
     return load_model(checkpoint, dtype=weights, packer=TritonPacker(device, operands))
 
