@@ -107,7 +107,7 @@ class DeviceKv:
             self._wait()  # the host may write there again as soon as the sequence has ended
 
     def copy_down(self, blocks: Iterable[int], first: int = 0, end: int | None = None) -> None:
-        """Layers [first, end) of blocks into the mirror, where peers find them once this returns."""
+        """Layers [first, end) of blocks into the mirror. When this returns peers may read them."""
         if self._mirror is None:
             return
         for block in blocks:

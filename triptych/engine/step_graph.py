@@ -2,15 +2,15 @@
 
 A step of few rows launches hundreds of small kernels, and launching takes longer than they run. A
 CUDA graph launches all of them at once, with the shapes and addresses that it was recorded with. So
-a step is filled up to a bucket: rows that pad it write nowhere (slot −1) and see nothing (length 0),
-and no kernel's tile depends on the batch, so padding changes no bit.
+a step is filled up to a bucket. Rows that pad it write nowhere (slot −1) and see nothing (length
+0), and no kernel's tile depends on the batch, so padding changes no bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -95,9 +95,9 @@ class Eager:
 class CudaGraph:
     """Recorded at once: the buffers must hold padding alone, since a recording runs the step."""
 
-    def __init__(self, step: Callable[[], Tensor], pool: tuple[int, int] | None = None) -> None:
-        """`pool`: of the graph's memory, shared by graphs that never run at the same time."""
-        side = torch.cuda.Stream()
+    def __init__(self, step: Callable[[], Tensor], pool: Any = None) -> None:
+        """`pool`: a `graph_pool_handle`, for graphs that never run at the same time."""
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             step()  # compiles kernels, which must not happen while recording

@@ -47,5 +47,12 @@ class PagesView:
 
     def _decode(self, q: Tensor, kv: PagedKv, shape: AttentionShape) -> Tensor:
         tile = rows_for(tiles_for(q.dtype, q.shape[2]))
-        of = {"max_rows": 1, "max_length": self._longest, "block_rows": tile}
-        return paged_decode(q, kv, self._row_starts, shape, **of).out
+        return paged_decode(
+            q,
+            kv,
+            self._row_starts,
+            shape,
+            max_rows=1,
+            max_length=self._longest,
+            block_rows=tile,
+        ).out

@@ -24,11 +24,11 @@ Kind = Literal["chunk", "few", "tree"]
 
 
 class Span(NamedTuple):
-    """Rows [first, first + count) of a batch that are the last ones of `length` slots."""
+    """Rows [first, first + num_rows) of a batch that are the last ones of `length` slots."""
 
     kind: Kind
     first: int
-    count: int
+    num_rows: int
     blocks: Seq[int]
     length: int
     masks: Seq[int] = ()  # of a tree, see triton/tree.py
@@ -107,9 +107,9 @@ def parts_of(jobs: Seq[RowJob], block_tokens: int, device: torch.device) -> list
         own = [span for span in spans if span.kind == kind]
         places = None
         if len(kinds) > 1:
-            rows = [row for span in own for row in range(span.first, span.first + span.count)]
+            rows = [row for span in own for row in range(span.first, span.first + span.num_rows)]
             places = torch.tensor(rows, device=device)
-        starts = torch.tensor([0, *(span.count for span in own)]).cumsum(0)
+        starts = torch.tensor([0, *(span.num_rows for span in own)]).cumsum(0)
         parts.append(
             Part(
                 kind,
@@ -117,7 +117,7 @@ def parts_of(jobs: Seq[RowJob], block_tokens: int, device: torch.device) -> list
                 starts.to(device, torch.int32),
                 _tables([span.blocks for span in own], device),
                 torch.tensor([span.length for span in own], dtype=torch.int32, device=device),
-                max(span.count for span in own),
+                max(span.num_rows for span in own),
                 max(span.length for span in own),
                 make_trees([span.masks for span in own], device) if kind == "tree" else None,
             )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from triptych.errors import ModelError
 from triptych.models.config import ModelConfig
-from triptych.models.layers import Layer, LocalExperts, Norm
+from triptych.models.layers import DenseFfn, Layer, LocalExperts, Norm
 from triptych.models.model import Model
 from triptych.models.rope import Rope
 from triptych.models.taps import Tap, tell
@@ -86,12 +86,12 @@ class TritonModel:
         self.device = self._head.device
         self._operands = self._head.operands
         assert isinstance(model.experts, LocalExperts) and model.distant is None
-        units = model.experts.units
         self._layers = [
-            self._lower(model.config.ropes[index], layer, cast(LocalExperts, model.experts), index)
-            for index, layer in enumerate(model.layers)
+            self._lower(layer, rope, *units)
+            for layer, rope, units in zip(
+                model.layers, model.config.ropes, model.experts.units, strict=True
+            )
         ]
-        assert len(units) == len(self._layers)
         self._norm = self._weight(model.norm)
         self._eps = model.norm.eps
         self._rotary = {rope: self._tables(rope, freq) for rope, freq in model.inv_freqs.items()}
@@ -161,19 +161,18 @@ class TritonModel:
         return delta if scale == 1.0 else delta * scale
 
     def _tables(self, rope: Rope, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of all positions, float32 [positions, rope_dim / 2], the host's bits."""
+        """Cosines and sines of all positions, float32 [positions, rope_dim / 2]; the CPU's bits."""
         positions = torch.arange(self.config.max_model_len)
         cos, sin = rotary_cos_sin(positions, inv_freq, rope.attention_scaling)
         return cos.to(self.device), sin.to(self.device)
 
-    def _lower(self, rope: Rope, layer: Layer, experts: LocalExperts, index: int) -> _Layer:
+    def _lower(self, layer: Layer, rope: Rope, ffn: DenseFfn) -> _Layer:
         attention = layer.attention
         norms = None
         if attention.q_norm is not None and attention.k_norm is not None:
             query, key = self._weight(attention.q_norm), self._weight(attention.k_norm)
             norms = HeadNorms(query, key, attention.q_norm.eps)
         sinks = None if attention.sinks is None else attention.sinks.to(self.device)
-        (ffn,) = experts.units[index]
         return _Layer(
             before_attention=self._weight(layer.before_attention),
             behind_attention=self._optional(layer.behind_attention),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ def pin(blocks: NDArray[np.uint8], device: torch.device) -> None:
     """
     if device.type != "cuda":
         return
-    runtime = torch.cuda.cudart()
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     refused = runtime.cudaHostRegister(blocks.ctypes.data, blocks.nbytes, 0)
     if int(refused) != 0:
         log.warning(

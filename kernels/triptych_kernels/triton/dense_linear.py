@@ -1,8 +1,8 @@
 """Linear layers over dense weights, in tiles that never depend on the batch.
 
 A library's product (cuBLAS) chooses its tiles, and into how many parts K is split, by the number of
-rows: a row's bits then depend on how many others are in the batch. Here tiles have one size and K is
-walked in ascending order, as in packed_linear.py and experts.py.
+rows: a row's bits then depend on how many others are in the batch. Here tiles have one size and K
+is walked in ascending order, as in packed_linear.py and experts.py.
 """
 
 from __future__ import annotations

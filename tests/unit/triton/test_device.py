@@ -48,7 +48,7 @@ def answers(runner: Runner, sampler: Sampler, pool: BlockPool, drafts: int = 0) 
     params = [
         SamplingParams(seed=1, max_tokens=4, temperature=0.0, ignore_eos=True),
         SamplingParams(
-            seed=2, max_tokens=4, temperature=0.8, top_p=0.9, presence_penalty=0.5, ignore_eos=True
+            seed=2, max_tokens=3, temperature=0.8, presence_penalty=0.5, ignore_eos=True
         ),
     ]
     scheduler = Scheduler(pool, block_tokens=BLOCK_TOKENS, chunk_tokens=32, max_running=4)
@@ -165,7 +165,7 @@ def test_backends_of_different_kernels_do_not_exchange_kv() -> None:
         ({"experts": {"run": "remote"}}, "experts.run: device: cuda computes all layers itself"),
         (
             {"speculation": {"max_nodes": 65}},
-            "speculation.max_nodes: device: cuda verifies up to 64",
+            "max_nodes: device: cuda verifies up to 64 tokens",
         ),
         (
             {"speculation": {"drafters": [{"kind": "draft_model", "model": "x"}]}},
