@@ -82,8 +82,7 @@ def answers(runner: Runner, sampler: Sampler, pool: BlockPool, drafts: int = 0) 
     return [sequence.tokens[sequence.num_prompt :] for sequence in sequences]
 
 
-@pytest.mark.parametrize("drafts", [0, 3])
-def test_the_engine_says_what_it_says_on_the_cpu(checkpoint: Path, drafts: int) -> None:
+def test_the_engine_says_with_drafts_what_it_says_on_the_cpu_without(checkpoint: Path) -> None:
     """As a worker is put together, mirror and sampler on the device included."""
     found = choose_backend("float32", "auto", device="cuda")
     model = load_model(checkpoint, dtype=found.weights, packer=found.packer)
@@ -91,7 +90,7 @@ def test_the_engine_says_what_it_says_on_the_cpu(checkpoint: Path, drafts: int) 
     region = np.zeros((NUM_BLOCKS, layout.block_bytes), dtype=np.uint8)
     pool = BlockPool(NUM_BLOCKS)
     kv = DeviceKv(layout, NUM_BLOCKS, found.device, Mirror(region, pool.generations))
-    said = answers(make_runner(model, kv), make_sampler((), on_triton=True), pool, drafts)
+    said = answers(make_runner(model, kv), make_sampler((), on_triton=True), pool, drafts=3)
     plain = load_model(checkpoint, dtype="float32")
     runner = make_runner(plain, plain_storage(layout, NUM_BLOCKS))
     assert said == answers(runner, Sampler(()), BlockPool(NUM_BLOCKS))

@@ -112,7 +112,7 @@ def test_batch_mates_drafts_and_padding_change_no_bit(runner: TritonRunner, whol
 
 
 @pytest.mark.parametrize(
-    "draft", [Draft((7, 9)), Draft((7, 9, 11, 13), (ROOT, 0, 0, ROOT))], ids=["chain", "tree"]
+    "draft", [Draft((7, 9)), Draft((7, 9, 11), (ROOT, ROOT, 1))], ids=["chain", "tree"]
 )
 def test_a_node_of_a_draft_has_the_bits_of_plain_decoding(
     runner: TritonRunner, draft: Draft
@@ -121,9 +121,9 @@ def test_a_node_of_a_draft_has_the_bits_of_plain_decoding(
     job = RowJob(sequence_of(PROMPT, BLOCKS), END - 1, END, draft)
     rows = runner.forward([job]).clone()
     assert len(rows) == 1 + len(draft)
-    for node in range(-1, len(draft)):
+    for node in range(len(draft)):
         tokens = [*PROMPT, *(draft.tokens[step] for step in draft.path(node))]
-        plain = last_row(runner, tokens, range(END, len(tokens)), start=END - 1)
+        plain = last_row(runner, tokens, range(END + 1, len(tokens)), start=END)
         assert torch.equal(rows[1 + node], plain), f"node {node}"
 
 
@@ -139,11 +139,11 @@ def test_an_accepted_branch_is_decoded_from_as_if_it_had_been_plain(runner: Trit
 
 def test_padding_writes_nowhere(runner: TritonRunner) -> None:
     """Three sequences in a bucket of four rows; every slot but theirs stays as it was."""
-    sequences = [sequence_of([7], [block], str(block)) for block in (0, 4, 8)]
+    sequences = [sequence_of([7], [block], str(block)) for block in (1, 4, 8)]
     runner.forward([RowJob(of, 0, 1) for of in sequences])
     for half in (runner.kv.keys(0), runner.kv.values(1)):
         written = half.ne(0).any(-1).any(-1).nonzero().tolist()
-        assert written == [[0, 0], [4, 0], [8, 0]]
+        assert written == [[1, 0], [4, 0], [8, 0]]
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4"])
