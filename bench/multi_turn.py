@@ -38,13 +38,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.report import finish, print_table
-from bench.serving import quantile
+from bench.captured import documents
+from bench.report import finish, print_table, quantile
 from triptych.config import ClusterConfig, load_config
 from triptych.hub import pull_model
 from triptych.testing.cluster import Cluster, running_cluster
 
-_DOCS = Path(__file__).parents[1] / "docs"
 _SYSTEM = (
     "You help the operators of an inference server. Each message holds a piece of its manual. Say "
     "in one or two sentences what an operator should do about it, and remember earlier pieces: "
@@ -131,8 +130,7 @@ def same_text(turns: Iterable[Turn]) -> bool:
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Replay]:
-    manual = "\n\n".join(path.read_text() for path in sorted(_DOCS.rglob("*.md")))
-    said = said_by_users(manual, options.conversations, options.turns)
+    said = said_by_users(documents(), options.conversations, options.turns)
     async with contextlib.AsyncExitStack() as stack:
         clusters = {
             policy: await start(stack, config_of(policy, options)) for policy in options.policies

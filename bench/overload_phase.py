@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.open_loop import Asked, Attempt
 from bench.overload_watch import Rest
+from bench.report import quantile
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +101,6 @@ class Phase:
 
     def _tokens(self, each: Asked) -> int:
         return len(each.plan.prompt) + each.attempts[-1].tokens
-
-
-def quantile(values: Sequence[float], percent: int) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else 0.0
 
 
 def jain(shares: Sequence[float]) -> float:

@@ -30,6 +30,12 @@ def finish(result: dict[str, Any], save: Path | None = None) -> None:
     print(json.dumps(result), flush=True)
 
 
+def quantile(values: Sequence[float], percent: int) -> float:
+    """0 of nothing."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else 0.0
+
+
 def machine() -> dict[str, object]:
     model = next(
         (

@@ -31,11 +31,10 @@ from typing import Any
 
 import uvloop
 
-from bench.report import finish, print_table
+from bench.report import finish, print_table, quantile
 from bench.routers.cases import CASES, Case
 from bench.routers.load import Heard, flood, steady, text_of
 from bench.routers.sides import Side, installed, started
-from bench.serving import quantile
 from triptych.hub import pull_model
 
 ROUTERS = ("triptych", "sglang-router", "vllm-router")

@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 import uvloop
 
-from bench.report import finish, print_table
+from bench.report import finish, print_table, quantile
 from bench.sse_client import Heard, stream_all
 from triptych.config import ClusterConfig, dump_config, load_config
 from triptych.hub import pull_model
@@ -167,11 +167,6 @@ def row(streams: int, sides: Sequence[tuple[Side, Side]]) -> dict[str, Any]:
         "events_per_read": sum(h.num_events for s in served for h in s.heard)
         / sum(len(h.reads) for s in served for h in s.heard),
     }
-
-
-def quantile(values: Sequence[float], percent: int) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
 
 
 def main() -> None:

@@ -1,27 +1,35 @@
 """How often is a draft right that reads a part of the KV, and does it matter which part?
 
     python -m bench.sparse_self --context 1024 4096
+    python -m bench.sparse_self --context 8192 16384 --stretch 4 --dtype float32
 
 The model answers questions about the project's own documents, drafting for itself from as many
 pages each: those that verification scored highest, the most recent ones, or random ones. Counted
 are right tokens per full draft and the KV bytes read per token of the answer; the scoring's second
-look at the keys is included. Answers are compared with plain decoding, token by token. Nothing is
-timed: with a small model a context of this length is no large part of a step.
+look at the keys is included. `speed-up`: of the answers, their prompts apart, over plain decoding's
+time in the same round; the median of the rounds. Answers are compared with plain decoding, token by
+token. `--stretch`: so many times the model's context, by YaRN; nobody trained the model for that,
+so its answers there are poor, but they are drafted and verified like any others.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.captured import documents
+from bench.engine_checkpoint import bfloat16_folder
 from bench.one_answer import differing
 from bench.report import commit, finish, machine, print_table
 from decode_worker.loop import DecodeLoop
@@ -35,6 +43,7 @@ from triptych.engine.pages import PageRow, PageScores
 from triptych.engine.runner import Runner
 from triptych.engine.sampler import Sampler
 from triptych.engine.sequence import Sequence
+from triptych.hub import pull_model
 from triptych.models.model import Model
 from triptych.obs.metrics import WorkerMetrics, new_registry
 from triptych.request import SamplingParams
@@ -108,6 +117,7 @@ class Run:
     accepted: float  # of a full draft
     rounds: int  # with a full draft
     kv_bytes: float  # read per token
+    seconds: float  # of the answers, first tokens apart
 
 
 def run(
@@ -139,16 +149,20 @@ def run(
         eos_token_ids=(),
         max_model_len=parts.max_model_len,
     )
-    sequences = []
+    sequences, seconds = [], 0.0
     for number, prompt in enumerate(prompts):
         size = parts.layout.block_tokens
         sequence = Sequence(str(number), list(prompt), parts.root(""), size, params)
         sequences.append(sequence)
         loop.submit(sequence)
+        while not sequence.num_output:
+            loop.step()
+        began = time.perf_counter()
         while loop.step():
             pass
+        seconds += time.perf_counter() - began
     answers = [sequence.tokens[sequence.num_prompt :] for sequence in sequences]
-    return _summary(parts, sequences, answers, runner.pages, drafter)
+    return _summary(parts, sequences, answers, runner.pages, drafter, seconds)
 
 
 def _summary(
@@ -157,6 +171,7 @@ def _summary(
     answers: list[list[int]],
     pages: int,
     drafter: CountingDrafter,
+    seconds: float,
 ) -> Run:
     layout, drawn = parts.layout, sum(map(len, answers))
     token_bytes = layout.block_bytes / layout.block_tokens
@@ -169,12 +184,16 @@ def _summary(
         sum(drafter.accepted) / max(1, rounds),
         rounds,
         (pages * page_bytes + full * token_bytes) / drawn,
+        seconds,
     )
 
 
 def main() -> None:
     options = _options()
-    config = load_config(None, [f"dtype={options.dtype}", "kv.memory=512MiB"])
+    settings = [f"dtype={options.dtype}", f"kv.memory={options.kv_memory}"]
+    if options.stretch > 1:
+        settings.append(f"model={stretched(options.stretch)}")
+    config = load_config(None, settings)
     parts = build_engine(WorkerArgs(config, config.pool("decode"), "bench", 1, Path(), "", (), ""))
     tokenizer = Tokenizer.load(parts.model_path)
     rows: list[dict[str, Any]] = []
@@ -184,21 +203,17 @@ def main() -> None:
             params = SamplingParams(
                 seed=1, max_tokens=options.max_tokens, temperature=temperature, ignore_eos=True
             )
-            plain = run(parts, prompts, params, None)
-            for name, choose in CHOICES.items():
-                sparse = SparseOptions(options.ratio, options.min_tokens, choose)
-                found = run(parts, prompts, params, sparse)
+            arms: dict[str, list[Run]] = {}
+            for _ in range(options.rounds):
+                for name in ("plain", *options.pages):
+                    sparse = None
+                    if name != "plain":
+                        sparse = SparseOptions(options.ratio, options.min_tokens, CHOICES[name])
+                    arms.setdefault(name, []).append(run(parts, prompts, params, sparse))
+            for name in options.pages:
                 rows.append(
-                    {
-                        "context": context,
-                        "temperature": temperature,
-                        "pages": name,
-                        "accepted of 8": found.accepted,
-                        "rounds": found.rounds,
-                        "KV MB / token": found.kv_bytes / 1e6,
-                        "plain": plain.kv_bytes / 1e6,
-                        "mismatches": differing(plain.answers, found.answers),
-                    }
+                    {"context": context, "temperature": temperature, "pages": name}
+                    | compared(arms["plain"], arms[name])
                 )
                 print(rows[-1], file=sys.stderr, flush=True)
     print_table("sparse self-speculation", list(rows[0]), [list(row.values()) for row in rows])
@@ -206,11 +221,42 @@ def main() -> None:
     finish(result, RESULTS / f"{options.save}.json" if options.save else None)
 
 
+def compared(plain: Seq[Run], found: Seq[Run]) -> dict[str, Any]:
+    """Of the same prompts, round by round."""
+    gains = [one.seconds / other.seconds for one, other in zip(plain, found, strict=True)]
+    return {
+        "accepted of 8": found[0].accepted,
+        "rounds": found[0].rounds,
+        "KV MB / token": found[0].kv_bytes / 1e6,
+        "plain": plain[0].kv_bytes / 1e6,
+        "speed-up": median(gains),
+        "mismatches": sum(
+            differing(one.answers, other.answers) for one, other in zip(plain, found, strict=True)
+        ),
+    }
+
+
+def stretched(factor: int) -> Path:
+    """The default model as a folder whose configuration says that it sees `factor` times as far."""
+    plain = bfloat16_folder(pull_model("smollm2-135m"))
+    folder = plain.with_name(f"{plain.name}-x{factor}")
+    folder.mkdir(exist_ok=True)
+    for file in plain.iterdir():
+        if file.name != "config.json" and not (folder / file.name).exists():
+            (folder / file.name).symlink_to(file)
+    fields = json.loads((plain / "config.json").read_text())
+    trained = fields["max_position_embeddings"]
+    fields["max_position_embeddings"] = factor * trained
+    fields["rope_scaling"] = {
+        "rope_type": "yarn", "factor": float(factor), "original_max_position_embeddings": trained
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(fields))
+    return folder
+
+
 def _prompt(tokenizer: Tokenizer, question: str, context: int) -> list[int]:
-    root = Path(__file__).parent.parent
-    files = sorted([*root.glob("docs/*.md"), *root.glob("docs/decisions/*.md"), root / "README.md"])
-    text = "\n\n".join(file.read_text() for file in files)
-    text = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)[:context])
+    ids = tokenizer.encode(documents(), add_special_tokens=False)
+    text = tokenizer.decode(ids[:context])
     return tokenizer.encode_chat([{"role": "user", "content": f"{text}\n\n{question}"}])
 
 
@@ -220,6 +266,10 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--context", nargs="+", type=int, default=[1024, 4096], help="tokens")
     parser.add_argument("--temperatures", nargs="+", type=float, default=[0.0, 0.8])
+    parser.add_argument("--pages", nargs="+", choices=[*CHOICES], default=[*CHOICES])
+    parser.add_argument("--rounds", type=int, default=1, help="each of all arms, in turn")
+    parser.add_argument("--stretch", type=int, default=1, help="times the model's own context")
+    parser.add_argument("--kv-memory", default="512MiB")
     parser.add_argument("--ratio", type=float, default=0.05)
     parser.add_argument("--min-tokens", type=int, default=256)
     parser.add_argument("--max-tokens", type=int, default=96)

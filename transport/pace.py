@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass
 
 from transport.protos import worker_pb2 as pb
 
+# No row is free, whatever a fit says: rates are rows over their seconds.
+LEAST_ROW_S = 1e-9
+
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
@@ -26,7 +29,7 @@ class StepCost:
         """Rows of a step that takes about so long; more, where its base would be more than `waste`
         of what they take.
         """
-        return max(seconds - self.base_s, self.base_s / waste) / max(self.row_s, 1e-9)
+        return max(seconds - self.base_s, self.base_s / waste) / max(self.row_s, LEAST_ROW_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,4 +76,4 @@ def pairs_between(start: float, end: float) -> float:
 
 
 def _cost(message: pb.StepCost) -> StepCost:
-    return StepCost(message.base_s, message.row_s, message.pair_s)
+    return StepCost(message.base_s, max(message.row_s, LEAST_ROW_S), message.pair_s)

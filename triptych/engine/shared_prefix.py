@@ -32,7 +32,8 @@ def share_prefixes(tables: Seq[Seq[int]], known: Seq[int], block_tokens: int) ->
     """By job. `tables`: block tables; `known`: slots before the job's first row, 0 for a job that
     is to stay alone.
 
-    Each job is in one bundle at most. Of bundles within bundles, the choice that saves most.
+    Each job is in one bundle at most. Of a bundle with others inside it, the outer one or the inner
+    ones are taken, whichever saves more; who is left out by the inner ones stays alone.
     """
     found = [NOTHING] * len(tables)
     full = [count // block_tokens for count in known]
@@ -63,7 +64,7 @@ def _common(a: bytes, b: bytes) -> int:
 
 @dataclass(slots=True)
 class _Run:
-    """Neighbours that share so many tiles, and the best choice of runs within."""
+    """Neighbours that share so many tiles, and what was chosen of the runs within."""
 
     tiles: int
     first: int

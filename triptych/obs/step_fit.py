@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transport.pace import StepCost
+from transport.pace import LEAST_ROW_S, StepCost
 
 _Array = NDArray[np.floating[Any]]
 
 _FORGET = 0.98  # weight of all older samples at each new one: about the last fifty count
-_FEW = 8  # samples before anything is said
+_FEW = 8  # samples before a step's parts are told apart
+_FIRST = 2  # samples before anything is said: a process's first step may be much longer
 _DOUBT = 1e-6  # what cannot be told apart (rows that never change) is shared out equally
 
 
@@ -45,17 +46,22 @@ class StepFit:
         self._sums = [_FORGET * old + term for old, term in zip(self._sums, firsts, strict=True)]
 
     def cost(self) -> StepCost | None:
-        """None as long as there are too few samples."""
-        if self.samples >= _FEW and self._cost_of != self.samples:
+        """None as long as there are too few samples; with a few more all of it is put on the rows,
+        which is right for steps like those that were seen.
+        """
+        if self.samples >= _FIRST and self._cost_of != self.samples:
             self._cost_of, self._cost = self.samples, self._solve()
         return self._cost
 
     def _solve(self) -> StepCost:
         bb, br, bp, rr, rp, pp = self._products
+        if self.samples < _FEW:
+            return StepCost(0.0, self._sums[1] / rr, 0.0)
         matrix = np.array([[bb, br, bp], [br, rr, rp], [bp, rp, pp]])
         scale = np.sqrt(np.where(np.diag(matrix) > 0, np.diag(matrix), 1.0))
         matrix = matrix / np.outer(scale, scale) + _DOUBT * np.eye(3)
-        return StepCost(*(_least_squares(matrix, np.array(self._sums) / scale) / scale).tolist())
+        base, row, pair = _least_squares(matrix, np.array(self._sums) / scale) / scale
+        return StepCost(float(base), max(float(row), LEAST_ROW_S), float(pair))
 
 
 def _least_squares(matrix: _Array, target: _Array) -> _Array:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 
 import pytest
 
-from bench.multi_turn import Replay, Turn, new_tokens, said_by_users, summary
+from bench.multi_turn import (
+    Replay,
+    Turn,
+    asked_in_turn,
+    new_tokens,
+    said_by_users,
+    same_text,
+    summary,
+)
 
 TIMINGS = {"queue_ms": 1, "prefill_ms": 2, "transfer_ms": 3, "kv_bytes": 0, "prefill_worker": "p"}
 TURNS = [
-    Turn(0, 0, 1.0, "yes", prompt_tokens=200, completion_tokens=20, timings=TIMINGS),
-    Turn(0, 1, 3.0, "no", 500, 10, cached_tokens=210, timings=TIMINGS),
+    Turn(0, 0, 0, 1.0, "yes", prompt_tokens=200, completion_tokens=20, timings=TIMINGS),
+    Turn(0, 1, 0, 3.0, "no", 500, 10, cached_tokens=210, timings=TIMINGS),
 ]
 
 
@@ -28,20 +37,31 @@ def test_a_text_that_is_too_short_is_said_again() -> None:
 
 
 def test_new_is_what_no_earlier_turn_had_or_generated() -> None:
-    assert new_tokens(TURNS[::-1]) == [200, 280]
+    again = [dataclasses.replace(turn, round=1) for turn in TURNS]
+    assert new_tokens([*TURNS[::-1], *again]) == [200, 280, 200, 280]
 
 
 def test_policies_are_compared_with_the_last_one_and_with_what_is_new() -> None:
-    slower = [dataclasses.replace(turn, ttft_s=2 * turn.ttft_s) for turn in TURNS]
-    found = summary(
-        {"predicted": [Replay(TURNS, 1.0, 400)], "round-robin": [Replay(slower, 3.0, 600)]}
-    )
+    second = [dataclasses.replace(turn, round=1, ttft_s=turn.ttft_s + 1) for turn in TURNS]
+    turns = [*TURNS, *second]
+    slower = [dataclasses.replace(turn, ttft_s=2 * turn.ttft_s) for turn in turns]
+    found = summary({"predicted": Replay(turns, 1.0, 400), "round-robin": Replay(slower, 3.0, 600)})
     assert found["ttft_p50_ratio"] == 2 and found["same_text"]
+    assert found["ratio_by_round"] == [2, 2]
     assert found["rows"][0]["cached_share"] == 0.3
     assert found["limit_ttft_p50"] == pytest.approx(240 * 4 / 1000)
 
 
-def test_another_text_is_noticed() -> None:
-    other = [TURNS[0], dataclasses.replace(TURNS[1], text="yes")]
-    found = summary({"predicted": [Replay(TURNS, 1, 1)], "round-robin": [Replay(other, 1, 1)]})
-    assert not found["same_text"]
+@pytest.mark.parametrize("number", [0, 1], ids=["the same round", "another round"])
+def test_another_text_is_noticed(number: int) -> None:
+    assert same_text(TURNS)
+    assert not same_text([*TURNS, dataclasses.replace(TURNS[1], text="yes", round=number)])
+
+
+def test_clusters_are_asked_in_turn_and_who_was_first_is_last_the_next_time() -> None:
+    options = argparse.Namespace(conversations=3, in_flight=2, rounds=2, policies=["a", "b"])
+    asked = [(policy, number, *some) for policy, number, some in asked_in_turn(options)]
+    assert asked == [
+        *[("a", 0, 0, 1), ("b", 0, 0, 1), ("b", 0, 2), ("a", 0, 2)],
+        *[("b", 1, 0, 1), ("a", 1, 0, 1), ("a", 1, 2), ("b", 1, 2)],
+    ]

@@ -56,6 +56,17 @@ def test_a_worker_that_becomes_slower_is_believed_soon() -> None:
     assert close(fit.cost(), slower, 0.1)
 
 
+def test_where_only_pairs_seem_to_cost_time_a_row_is_still_not_free() -> None:
+    fit = StepFit()
+    for context in range(100, 2000, 100):
+        fit.add(64, 64 * context, 1e-8 * 64 * context)
+    cost = fit.cost()
+    assert cost is not None and cost.seconds(64, 64 * 1000) == pytest.approx(6.4e-4, rel=0.01)
+    assert cost.seconds(512, 0.0) > 0
+    told = Pace.of(Pace(prefill=StepCost(0.0, 0.0, 1e-8)).message()).prefill
+    assert told is not None and told.seconds(1, 0.0) > 0
+
+
 def test_no_term_is_ever_negative() -> None:
     fit = StepFit()
     for rows in (100, 200, 300, 400) * 4:
@@ -76,8 +87,17 @@ def test_batches_of_one_size_are_predicted_though_nothing_tells_their_parts_apar
 
 def test_a_worker_that_has_hardly_run_says_nothing() -> None:
     fit = StepFit()
-    learn(fit, TRUE, 3)
+    learn(fit, TRUE, 1)
     assert fit.cost() is None
+
+
+def test_a_second_step_like_the_first_is_enough_though_that_one_was_long() -> None:
+    fit = StepFit()
+    fit.add(300, 45_000, 20.0)  # weights were read, kernels loaded
+    fit.add(250, 31_250, 1.0)
+    cost = fit.cost()
+    assert cost is not None
+    assert cost.seconds(200, 20_000) == pytest.approx(0.8, rel=0.2)
 
 
 def test_decode_rows_beside_a_prompt_do_not_make_prompts_look_slow() -> None:

@@ -64,9 +64,10 @@ struct FmaProducts {
         static thread_local Buffer<float> room;
         float* keys = room.take(static_cast<std::size_t>(kAtOnce) * dim);
         for (int t = 0; t < tile.parts * kPartTokens; t += kAtOnce) {
-            widen(tile.keys[t / kPartTokens] + t % kPartTokens * dim, kAtOnce * dim, keys);
+            const T* from = tile.keys[t / kPartTokens] + t % kPartTokens * dim;
+            const float* wide = widened(from, kAtOnce * dim, keys);
             Sums<kAtOnce, kRegs> sums;
-            for (int d = 0; d < dim; ++d) sums.add(keys + d, dim, Lanes(q + d * kLanes).of);
+            for (int d = 0; d < dim; ++d) sums.add(wide + d, dim, Lanes(q + d * kLanes).of);
             sums.store(scores + t * kLanes, kLanes);
         }
     }
@@ -89,24 +90,36 @@ struct FmaProducts {
 
     template <int kRows>
     static void weigh_rows(const KvTile<T>& tile, int d, const float* weights, float* out) {
-        alignas(64) float values[kRows * kTileTokens];
-        for (int part = 0; part < tile.parts; ++part) {
-            const int stride = tile.value_stride[part];
-            for (int i = 0; i < kRows; ++i) {
-                widen(tile.values[part] + (d + i) * stride, kPartTokens,
-                      values + i * kTileTokens + part * kPartTokens);
-            }
-        }
         Sums<kRows, kRegs> sums(out + d * kLanes, kLanes);
-        for (int t = 0; t < tile.parts * kPartTokens; ++t) {
-            sums.add(values + t, kTileTokens, Lanes(weights + t * kLanes).of);
+        if constexpr (std::is_same_v<T, float>) {
+            for (int part = 0; part < tile.parts; ++part) {
+                const int stride = tile.value_stride[part];
+                const float* values = tile.values[part] + d * stride;
+                for (int t = 0; t < kPartTokens; ++t, weights += kLanes) {
+                    sums.add(values + t, stride, Lanes(weights).of);
+                }
+            }
+        } else {
+            alignas(64) float values[kRows * kTileTokens];
+            for (int part = 0; part < tile.parts; ++part) {
+                const int stride = tile.value_stride[part];
+                for (int i = 0; i < kRows; ++i) {
+                    widen(tile.values[part] + (d + i) * stride, kPartTokens,
+                          values + i * kTileTokens + part * kPartTokens);
+                }
+            }
+            for (int t = 0; t < tile.parts * kPartTokens; ++t) {
+                sums.add(values + t, kTileTokens, Lanes(weights + t * kLanes).of);
+            }
         }
         sums.store(out + d * kLanes, kLanes);
     }
 
     // A float in memory is broadcast by its load; a half would take three instructions each time.
-    static void widen(const float* from, int count, float* to) {
-        std::memcpy(to, from, count * sizeof(float));
+    static const float* widened(const float* from, int, float*) { return from; }
+    static const float* widened(const Bf16* from, int count, float* to) {
+        widen(from, count, to);
+        return to;
     }
     static void widen(const Bf16* from, int count, float* to) {
         int i = 0;

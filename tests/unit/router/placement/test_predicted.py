@@ -180,6 +180,12 @@ def test_a_home_full_of_streams_does_not_prefill_what_would_stall_them() -> None
     assert computing(asked(slo=tight), workers) == "p0"
 
 
+def test_idle_workers_whose_steps_seem_to_take_no_time_can_be_placed_on() -> None:
+    free = Pace.of(Pace(StepCost(0, 0, 1e-9), StepCost(0, 0, 1e-9), 512).message())
+    workers = [paced_view("d0", "decode", pace=free), paced_view("p0", "prefill", pace=free)]
+    assert predicted(asked(), workers).decode.worker_id == "d0"
+
+
 def test_without_a_prefill_pool_the_homes_prefill() -> None:
     placement = predicted(asked(cached={"d1": 1500}), [paced_view("d0"), paced_view("d1")])
     assert (placement.decode.worker_id, placement.prefill) == ("d1", None)
@@ -262,3 +268,10 @@ def test_nobody_waits_behind_the_late_one_of_two_workers_while_the_other_idles(b
     ]
     assert computing(asked(3000), workers) != "p0"
     assert computing(asked(3000, cached={"p0": 2800}), workers) != "p0"
+
+
+def test_a_pace_that_puts_everything_on_attention_is_a_pace() -> None:
+    of_pairs = replace(PACE, prefill=StepCost(0.0, 0.0, 1e-6))
+    workers = [paced_view("d0", pace=of_pairs), paced_view("p0", "prefill", pace=of_pairs)]
+    placement = predicted(asked(), workers)
+    assert placement.prediction is not None and placement.prediction.ttft_s > 0
