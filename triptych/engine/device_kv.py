@@ -9,7 +9,8 @@ not the one that the device knows came from elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,14 +24,12 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _UNKNOWN = np.iinfo(np.uint64).max  # a generation that no block ever has
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Mirror:
-    """The host's copy: blocks u8 [num_blocks, block_bytes], generations u64 [num_blocks] of the
-    pool that hands blocks out. Both must outlive this object.
-    """
+    """The host's copy. Both arrays must outlive it."""
 
-    def __init__(self, blocks: NDArray[np.uint8], generations: NDArray[np.uint64]) -> None:
-        self.blocks = blocks
-        self.generations = generations
+    blocks: NDArray[np.uint8]  # [num_blocks, block_bytes]
+    generations: NDArray[np.uint64]  # [num_blocks], of the pool that hands blocks out
 
 
 class DeviceKv:
@@ -106,9 +105,9 @@ class DeviceKv:
         if copied:
             self._wait()  # the host may write there again as soon as the sequence has ended
 
-    def copy_down(self, blocks: Iterable[int], first: int = 0, end: int | None = None) -> None:
+    def copy_down(self, blocks: Sequence[int], first: int = 0, end: int | None = None) -> None:
         """Layers [first, end) of blocks into the mirror. When this returns peers may read them."""
-        if self._mirror is None:
+        if self._mirror is None or not blocks:
             return
         for block in blocks:
             self._mirror[block, first:end].copy_(self._pool[block, first:end], non_blocking=True)

@@ -185,6 +185,5 @@ class _Down:
             self._after(self._kv.layout.num_layers - 1, None)
 
     def _after(self, layer: int, _: Tensor | None) -> None:
-        if self._blocks:
-            self._kv.copy_down(self._blocks, self._next, layer + 1)
+        self._kv.copy_down(self._blocks, self._next, layer + 1)
         self._next = layer + 1
