@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bench.engine_peer import Timed
 from bench.engine_roofline import Sizes, model_sizes
+from triptych.calibrate.long_text import compute
 from triptych.engine.backend import choose_backend
 from triptych.engine.rows import RowJob
 from triptych.engine.runner import make_runner
@@ -24,7 +25,6 @@ from triptych.request import SamplingParams
 from triptych.worker.boot import kv_layout
 
 BLOCK_TOKENS = 32
-CHUNK_TOKENS = 512  # rows of one step while prompts are read, as workers do by default
 BITS = {"float32": 32.0, "bfloat16": 16.0}
 
 _WARM_STEPS = 2
@@ -139,10 +139,7 @@ class OurEngine:
 
     def _compute(self, sequence: Sequence) -> Tensor:
         """All its rows, in chunks; the last hidden state."""
-        hidden, end = torch.empty(0), len(sequence.tokens)
-        for start in range(0, end, CHUNK_TOKENS):
-            hidden = self._runner.forward([RowJob(sequence, start, min(start + CHUNK_TOKENS, end))])
-        return hidden
+        return compute(self._runner, sequence, 0, len(sequence.tokens))
 
 
 def _sequence(prompt: list[int], blocks: list[int]) -> Sequence:

@@ -26,6 +26,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from bench.kernels import native_or_exit
 from bench.probe import matmul_rate, read_rate
 from bench.report import finish, print_table
 from triptych.engine.backend import choose_backend
@@ -42,7 +43,7 @@ from triptych.models.model import Model
 from triptych.request import SamplingParams
 from triptych.testing.native_kernels import Rows, attend, cache_struct
 from triptych.worker.boot import kv_layout
-from triptych_kernels.cpu.native import Library, native, set_threads
+from triptych_kernels.cpu.native import Library, set_threads
 
 RESULTS = Path(__file__).parent / "results"
 BLOCK_TOKENS = 32
@@ -205,10 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args(argv)
-    library = native()
-    if library is None:
-        print("there is nothing to measure without native kernels", file=sys.stderr)
-        return 1
+    library = native_or_exit()
     torch.set_num_threads(args.threads)
     limits = Limits(read_rate(args.threads), matmul_rate(torch.float32))
     torch.set_num_threads(1)

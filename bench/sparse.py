@@ -29,11 +29,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from bench.captured import Captured, capture
+from bench.kernels import native_or_exit
 from bench.report import finish, print_table
 from triptych.kv.layout import KvLayout
 from triptych.testing.native_kernels import KvPool, Rows, attend, threads
 from triptych.testing.skipped_tiles import widest_distance
-from triptych_kernels.cpu.native import Library, native
+from triptych_kernels.cpu.native import Library
 
 RESULTS = Path(__file__).parent / "results"
 SCALES = (0.0, 4.0, 32.0, 128.0, 512.0, 2048.0)
@@ -195,10 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args(argv)
-    library = native()
-    if library is None:
-        print("there is nothing to measure without native kernels", file=sys.stderr)
-        return 1
+    library = native_or_exit()
     found = capture(args.model, max(args.tokens), args.layers)
     cells: list[Cell] = []
     weak: list[tuple[str, int, float]] = []

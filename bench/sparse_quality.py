@@ -25,9 +25,10 @@ from typing import Any
 import torch
 
 from bench.captured import documents
+from bench.kernels import native_or_exit
 from bench.report import finish, print_table
 from bench.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Line, chart, linear
-from triptych.calibrate.long_text import CHUNK_TOKENS, LongText, difference
+from triptych.calibrate.long_text import LongText, compute, difference
 from triptych.calibrate.text import fixed_text
 from triptych.engine.backend import Backend, choose_backend
 from triptych.engine.rows import RowJob
@@ -42,7 +43,7 @@ from triptych.models.model import Model
 from triptych.request import SamplingParams, SparseAttention
 from triptych.tokenizer import Tokenizer
 from triptych.worker.boot import kv_layout
-from triptych_kernels.cpu.native import native, set_threads
+from triptych_kernels.cpu.native import set_threads
 
 RESULTS = Path(__file__).parent / "results"
 SCALES = (4.0, 16.0, 64.0, 256.0, 1024.0)
@@ -98,11 +99,11 @@ class Context:
         self, asked: Sequence[Asked], tokens: int, sparse: SparseAttention | None
     ) -> tuple[list[list[int]], float]:
         """(greedy answers, share of tiles that their tokens left out)."""
-        self._compute(self._sequence([], sparse), 0)
+        compute(self._runner, self._sequence([], sparse), 0, len(self._ids))
         found, seen, skipped = [], 0, 0
         for each in asked:
             sequence = self._sequence(each.ids, sparse)
-            hidden = self._compute(sequence, len(self._ids))
+            hidden = compute(self._runner, sequence, len(self._ids), len(sequence.tokens))
             sequence.tiles.seen = sequence.tiles.skipped = 0
             answer: list[int] = []
             while True:
@@ -123,13 +124,6 @@ class Context:
         sequence = Tokens("bench", ids, b"", BLOCK_TOKENS, params=params, sparse=sparse)
         sequence.blocks = self._blocks
         return sequence
-
-    def _compute(self, sequence: Tokens, start: int) -> torch.Tensor:
-        end, hidden = len(sequence.tokens), torch.empty(0)
-        for at in range(start, end, CHUNK_TOKENS):
-            job = RowJob(sequence, at, min(at + CHUNK_TOKENS, end))
-            hidden = self._runner.forward([job])
-        return hidden
 
 
 def solved_problems(
@@ -277,9 +271,7 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, help="draw it into this SVG file")
     parser.add_argument("--save", action="store_true")
     options = parser.parse_args()
-    if native() is None:
-        print("there is nothing to measure without native kernels", file=sys.stderr)
-        return 1
+    native_or_exit()
     set_threads(usable_cores())
     torch.set_num_threads(1)
     with torch.inference_mode():

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import faulthandler
 import gc
 import logging
 import signal
@@ -45,10 +44,8 @@ from triptych.config import ClusterConfig, ExpertsConfig, load_config
 from triptych.errors import ConfigError, TriptychError
 from triptych.hub import resolve_model
 from triptych.launch.rundir import RunDir
-from triptych.obs.log import setup_logging
 from triptych.obs.metrics import new_registry
-from triptych.obs.trace import setup_tracing
-from triptych.tls import setup_tls
+from triptych.startup import set_up_process
 from triptych.tokenizer import Tokenizer
 from triptych.wire import to_status
 
@@ -67,10 +64,7 @@ class RouterArgs:
 def main(argv: Sequence[str] | None = None) -> None:
     try:
         args = parse_args(argv)
-        faulthandler.enable(2)  # a crash in native code leaves its stacks on stderr
-        setup_logging(args.config.log.level, args.config.log.format, args.name)
-        flush_traces = setup_tracing(args.config.tracing, args.name)
-        setup_tls(args.config)
+        flush_traces = set_up_process(args.config, args.name)
         tokenizer = Tokenizer.load(resolve_model(args.config.model))
         uvloop.run(serve(args, tokenizer))
         flush_traces()

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 
 from transport.protos import worker_pb2 as pb
 
-# No row is free, whatever a fit says: rates are rows over their seconds.
-LEAST_ROW_S = 1e-9
+_LEAST_ROW_S = 1e-9  # no row is free, whatever a fit says: rates are rows over their seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +18,11 @@ class StepCost:
     """
 
     base_s: float
-    row_s: float
+    row_s: float  # never less than a nanosecond
     pair_s: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "row_s", max(self.row_s, _LEAST_ROW_S))
 
     def seconds(self, rows: float, pairs: float, steps: float = 1) -> float:
         return steps * self.base_s + rows * self.row_s + pairs * self.pair_s
@@ -29,7 +31,7 @@ class StepCost:
         """Rows of a step that takes about so long; more, where its base would be more than `waste`
         of what they take.
         """
-        return max(seconds - self.base_s, self.base_s / waste) / max(self.row_s, LEAST_ROW_S)
+        return max(seconds - self.base_s, self.base_s / waste) / self.row_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,4 +78,4 @@ def pairs_between(start: float, end: float) -> float:
 
 
 def _cost(message: pb.StepCost) -> StepCost:
-    return StepCost(message.base_s, max(message.row_s, LEAST_ROW_S), message.pair_s)
+    return StepCost(message.base_s, message.row_s, message.pair_s)

@@ -30,6 +30,7 @@ above that bound works off what it has, so it is above for no longer than its ow
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -69,6 +70,8 @@ def predicted(request: PlacementRequest, workers: Sequence[WorkerView]) -> Place
     roomy_homes, roomy_pool = _within_bounds(request, homes), _within_bounds(request, pool)
     at_home, elsewhere = _price(request, homes), _price(request, pool)
     toll = _HOME_TOLL if pool else 0.0
+    # Of a home that computes the prompt although there are prefill workers.
+    instead_s = _bound(request, _work(pool) / len(pool)) if pool else math.inf
     saturated = _is_saturated(request, pool or homes)
     few_homes = _best(request, roomy_homes, at_home, saturated)
     few = _best(request, roomy_pool, elsewhere, saturated)
@@ -76,9 +79,7 @@ def predicted(request: PlacementRequest, workers: Sequence[WorkerView]) -> Place
         _judge(request, home, prefill, at_home if prefill is None else elsewhere, toll, saturated)
         for home in few_homes
         for prefill in (*few, None)
-        if prefill is not None
-        or not pool
-        or home.queue_s <= _bound(request, _work(pool) / len(pool))
+        if prefill is not None or home.queue_s <= instead_s
     ]
     best = _prefer(request, choices)
     ranked = sorted(pool, key=lambda outlook: outlook.queue_s + outlook.compute_s)

@@ -113,9 +113,7 @@ def predict(request: PlacementRequest, home: Outlook, prefill: Outlook | None) -
     # Prompts that the home still computes when this one decodes make its steps longer.
     beside_s = 0.0 if prefill is None else max(0.0, home.queue_s - wait_s - compute_s)
     long_s = home.queue_chunk_s + home.streams_s
-    mean_s = step_s
-    if long_s > step_s:  # else they make none longer; a pace of pairs alone says 0
-        mean_s += share_of_answer(beside_s / long_s) * (long_s - step_s)
+    mean_s = step_s + share_of_answer(beside_s / long_s) * max(0.0, long_s - step_s)
     return Prediction(
         wait_s=wait_s,
         compute_s=compute_s,

@@ -17,7 +17,7 @@ from triptych.models.model import Model
 from triptych.request import SamplingParams, SparseAttention, TileCount
 from triptych.worker.boot import kv_layout
 
-CHUNK_TOKENS = 512
+_CHUNK_TOKENS = 512  # rows of one step while prompts are read, as workers do by default
 JUDGED_ROWS = 256  # at the end of the text: their next tokens are compared
 SINGLE_ROWS = 32  # of those, the last ones: computed one by one, as an answer's tokens are
 _PARAMS = SamplingParams(seed=0, max_tokens=1, temperature=0.0)
@@ -48,6 +48,14 @@ def difference(dense: Reading, sparse: Reading) -> Difference:
     return Difference(float(same.double().mean()), float(kl.double().mean()))
 
 
+def compute(runner: Runner, sequence: Sequence, start: int, end: int) -> Tensor:
+    """Rows [start, end), in chunks; the wanted hidden states of the last one."""
+    hidden = torch.empty(0)
+    for at in range(start, end, _CHUNK_TOKENS):
+        hidden = runner.forward([RowJob(sequence, at, min(at + _CHUNK_TOKENS, end))])
+    return hidden
+
+
 class LongText:
     """`ids`: at least JUDGED_ROWS tokens."""
 
@@ -66,8 +74,7 @@ class LongText:
     def read(self, sparse: SparseAttention | None) -> Reading:
         """Everything anew, in chunks; then the last rows once more, one by one."""
         prompt, judged = self._sequence(sparse), len(self._ids) - JUDGED_ROWS
-        for start in range(0, judged, CHUNK_TOKENS):
-            self._runner.forward([RowJob(prompt, start, min(start + CHUNK_TOKENS, judged))])
+        compute(self._runner, prompt, 0, judged)
         hidden = self._runner.forward_all([RowJob(prompt, judged, len(self._ids))])
         logits = self._runner.logits(hidden)
         return Reading(prompt.tiles, self.decode(sparse), torch.log_softmax(logits, dim=-1))

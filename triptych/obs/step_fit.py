@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transport.pace import LEAST_ROW_S, StepCost
+from transport.pace import StepCost
 
 _Array = NDArray[np.floating[Any]]
 
@@ -60,8 +60,7 @@ class StepFit:
         matrix = np.array([[bb, br, bp], [br, rr, rp], [bp, rp, pp]])
         scale = np.sqrt(np.where(np.diag(matrix) > 0, np.diag(matrix), 1.0))
         matrix = matrix / np.outer(scale, scale) + _DOUBT * np.eye(3)
-        base, row, pair = _least_squares(matrix, np.array(self._sums) / scale) / scale
-        return StepCost(float(base), max(float(row), LEAST_ROW_S), float(pair))
+        return StepCost(*(_least_squares(matrix, np.array(self._sums) / scale) / scale).tolist())
 
 
 def _least_squares(matrix: _Array, target: _Array) -> _Array:

@@ -5,7 +5,6 @@ behind.
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import gc
 import logging
 import signal
@@ -27,10 +26,8 @@ from triptych.config import Role
 from triptych.engine.thread import StepThread
 from triptych.errors import TriptychError
 from triptych.obs.experts import ExpertCollector
-from triptych.obs.log import setup_logging
 from triptych.obs.metrics import MetricsServer, WorkerMetrics, new_registry
-from triptych.obs.trace import setup_tracing
-from triptych.tls import setup_tls
+from triptych.startup import set_up_process
 from triptych.wire import to_status
 from triptych.worker.args import WorkerArgs, parse_worker_args
 from triptych.worker.boot import EngineParts, build_engine
@@ -86,10 +83,7 @@ def run_helper(role: Role, prepare: Prepare, argv: Sequence[str] | None = None) 
     """
     try:
         args = parse_worker_args(role, argv)
-        faulthandler.enable(2)  # a crash in native code leaves its stacks on stderr
-        setup_logging(args.config.log.level, args.config.log.format, args.worker_id)
-        flush_traces = setup_tracing(args.config.tracing, args.worker_id)
-        setup_tls(args.config)
+        flush_traces = set_up_process(args.config, args.worker_id)
         build = prepare(args)
     except TriptychError as error:
         sys.exit(f"{role}_worker: {error}")
