@@ -20,7 +20,6 @@ from transport.protos.worker_pb2_grpc import (
     add_DecodeWorkerServicer_to_server,
     add_KvHolderServicer_to_server,
 )
-from triptych.engine.sampler import Sampler
 from triptych.engine.thread import StepThread
 from triptych.grammar.cache import GrammarCache
 from triptych.grammar.vocabulary import grammar_vocabulary
@@ -31,6 +30,7 @@ from triptych.worker.args import WorkerArgs
 from triptych.worker.boot import EngineParts
 from triptych.worker.fetch import Fetcher
 from triptych.worker.kv_holder import KvHolder
+from triptych.worker.on_device import make_sampler
 from triptych.worker.pace import patient_rows, rows_beside
 from triptych.worker.peers import PeerBook
 from triptych.worker.process import RoleParts, run_worker
@@ -46,7 +46,7 @@ def build_role(
     transport = args.config.transport
     tokenizer = Tokenizer.load(parts.model_path)
     eos_token_ids = parts.eos_token_ids(tokenizer)
-    sampler = Sampler(eos_token_ids)
+    sampler = make_sampler(eos_token_ids, on_triton=parts.backend.on_triton)
     speculation = SpeculationMetrics(metrics.registry)
     drafting = RemoteLinks(args, parts, speculation)
     speculator = make_speculator(
