@@ -25,8 +25,8 @@ RoomNow = Callable[[Load], Room | None]  # for what this router has had under wa
 _NO_WORKERS = Turned("no_workers", "no decode worker is attached; try again later", 1.0)
 _FULL_S = 1.0  # to come back after, as long as nothing is measured
 # Of what can be computed within the objective, what workers may have. The rest waits here: were
-# all of it there, nobody would ever queue, and whoever comes first would be served, not who has less
-# than its share.
+# all of it there, nobody would ever queue, and whoever comes first would be served, not who has
+# less than its share.
 _AT_WORKERS = 0.5
 
 
