@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -122,7 +121,7 @@ class RayChild(Kept):
         if self._told_to_end.is_set():
             self.change(ProcessState.STOPPED, "its node of Ray does not answer")
         elif self._known is None:
-            self._missing = what_is_missing(self._places, _free_by_node())
+            self._missing = what_is_missing(self._places, _nodes())
         elif self.running:
             node = self._known.node[:8]
             self.change(ProcessState.EXITED, f"was lost with node {node}; starts again elsewhere")
@@ -145,7 +144,8 @@ class RayChild(Kept):
         ray.kill(self._actor)
 
 
-def _free_by_node() -> Sequence[Mapping[str, float]]:
-    from ray._private.state import available_resources_per_node
+def _nodes() -> Sequence[Mapping[str, float]]:
+    """What each living node has, taken or not."""
+    import ray
 
-    return [*available_resources_per_node().values()]
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

@@ -60,7 +60,7 @@ class RayHost:
         context = ray.get_runtime_context()
         self._seat = seat
         self._node = context.get_node_id()
-        self._address = ray.util.get_node_ip_address()
+        self._address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         self._mark = secrets.token_hex(8)
         # In place of one whose node was lost: the cluster is long up.
         self._may_restart = bool(context.was_current_actor_reconstructed)
@@ -93,11 +93,13 @@ class RayHost:
 
     def terminate(self) -> None:
         self._told_to_end = True
-        self._loop.call_soon_threadsafe(lambda: self._child and self._child.terminate())
+        if self._child is not None:
+            self._loop.call_soon_threadsafe(self._child.terminate)
 
     def kill(self) -> None:
         self._told_to_end = True
-        self._loop.call_soon_threadsafe(lambda: self._child and self._child.kill())
+        if self._child is not None:
+            self._loop.call_soon_threadsafe(self._child.kill)
 
     def _live(self) -> None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -90,10 +91,10 @@ async def _joined(address: str) -> AsyncIterator[str]:
             address=address,
             namespace=_NAMESPACE,
             log_to_driver=False,
-            logging_level="warning",
+            logging_level=logging.WARNING,
             include_dashboard=False if address == "local" else None,
         )
-        return str(ray.util.get_node_ip_address())
+        return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
     try:
         host = await asyncio.to_thread(join)

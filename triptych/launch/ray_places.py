@@ -37,8 +37,8 @@ def places_of(config: ClusterConfig) -> list[Places]:
 def _places(config: ClusterConfig, pool: PoolConfig) -> Places:
     if pool.role == "draft":
         raise ConfigError(
-            f"pools.{pool.name}: draft workers do not run on Ray: their homes would have to be told "
-            "where they are; leave the pool out, drafts are then made by the decode workers"
+            f"pools.{pool.name}: draft workers do not run on Ray: their homes would have to be "
+            "told where they are; leave the pool out: drafts are then made by the decode workers"
         )
     # Without a number a worker computes with all cores of its node; who shares a node sets one.
     each = {"CPU": float(pool.threads or 1)}
@@ -54,12 +54,11 @@ def _strategy(config: ClusterConfig, pool: PoolConfig) -> Strategy:
     return "SPREAD"
 
 
-def what_is_missing(places: Places, free: Sequence[Mapping[str, float]]) -> str:
-    """Why a group is not placed yet; `free`: by node, what Ray says is not taken."""
-    fits = sum(_times(places.each, node) for node in free)
-    if places.strategy == "STRICT_SPREAD":
-        fits = sum(_times(places.each, node) > 0 for node in free)
-    return f"waits for {places.words}; {len(free)} nodes have room for {fits}"
+def what_is_missing(places: Places, nodes: Sequence[Mapping[str, float]]) -> str:
+    """Why a group is not placed yet; `nodes`: what each one has, taken or not."""
+    fits = [_times(places.each, node) for node in nodes]
+    room = sum(map(bool, fits)) if places.strategy == "STRICT_SPREAD" else sum(fits)
+    return f"waits for {places.words}; Ray's {len(nodes)} nodes hold {room} when they are free"
 
 
 def _times(each: Mapping[str, float], node: Mapping[str, float]) -> int:
