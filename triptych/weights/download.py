@@ -126,9 +126,7 @@ class Downloader:
                 if done() > best:
                     failures, best = 0, done()
                 if failures == len(PATIENCE):
-                    raise ModelError(
-                        f"{what}: {error}; gave up after {failures} retries"
-                    ) from error
+                    raise ModelError(f"{what}: {error}; retried {failures} times") from error
                 self._sleep(max(PATIENCE[failures], getattr(error, "wait_s", 0.0)))
                 failures += 1
             except (httpx.HTTPError, httpx.InvalidURL) as error:

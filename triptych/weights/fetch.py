@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from triptych.errors import ModelError
-from triptych.weights.download import Downloader, new_client
+from triptych.weights.download import Downloader, Report, new_client
 from triptych.weights.listing import list_source
 from triptych.weights.place import fetched
 from triptych.weights.record import Fetched, FetchedFile, read_record, write_record
@@ -70,7 +70,7 @@ def _bring(
     total = sum(file.size or 0 for file in listing.files)
     have = total - sum(file.size or 0 for file in missing)
     for file in missing:
-        downloader.fetch(file, folder, lambda more, have=have: progress(have + more, total))
+        downloader.fetch(file, folder, _onward(progress, have, total))
         have += file.size or 0
         done = done.with_file(file.name, FetchedFile.of(folder / file.name, file.checksum))
         write_record(folder, {**record, str(source): done})
@@ -129,6 +129,10 @@ def _only_fetch(folder: Path) -> Iterator[None]:
     with open(folder / LOCK, "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _onward(progress: Progress, have: int, total: int) -> Report:
+    return lambda more: progress(have + more, total)
 
 
 def _silent(done: int, total: int) -> None:

@@ -125,9 +125,9 @@ def _choose(source: HubSource, files: dict[str, RepoFile]) -> list[str]:
 
 
 def _remote_hub(source: HubSource, entry: RepoFile, commit: str, api: HfApi) -> RemoteFile:
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub import get_token, hf_hub_url
 
+    token = get_token()
     return RemoteFile(
         name=entry.path.rpartition("/")[2],
         url=hf_hub_url(source.repo, entry.path, revision=commit, endpoint=api.endpoint),
@@ -137,7 +137,7 @@ def _remote_hub(source: HubSource, entry: RepoFile, commit: str, api: HfApi) -> 
             if entry.lfs
             else Checksum("git-blob", entry.blob_id)
         ),
-        headers=build_hf_headers(token=api.token),
+        headers={"Authorization": f"Bearer {token}"} if token else {},
         remedy=_gate(source, api.endpoint),
     )
 

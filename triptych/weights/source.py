@@ -2,7 +2,7 @@
 
 hf://org/name[@revision][/file]     a repository of a Hugging Face hub, or one file of it
 https://host/model.gguf[#sha256=…]  one file
-https://host/dir/SHA256SUMS         the files that this list names, beside it, as `sha256sum` writes
+https://host/dir/SHA256SUMS         the files beside it that this list of `sha256sum` names
 """
 
 from __future__ import annotations
