@@ -98,7 +98,7 @@ def _check_owners(
         if other != str(source) and shared:
             raise ModelError(
                 f"{source}: {folder} holds {other}, which has a {shared[0]}, too; "
-                "fetch into another folder, or remove this one"
+                "fetch into another folder, or remove that one"
             )
 
 

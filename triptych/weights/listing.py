@@ -132,14 +132,23 @@ def _remote_hub(source: HubSource, entry: RepoFile, commit: str, api: HfApi) -> 
         name=entry.path.rpartition("/")[2],
         url=hf_hub_url(source.repo, entry.path, revision=commit, endpoint=api.endpoint),
         size=entry.size,
-        checksum=(
-            Checksum("sha256", entry.lfs.sha256)
-            if entry.lfs
-            else Checksum("git-blob", entry.blob_id)
-        ),
+        checksum=_stated(source, entry),
         headers={"Authorization": f"Bearer {token}"} if token else {},
         remedy=_gate(source, api.endpoint),
     )
+
+
+def _stated(source: HubSource, entry: RepoFile) -> Checksum:
+    """By the user, else by the hub. Raises ModelError where they disagree."""
+    stated = (
+        Checksum("sha256", entry.lfs.sha256) if entry.lfs else Checksum("git-blob", entry.blob_id)
+    )
+    if source.sha256 is None:
+        return stated
+    expected = Checksum("sha256", source.sha256)
+    if stated.kind == "sha256" and stated != expected:
+        raise ModelError(f"{source}: the hub has {stated}, expected {expected}")
+    return expected
 
 
 def _hub_error(source: HubSource, error: Exception, endpoint: str) -> ModelError | Again:

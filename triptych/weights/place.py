@@ -8,7 +8,7 @@ from triptych.config import cache_dir
 from triptych.errors import ModelError
 from triptych.weights.checksum import Checksum
 from triptych.weights.record import Fetched, read_record
-from triptych.weights.source import HubSource, Source, parse_source
+from triptych.weights.source import Source, parse_source
 
 
 def cached(name: str) -> Path:
@@ -38,6 +38,6 @@ def fetched(source: Source, folder: Path) -> Path | None:
 
 def _as_stated(source: Source, found: Fetched) -> bool:
     """Whether it is what the user's checksum, if there is one, asks for."""
-    if isinstance(source, HubSource) or source.sha256 is None or source.is_list:
+    if source.sha256 is None or source.file_name is None:
         return True
     return [file.checksum for file in found.files.values()] == [Checksum("sha256", source.sha256)]

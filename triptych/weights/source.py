@@ -33,6 +33,7 @@ class HubSource:
     repo: str  # org/name
     revision: str = "main"  # branch, tag or commit
     file: str | None = None  # path inside the repository
+    sha256: str | None = None  # of the file, if the user wants that one and no other
 
     def __str__(self) -> str:
         revision = "" if self.revision == "main" else f"@{self.revision}"
@@ -100,10 +101,9 @@ def parse_source(text: str, sha256: str | None = None) -> Source:
     if sha256 is not None and not _SHA256.fullmatch(sha256):
         raise ModelError(f"sha256 {sha256!r}: expected 64 lower-case hexadecimal digits")
     if match := _HUB.fullmatch(text):
-        source = HubSource(match["repo"], match["revision"] or "main", match["file"])
-        if sha256 is not None:
-            raise ModelError(f"{text}: the hub states checksums itself; --sha256 is for URLs")
-        return source
+        if sha256 is not None and not match["file"]:
+            raise ModelError(f"{text}: --sha256 is for one file; of these the hub states checksums")
+        return HubSource(match["repo"], match["revision"] or "main", match["file"], sha256)
     url, fragment = urldefrag(text)
     if url.startswith(("https://", "http://")) and urlsplit(url).netloc and _last_name(url):
         stated = fragment.removeprefix("sha256=")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from triptych.config import load_config
 from triptych.errors import ConfigError, ModelError
 from triptych.hub import resolve_model
 from triptych.testing.file_server import COMMIT, FileServer
+from triptych.weights.download import PATIENCE, Downloader, new_client
 from triptych.weights.fetch import fetch
 from triptych.weights.place import cache_folder
 from triptych.weights.record import read_record
@@ -65,6 +67,26 @@ def test_a_single_file_of_a_repository_comes_alone(hub: FileServer, tmp_path: Pa
     path = fetch(parse_source("hf://org/ggufs@main/b.gguf"), tmp_path)
     assert (path.name, path.read_bytes()) == ("b.gguf", b"GGUF b")
     assert names(tmp_path) == ["b.gguf"]
+
+
+def test_a_file_that_is_not_the_one_asked_for_is_refused_before_it_comes(
+    hub: FileServer, tmp_path: Path
+) -> None:
+    right = hashlib.sha256(b"GGUF b").hexdigest()
+    with pytest.raises(ModelError, match=f"the hub has sha256:{right}, expected sha256:0000"):
+        fetch(parse_source("hf://org/ggufs/b.gguf", "0" * 64), tmp_path)
+    assert hub.asked == []
+    assert fetch(parse_source("hf://org/ggufs/b.gguf", right), tmp_path).read_bytes() == b"GGUF b"
+
+
+def test_a_hub_that_is_busy_is_asked_again(hub: FileServer, tmp_path: Path) -> None:
+    hub.statuses = [503]
+    waits: list[float] = []
+    with new_client() as client:
+        downloader = Downloader(client, waits.append)
+        fetch(parse_source("hf://org/tiny"), tmp_path, downloader=downloader)
+    assert names(tmp_path) == WANTED
+    assert waits == [PATIENCE[0]]
 
 
 @pytest.mark.parametrize("damaged", ["model-1.safetensors", "config.json"])

@@ -46,7 +46,7 @@ def test_checksums_must_be_such() -> None:
         parse_source("https://host/q4.gguf", "AB" * 32)
     with pytest.raises(ModelError, match="behind # only sha256="):
         parse_source("https://host/q4.gguf#top")
-    with pytest.raises(ModelError, match="the hub states checksums itself"):
+    with pytest.raises(ModelError, match="--sha256 is for one file"):
         parse_source("hf://org/name", SUM)
 
 

@@ -23,9 +23,7 @@ def fetch(
         Path | None,
         typer.Option(help="Folder; default: the cache, where `model: SOURCE` finds it."),
     ] = None,
-    sha256: Annotated[
-        str | None, typer.Option(help="Of a URL's file, or of its SHA256SUMS.")
-    ] = None,
+    sha256: Annotated[str | None, typer.Option(help="Of the file, or of SHA256SUMS.")] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read again what is there, and mend it.")
     ] = False,
@@ -58,7 +56,7 @@ def fetch_to(
     with show_bytes(console, f"fetching {source}") as progress:
         if any(model.name == source for model in known_models()):
             if sha256 is not None:
-                raise ModelError(f"{source}: its checksum is known; --sha256 is for URLs")
+                raise ModelError(f"{source}: its checksum is known; --sha256 is for others")
             return pull_model(source, progress, verify=verify, folder=folder)
         parsed = parse_source(source, sha256)
         path = weights.fetch(parsed, folder or cache_folder(parsed), progress, verify=verify)
