@@ -19,7 +19,9 @@ class LauncherName(enum.StrEnum):
 def up(
     model: Annotated[
         str | None,
-        typer.Argument(help="A known name, a Hugging Face directory or a .gguf file."),
+        typer.Argument(
+            help="A known name, a Hugging Face directory, a .gguf file or hf://org/name."
+        ),
     ] = None,
     config_file: ConfigFile = None,
     prefill: Annotated[
