@@ -1,4 +1,5 @@
-"""Writes what follows from k8s/values.py: the chart's values.schema.json and docs/values.md.
+"""Writes what follows from other files: the chart's values.schema.json and docs/values.md from
+k8s/values.py, the chart's dashboard from docs/grafana.
 
     python -m k8s.generate
 """
@@ -37,6 +38,8 @@ def generated() -> Mapping[Path, str]:
     return {
         CHART / "values.schema.json": json.dumps(values_schema(), indent=1) + "\n",
         ROOT / "docs/values.md": reference(),
+        # Helm reads no file outside of the chart.
+        CHART / "files/dashboard.json": (ROOT / "docs/grafana/triptych.json").read_text(),
     }
 
 

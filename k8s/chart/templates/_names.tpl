@@ -45,3 +45,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/part-of: triptych
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
+
+{{/* What an object that belongs to a pool has itself. Call with (list $ pool). */}}
+{{- define "triptych.objectLabels" -}}
+{{- $pool := index . 1 -}}
+{{ include "triptych.labels" (index . 0) }}
+app.kubernetes.io/component: {{ $pool.role }}
+triptych/pool: {{ $pool.name }}
+{{- end -}}

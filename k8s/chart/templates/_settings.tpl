@@ -1,14 +1,28 @@
 {{/* podDefaults with pods.<name> over them. Call with (list $ pool-name). */}}
 {{- define "triptych.settings" -}}
 {{- $root := index . 0 -}}
-{{- $own := get $root.Values.pods (index . 1) | default dict -}}
-{{- mustMergeOverwrite (deepCopy $root.Values.podDefaults) (deepCopy $own) | toYaml -}}
+{{- $settings := deepCopy $root.Values.podDefaults -}}
+{{- include "triptych.overlay" (list $settings (get $root.Values.pods (index . 1) | default dict)) -}}
+{{- toYaml $settings -}}
+{{- end -}}
+
+{{/* Puts one dict over another, in place. mergeOverwrite would not let false, 0 or "" win. */}}
+{{- define "triptych.overlay" -}}
+{{- $under := index . 0 -}}
+{{- range $key, $value := index . 1 -}}
+{{- if and (kindIs "map" $value) (kindIs "map" (get $under $key)) -}}
+{{- include "triptych.overlay" (list (get $under $key) $value) -}}
+{{- else -}}
+{{- $_ := set $under $key $value -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Call with (list $ settings). */}}
 {{- define "triptych.image" -}}
 {{- $root := index . 0 -}}
-{{- $image := mustMergeOverwrite (deepCopy $root.Values.image) ((index . 1).image | default dict) -}}
+{{- $image := deepCopy $root.Values.image -}}
+{{- include "triptych.overlay" (list $image (index . 1).image) -}}
 {{- $name := ternary (printf "%s/%s" $image.registry $image.repository) $image.repository (ne $image.registry "") -}}
 {{- if $image.digest -}}
 {{- printf "%s@%s" $name $image.digest -}}
@@ -47,6 +61,9 @@
 {{- fail (printf "pods.%s: config.pools has no pool of this name; there are %s" $name (join ", " $names)) -}}
 {{- end -}}
 {{- end -}}
+{{- if (include "triptych.settings" (list . "router") | fromYaml).autoscaling.enabled -}}
+{{- fail "pods.router.autoscaling: workers are told of each router by name; set config.router.replicas" -}}
+{{- end -}}
 {{- include "triptych.validateNetwork" . -}}
 {{- include "triptych.validateModel" . -}}
 {{- range .Values.config.pools -}}
@@ -72,9 +89,13 @@
 
 {{- define "triptych.validateModel" -}}
 {{- $model := .Values.model -}}
+{{- $under := printf "%s/" ($model.mountPath | trimSuffix "/") -}}
 {{- if or $model.volume $model.fetch.source -}}
-{{- if not (or (eq .Values.config.model $model.mountPath) (hasPrefix (printf "%s/" $model.mountPath) (toString .Values.config.model))) -}}
-{{- fail (printf "config.model: %s does not lie under model.mountPath, %s, where the model's volume is" .Values.config.model $model.mountPath) -}}
+{{- if not (hasPrefix $under (printf "%s/" .Values.config.model)) -}}
+{{- fail (printf "config.model: %v does not lie under model.mountPath, %s, where the model's volume is" .Values.config.model $model.mountPath) -}}
+{{- end -}}
+{{- if and $model.fetch.source (not (hasPrefix $under (printf "%s/" (include "triptych.fetchTarget" .)))) -}}
+{{- fail (printf "model.fetch.to: %s does not lie under model.mountPath, %s" $model.fetch.to $model.mountPath) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -90,6 +111,9 @@
 {{- if le (include "triptych.bytes" (list (printf "pods.%s.resources.limits.memory" $pool.name) $limit) | int64) $kv -}}
 {{- fail (printf "pods.%s.resources.limits.memory: %v leaves nothing beside the KV pool of %d bytes (kv.memory), which is reserved at the start" $pool.name $limit $kv) -}}
 {{- end -}}
+{{- end -}}
+{{- if and $settings.hostNetwork (has (include "triptych.httpPort" $root | int) (list (int $settings.ports.grpc) (int $settings.ports.metrics))) -}}
+{{- fail (printf "pods.%s.ports: %d is config.router.port, which may be on the same host" $pool.name (include "triptych.httpPort" $root | int)) -}}
 {{- end -}}
 {{- if and $settings.autoscaling.enabled (eq $pool.role "draft") -}}
 {{- fail (printf "pods.%s.autoscaling: decode workers are told of each draft worker by name; set the pool's replicas" $pool.name) -}}

@@ -1,5 +1,6 @@
 {{/* What containers see: the config, a run directory, /tmp, /dev/shm, certificates, keys, the model. */}}
 {{- define "triptych.mounts" -}}
+{{- /* By subPath: a running pod keeps the config that it was started with. */ -}}
 - name: config
   mountPath: /etc/triptych/config.yaml
   subPath: config.yaml
@@ -74,6 +75,10 @@
 {{- end }}
 {{- end -}}
 
+{{- define "triptych.fetchTarget" -}}
+{{- .Values.model.fetch.to | default .Values.model.mountPath -}}
+{{- end -}}
+
 {{/* Brings the model into its volume before anything reads it; there already: only looks. */}}
 {{- define "triptych.fetch" -}}
 {{- $fetch := .root.Values.model.fetch -}}
@@ -83,7 +88,7 @@
   command: [triptych, fetch]
   args:
     - {{ $fetch.source | quote }}
-    - --to={{ .root.Values.model.mountPath }}
+    - --to={{ include "triptych.fetchTarget" .root }}
     {{- with $fetch.sha256 }}
     - --sha256={{ . }}
     {{- end }}
