@@ -103,7 +103,7 @@ class ProbeValues(_Section):
 
 
 class AutoscalingValues(_Section):
-    """Of one pool of role prefill, decode or ffn. The config's `replicas` count no more then."""
+    """Of one pool of role prefill, decode or ffn; `minReplicas` takes the place of its `replicas`."""
 
     enabled: bool = False
     kind: Literal["hpa", "keda"] = "hpa"
@@ -260,6 +260,12 @@ class MonitoringValues(_Section):
     prometheus_url: str = Field("", description="for KEDA")
 
 
+class TestValues(_Section):
+    """`helm test` runs `triptych doctor` against the release."""
+
+    api_key_secret: SecretKey = Field(SecretKey(), description="where the config holds no key")
+
+
 class ChartValues(_Section):
     """All of it."""
 
@@ -284,4 +290,5 @@ class ChartValues(_Section):
     network_policy: NetworkPolicyValues = NetworkPolicyValues()
     service_account: ServiceAccountValues = ServiceAccountValues()
     monitoring: MonitoringValues = MonitoringValues()
+    tests: TestValues = TestValues()
     global_: Object = Field({}, alias="global", description="Helm's own, when this is a subchart")

@@ -30,7 +30,7 @@ The ratios are recorded by the rules of monitoring.rules; an adapter for custom 
 {{- define "triptych.kedaTrigger" -}}
 {{- $root := index . 0 -}}
 {{- $pool := index . 1 -}}
-{{- $select := printf "namespace=%q,pod=~\"%s-.*\"" $root.Release.Namespace (include "triptych.poolName" (list $root $pool.name)) -}}
+{{- $select := printf "namespace=%q,app_kubernetes_io_instance=%q,triptych_pool=%q" $root.Release.Namespace $root.Release.Name $pool.name -}}
 {{- $queries := dict
   "prefill" (printf "sum(triptych_queued_tokens{namespace=%q,service=%q})" $root.Release.Namespace (include "triptych.fullname" $root))
   "decode" (printf "sum(%s)" (include "triptych.kvUsed" $select))

@@ -1,6 +1,15 @@
-{{/* The config that all processes read: .Values.config as it is, with the files of `tls`. */}}
+{{/*
+The config that all processes read: .Values.config as it is, but for the files of `tls`, and for autoscaled pools: the
+workers that are always there are their `minReplicas`.
+*/}}
 {{- define "triptych.config" -}}
 {{- $config := deepCopy .Values.config -}}
+{{- range $config.pools -}}
+{{- $scaling := (include "triptych.settings" (list $ .name) | fromYaml).autoscaling -}}
+{{- if $scaling.enabled -}}
+{{- $_ := set . "replicas" $scaling.minReplicas -}}
+{{- end -}}
+{{- end -}}
 {{- if .Values.tls.enabled -}}
 {{- $folder := "/etc/triptych/tls" -}}
 {{- $_ := set $config "tls" (dict "cert" (printf "%s/tls.crt" $folder) "key" (printf "%s/tls.key" $folder) "ca" (printf "%s/ca.crt" $folder) "server_name" .Values.tls.serverName) -}}

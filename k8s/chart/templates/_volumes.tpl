@@ -32,14 +32,7 @@
 {{- end -}}
 
 {{- define "triptych.volumes" -}}
-- name: config
-  {{- if include "triptych.configIsSecret" .root }}
-  secret:
-    secretName: {{ include "triptych.fullname" .root }}
-  {{- else }}
-  configMap:
-    name: {{ include "triptych.fullname" .root }}
-  {{- end }}
+{{ include "triptych.configVolume" .root }}
 - name: run
   emptyDir: {}
 - name: tmp
@@ -133,4 +126,15 @@ of 64 MiB ends in SIGBUS. Counts against the memory limit when it is written to.
 {{- else -}}
 256Mi
 {{- end -}}
+{{- end -}}
+
+{{- define "triptych.configVolume" -}}
+- name: config
+  {{- if include "triptych.configIsSecret" . }}
+  secret:
+    secretName: {{ include "triptych.fullname" . }}
+  {{- else }}
+  configMap:
+    name: {{ include "triptych.fullname" . }}
+  {{- end }}
 {{- end -}}
