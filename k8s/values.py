@@ -14,7 +14,7 @@ from pydantic.alias_generators import to_camel
 from triptych.config import ClusterConfig
 
 Object = dict[str, Any]  # of the Kubernetes API
-Texts = dict[str, str]
+Texts = dict[str, str | None]  # null unsets what podDefaults say
 Spread = Literal["soft", "hard", "none"]
 
 

@@ -6,11 +6,13 @@
 {{- toYaml $settings -}}
 {{- end -}}
 
-{{/* Puts one dict over another, in place. mergeOverwrite would not let false, 0 or "" win. */}}
+{{/* Puts one dict over another, in place; null unsets. mergeOverwrite would not let false, 0 or "" win. */}}
 {{- define "triptych.overlay" -}}
 {{- $under := index . 0 -}}
 {{- range $key, $value := index . 1 -}}
-{{- if and (kindIs "map" $value) (kindIs "map" (get $under $key)) -}}
+{{- if kindIs "invalid" $value -}}
+{{- $_ := unset $under $key -}}
+{{- else if and (kindIs "map" $value) (kindIs "map" (get $under $key)) -}}
 {{- include "triptych.overlay" (list (get $under $key) $value) -}}
 {{- else -}}
 {{- $_ := set $under $key $value -}}
