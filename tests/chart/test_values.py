@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -12,7 +14,7 @@ from pydantic import BaseModel
 
 from k8s.generate import generated, values_schema
 from k8s.values import ChartValues, PodValues
-from tests.chart.helm import CHART, EXAMPLES, Helm, pools
+from tests.chart.helm import CHART, EXAMPLES, ROOT, Helm, pools
 from triptych.config import ClusterConfig
 
 PREFILL, DECODE = ("prefill", "prefill"), ("decode", "decode")
@@ -100,7 +102,7 @@ def test_values_that_do_not_go_together_are_refused(
 
 
 @pytest.mark.parametrize("file", list(generated()), ids=lambda path: path.name)
-def test_a_generated_file_is_in_step(file: Any) -> None:
+def test_a_generated_file_is_in_step(file: Path) -> None:
     assert file.read_text() == generated()[file], "run `make chart`"
 
 
@@ -117,7 +119,7 @@ def test_the_schema_takes_every_config_that_triptych_takes() -> None:
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_is_valid_beyond_what_a_schema_can_say(file: Any) -> None:
+def test_an_example_is_valid_beyond_what_a_schema_can_say(file: Path) -> None:
     ChartValues.model_validate(yaml.safe_load(file.read_text()))
 
 
@@ -137,3 +139,15 @@ def test_every_key_stands_in_values_yaml_with_its_default() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     assert missing_keys(ChartValues, {**values, "global": {}}) == []
     assert missing_keys(PodValues, values["podDefaults"]) == []
+
+
+def test_examples_in_the_guide_are_valid(helm: Helm, tmp_path: Path) -> None:
+    guide = (ROOT / "docs/kubernetes.md").read_text()
+    examples = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    examples += [text for text in re.findall(r"\| `(model: \{.*\})` \|", guide) if "…" not in text]
+    assert len(examples) == 3
+    for example in examples:
+        file = tmp_path / "values.yaml"
+        file.write_text(example)
+        done = helm.template(file, "config.model=/models/m")
+        assert done.returncode == 0, done.stderr
