@@ -128,6 +128,11 @@ spec:
 - name: OMP_NUM_THREADS
   value: {{ . | quote }}
 {{- end }}
+{{- if not (dig "limits" "cpu" "" (.settings.resources | default dict)) }}
+# Others may want the cores that threads would spin on.
+- name: OMP_WAIT_POLICY
+  value: PASSIVE
+{{- end }}
 - name: PYTHONUNBUFFERED
   value: "1"
 - name: PYTHONSAFEPATH
