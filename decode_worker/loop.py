@@ -142,7 +142,7 @@ class DecodeLoop:
         drawing += [
             RowJob(sequence, sequence.num_computed, sequence.num_given) for sequence, _ in arrived
         ]
-        hidden += [row[None] for _, row in arrived]
+        hidden += [row[None].to(self._runner.device) for _, row in arrived]
         rows = sum(job.num_rows for job in jobs)
         verdicts = self._draw(drawing, torch.cat(hidden)) if drawing else []
         self._speculator.observe(verdicts, rows, time.monotonic() - began)

@@ -129,7 +129,9 @@ class PrefillLoop:
 
     def _end(self, sequence: Sequence, last_hidden: Tensor) -> Progress:
         states = self._states.take(sequence)
-        return Progress(sequence, 0, 0, 0, 0, last_hidden=last_hidden.clone(), states=states)
+        return Progress(
+            sequence, 0, 0, 0, 0, last_hidden=last_hidden.to("cpu", copy=True), states=states
+        )
 
     def _progress(self, job: RowJob, first_layer: int, end_layer: int) -> Progress:
         """Blocks whose last row is in this job; the prompt's end closes a partial block."""

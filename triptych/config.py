@@ -59,6 +59,9 @@ class EngineConfig(_Frozen):
     chunk_tokens: int = Field(512, ge=16, description="rows of one step, prompt chunks included")
     max_running: int = Field(64, ge=1, description="sequences that hold KV blocks at once")
     prefix_cache: bool = Field(True, description="keep finished blocks for later requests")
+    cuda_graphs: bool = Field(
+        True, description="device: cuda alone: decode steps are recorded and replayed"
+    )
     catch_up_ms: float = Field(
         250.0,
         gt=0,
@@ -256,6 +259,11 @@ class ClusterConfig(_Frozen):
     )
     dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = Field(
         "auto", description="of the weights; auto: bfloat16, float32 without native kernels"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="what computes; auto: the CPU. The kernels for cuda have been interpreted and "
+        "compiled, not run on a GPU",
     )
     quant_group: Literal[32, 64, 128] = Field(
         32, description="weights that share a scale when int8 or int4 quantises; smaller is finer"

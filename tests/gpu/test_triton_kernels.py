@@ -1,4 +1,4 @@
-"""The tests of tests/unit/triton again, with the kernels compiled and run on a GPU.
+"""The tests of tests/unit/triton and of `device: cuda` again, compiled and run on a GPU.
 
 In a process of its own: whether a kernel is interpreted is decided when it is defined.
 """
@@ -24,5 +24,6 @@ pytestmark = [
 def test_kernels_do_on_a_gpu_what_they_do_interpreted() -> None:
     environment = {name: of for name, of in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRIPTYCH_TRITON_DEVICE"] = "cuda"
-    command = [sys.executable, "-m", "pytest", "-q", "tests/unit/triton"]
+    tests = ["tests/unit/triton", "tests/cluster/test_on_device.py"]
+    command = [sys.executable, "-m", "pytest", "-q", *tests]
     assert subprocess.run(command, cwd=ROOT, env=environment).returncode == 0

@@ -27,6 +27,8 @@ _FEW_ROWS = 16  # of a job that may share: more rows fill vectors by themselves
 class NativeRunner:
     """See Runner."""
 
+    device = torch.device("cpu")
+
     def __init__(self, model: Model, storage: KvStorage, *, share: bool = True) -> None:
         """`share`: KV that jobs of a step have in common is read once. Changes no bit."""
         self.model = model

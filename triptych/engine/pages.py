@@ -45,6 +45,11 @@ class ScoreWishes:
     def add(self, scores: PageScores) -> None:
         self._wishes[scores.sequence] = scores
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the next forward is asked for any."""
+        return bool(self._wishes)
+
     def take(self, jobs: Seq[RowJob]) -> list[PageScores | None]:
         """Per job what it is to fill in, if it has wanted rows and they stand in one chain."""
         if not self._wishes:

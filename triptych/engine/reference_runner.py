@@ -24,6 +24,8 @@ from triptych_kernels import append_kv, pad_rows, page_scores, paged_attention
 class ReferenceRunner:
     """Plain torch. One forward at a time."""
 
+    device = torch.device("cpu")
+
     def __init__(self, model: Model, storage: KvStorage) -> None:
         self.model = model
         self._storage = storage

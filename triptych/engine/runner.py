@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from triptych.engine.device_kv import DeviceKv
 from triptych.engine.native_runner import NativeRunner
 from triptych.engine.pages import PageRow, PageScores
 from triptych.engine.reference_runner import ReferenceRunner
@@ -21,6 +23,10 @@ class Runner(Protocol):
 
     @property
     def model(self) -> Model: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where hidden states and logits are; those that are given may be on the CPU, too."""
 
     def forward(self, jobs: Sequence[RowJob], taps: Sequence[Tap] = ()) -> Tensor:
         """Computes all rows and writes their KV.
@@ -56,6 +62,13 @@ class Runner(Protocol):
         """hidden [R, H] → float32 [R, V], valid until the next call."""
 
 
-def make_runner(model: Model, storage: KvStorage) -> Runner:
-    """The native kernels where the model's weights are packed for them, else plain torch."""
+def make_runner(model: Model, storage: KvStorage | DeviceKv, *, graphs: bool = True) -> Runner:
+    """Triton's kernels where the KV is in a device's memory; the native ones where the model's
+    weights are packed for them; else plain torch. `graphs`: see TritonRunner.
+    """
+    if isinstance(storage, DeviceKv):
+        # Here, for a machine without triton must not notice it.
+        from triptych.engine.triton_runner import TritonRunner
+
+        return TritonRunner(model, storage, graphs=graphs)
     return NativeRunner(model, storage) if model.is_native else ReferenceRunner(model, storage)

@@ -65,7 +65,7 @@ class Sampler:
         """What `draw` draws from, for rows as there: P(token) [V] float32 after bias, penalties,
         temperature and filters. One-hot if greedy, all 0 for a row that draws NO_TOKEN.
         """
-        rows = logits.contiguous().unbind(0)
+        rows = logits.cpu().contiguous().unbind(0)
         return [
             self._token_law(self._wish(row, spot)) for row, spot in zip(rows, spots, strict=True)
         ]
@@ -113,6 +113,7 @@ def _is_early(spot: Spot, params: SamplingParams) -> bool:
 
 def shape_logits(raw: Tensor, spot: Spot, params: SamplingParams, eos: tuple[int, ...]) -> Tensor:
     """Bias, penalties, forbidden tokens and the grammar; [V] float32, a copy if anything changed.
+    What is changed is changed on the host, where grammars are.
 
     Repetition penalty (CTRL, Keskar et al. 2019) covers prompt and output; presence and frequency
     penalties cover the output, as OpenAI defines them.
@@ -121,7 +122,7 @@ def shape_logits(raw: Tensor, spot: Spot, params: SamplingParams, eos: tuple[int
         return raw
     sequence, path = spot
     forbidden = (*eos, *params.stop_token_ids) if _is_early(spot, params) else ()
-    logits = raw.clone()
+    logits = raw.to("cpu", copy=True)
     if params.repetition_penalty != 1.0:
         seen = torch.tensor(sorted({*sequence.tokens, *path}))
         values = logits[seen]
@@ -140,7 +141,7 @@ def shape_logits(raw: Tensor, spot: Spot, params: SamplingParams, eos: tuple[int
         logits[list(forbidden)] = -torch.inf
     if sequence.constraint is not None:
         sequence.constraint.restrict(logits, sequence.tokens, path)
-    return logits
+    return logits.to(raw.device)
 
 
 def _why_none(sequence: Sequence) -> str:

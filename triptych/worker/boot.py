@@ -12,6 +12,7 @@ import torch
 from transport.kv.region import Region, RegionShape
 from triptych.config import ClusterConfig
 from triptych.engine.backend import Backend, choose_backend
+from triptych.engine.device_kv import DeviceKv, Mirror
 from triptych.engine.runner import Runner, make_runner
 from triptych.engine.scheduler import Scheduler
 from triptych.engine.storage import KvStorage
@@ -25,10 +26,11 @@ from triptych.kv.ledger import TransferLedger
 from triptych.kv.pool import BlockPool
 from triptych.launch.machine import usable_cores
 from triptych.models.config import ModelConfig
-from triptych.models.load import load_model
+from triptych.models.load import load_config, load_model
 from triptych.models.model import Model
 from triptych.tokenizer import Tokenizer
 from triptych.worker.args import WorkerArgs
+from triptych.worker.on_device import check_settings, pin
 from triptych_kernels.cpu.native import set_threads
 
 log = logging.getLogger(__name__)
@@ -68,8 +70,10 @@ def build_engine(args: WorkerArgs) -> EngineParts:
     torch.set_num_threads(threads)
     set_threads(threads)
     kv = config.kv_of(args.pool)
-    backend = choose_backend(config.dtype, kv.dtype, config.quant_group)
+    backend = choose_backend(config.dtype, kv.dtype, config.quant_group, config.device)
     path = resolve_model(config.model)
+    if backend.on_triton:
+        check_settings(config, load_config(path))
     began = time.monotonic()
     experts = None
     if config.remote_experts:
@@ -93,6 +97,7 @@ def build_engine(args: WorkerArgs) -> EngineParts:
         raise ConfigError(
             f"kv.memory: cannot reserve {shape.total_bytes >> 20} MiB: {error.strerror}"
         ) from error
+    storage = _storage(layout, region, backend)
     engine = config.engine_of(args.pool)
     pool = BlockPool(
         shape.num_blocks,
@@ -106,6 +111,7 @@ def build_engine(args: WorkerArgs) -> EngineParts:
             "fields": {
                 "model": str(path),
                 "kernels": backend.kernels,
+                "device": str(backend.device),
                 "dtype": backend.weights,
                 "kv_dtype": backend.kv,
                 "kv_blocks": shape.num_blocks,
@@ -128,7 +134,7 @@ def build_engine(args: WorkerArgs) -> EngineParts:
         region=region,
         pool=pool,
         ledger=TransferLedger(pool),
-        runner=make_runner(model, KvStorage(layout, region.blocks)),
+        runner=make_runner(model, storage, graphs=engine.cuda_graphs),
         scheduler=Scheduler(
             pool,
             block_tokens=kv.block_tokens,
@@ -140,6 +146,21 @@ def build_engine(args: WorkerArgs) -> EngineParts:
         fingerprint=fingerprint,
         experts=experts,
     )
+
+
+def _storage(layout: KvLayout, region: Region, backend: Backend) -> KvStorage | DeviceKv:
+    """The region itself, or as many blocks in the device's memory. Raises ConfigError."""
+    if not backend.on_triton:
+        return KvStorage(layout, region.blocks)
+    pin(region.blocks, backend.device)
+    mirror = Mirror(region.blocks, region.generations)
+    try:
+        return DeviceKv(layout, region.shape.num_blocks, backend.device, mirror)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"kv.memory: {region.shape.total_bytes >> 20} MiB do not fit on {backend.device}: "
+            f"{error}"
+        ) from error
 
 
 def compute_identity(backend: Backend, config: ClusterConfig) -> str:

@@ -59,9 +59,10 @@ def check_speculation(asked: pb.Speculation, drafters: Collection[str]) -> None:
 
 def check_sparse(request: pb.GenerateRequest | pb.PrefillRequest, kernels: str) -> None:
     """Raises RequestError where attention cannot leave out anything."""
-    if request.HasField("sparse_attention") and kernels == "torch":
+    without = kernels == "torch" or kernels.startswith("triton")
+    if request.HasField("sparse_attention") and without:
         raise RequestError(
-            "sparse_attention: needs the native kernels, which this worker does not have; leave it "
+            "sparse_attention: needs the native kernels, which this worker does not run; leave it "
             'out, or say "off"',
             param="sparse_attention",
         )

@@ -9,7 +9,8 @@ from triptych_kernels.triton.aot.case import AotCase
 OP_MODULES: tuple[str, ...] = (
     *("prefill", "decode", "combine", "column_scores", "pages", "page_choice", "states"),
     *("filters", "sampling", "laws", "verify"),
-    *("experts", "wire_rows", "packed_linear", "norms", "rope_append", "kv_move"),
+    *("experts", "gates", "wire_rows", "dense_linear", "packed_linear", "norms"),
+    *("rope_append", "kv_move"),
     *("nsa", "indexer", "top_k"),
 )
 

@@ -1,0 +1,106 @@
+"""Weights in a device's memory, packed for these kernels: the twin of the CPU's packers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from triptych_kernels.quant import Affine
+from triptych_kernels.triton.dense_linear import linear_dense
+from triptych_kernels.triton.packed_linear import HALF, PackedAffine, linear_affine, pack_affine
+
+
+class TritonLinear:
+    """y = x Wᵀ + b, see `LinearLike`. Tiles have fixed sizes: a row's bits are its own."""
+
+    def __init__(
+        self, weight: Tensor | PackedAffine, bias: Tensor | None, operands: torch.dtype
+    ) -> None:
+        """weight [N, K] of type `operands`, or packed; bias float32 [N]; all on one device.
+        operands: the type that rows and weights are rounded to before they are multiplied.
+        """
+        self.weight = weight
+        self.bias = bias
+        self.operands = operands
+
+    @property
+    def device(self) -> torch.device:
+        return (self.weight if isinstance(self.weight, Tensor) else self.weight.q).device
+
+    @property
+    def in_features(self) -> int:
+        if isinstance(self.weight, PackedAffine):
+            return self.weight.in_features
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return (self.weight if isinstance(self.weight, Tensor) else self.weight.q).shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        bias = 0 if self.bias is None else self.bias.nbytes
+        if isinstance(self.weight, Tensor):
+            return self.weight.nbytes + bias
+        return self.weight.q.nbytes + self.weight.scale.nbytes + self.weight.low.nbytes + bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [M, K] float32 on any device → [M, N] float32, there."""
+        return self.multiply(x.to(self.device), torch.float32).to(x.device)
+
+    def multiply(self, x: Tensor, out_dtype: torch.dtype) -> Tensor:
+        """x [M, K] on the weights' device → [M, N] of `out_dtype`."""
+        x = x.to(self.operands).contiguous()
+        if isinstance(self.weight, PackedAffine):
+            return linear_affine(x, self.weight, self.bias, out_dtype)
+        return linear_dense(x, self.weight, self.bias, out_dtype)
+
+    def row(self, ids: Tensor) -> Tensor:
+        """See `TableLike`; ids on any device, the rows are on the weights'."""
+        ids = ids.to(self.device)
+        if isinstance(self.weight, Tensor):
+            return self.weight[ids].float()
+        return _unpacked_rows(self.weight, ids).to(self.operands).float()
+
+
+class TritonPacker:
+    """Copies weights to `device`. See `Packer`."""
+
+    def __init__(self, device: torch.device, operands: torch.dtype) -> None:
+        self._device = device
+        self._operands = operands
+
+    def dense(
+        self, weight: Tensor, bias: Tensor | None = None, *, gated: bool = False
+    ) -> TritonLinear:
+        moved = weight.to(self._device, self._operands, copy=True).contiguous()
+        return TritonLinear(moved, self._moved(bias), self._operands)
+
+    def affine(
+        self, weight: Affine, bias: Tensor | None = None, *, gated: bool = False
+    ) -> TritonLinear:
+        packed = pack_affine(weight)
+        q, scale, low = (
+            part.to(self._device, copy=True) for part in (packed.q, packed.scale, packed.low)
+        )
+        moved = PackedAffine(q, scale, low, packed.bits, packed.group, packed.in_features)
+        return TritonLinear(moved, self._moved(bias), self._operands)
+
+    def embedding(self, weight: Tensor | Affine) -> TritonLinear:
+        return self.affine(weight) if isinstance(weight, Affine) else self.dense(weight)
+
+    def _moved(self, bias: Tensor | None) -> Tensor | None:
+        return None if bias is None else bias.to(self._device, torch.float32, copy=True)
+
+
+def _unpacked_rows(weight: PackedAffine, ids: Tensor) -> Tensor:
+    """float32 [M, K], not rounded."""
+    q = weight.q[ids]
+    if weight.bits == 4:  # see PackedAffine
+        blocks = q.view(len(ids), -1, HALF)
+        q = torch.stack([blocks & 15, blocks >> 4], 2).flatten(1)
+    scale, low = (
+        part[ids].float().repeat_interleave(weight.group, 1)[:, : weight.in_features]
+        for part in (weight.scale, weight.low)
+    )
+    return q[:, : weight.in_features].float() * scale + low
