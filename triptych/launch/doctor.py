@@ -53,6 +53,14 @@ def examine(config: ClusterConfig, links: Sequence[str] | None, mib: int) -> Rep
     return Report(_versions(), judge_machine(config, this_machine()), reports, needed)
 
 
+def alone(config: ClusterConfig, pool_name: str) -> ClusterConfig:
+    """The same config for a machine, or a container, that holds one worker of this pool and no
+    other. Raises ConfigError for an unknown pool.
+    """
+    pool = config.pool(pool_name).model_copy(update={"replicas": 1})
+    return config.model_copy(update={"pools": (pool,)})
+
+
 def needed_links(config: ClusterConfig) -> Sequence[str]:
     """A required link is the only one that is used."""
     required = config.transport.require
@@ -120,6 +128,22 @@ def print_report(console: Console, report: Report) -> None:
     console.print(table, markup=False, highlight=False)
     say(console)
     say(console, "healthy" if report.healthy else "not healthy: a link that is needed fails")
+
+
+def findings_json(findings: Sequence[Finding]) -> str:
+    """Of a cluster."""
+    healthy = not any(finding.problem for finding in findings)
+    return json.dumps(
+        {"healthy": healthy, "cluster": [asdict(finding) for finding in findings]}, indent=2
+    )
+
+
+def print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """Of a cluster."""
+    show_rows(console, [Row(f.name, f.value, f.problem) for f in findings])
+    say(console)
+    count = sum(bool(finding.problem) for finding in findings)
+    say(console, f"not healthy: {count} of these" if count else "healthy")
 
 
 def link_cells(link: LinkReport, *, needed: bool) -> list[str]:
