@@ -18,6 +18,7 @@ from triptych.testing.tiny_tokenizers import byte_level, save_folder
 
 VOCAB_SIZE = 199  # of `tiny_checkpoint`
 WINDOW = 8  # of its sliding layers
+INDEX_TOP_K = 24  # tokens that a row of its deepseek_v32 attends to
 
 _CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -131,6 +132,16 @@ _MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {**_LATENT, "topk_method": "group_limited_greedy", "routed_scaling_factor": 1.5},
     ),
     "deepseek_v3": ("DeepseekV3Config", {**_LATENT, "n_shared_experts": 2}),
+    "deepseek_v32": (
+        "DeepseekV32Config",
+        {
+            **_LATENT,
+            "n_shared_experts": 2,
+            "index_n_heads": 8,
+            "index_head_dim": 20,
+            "index_topk": INDEX_TOP_K,
+        },
+    ),
     "gpt_oss": (
         "GptOssConfig",
         {

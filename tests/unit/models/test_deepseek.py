@@ -42,6 +42,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("deepseek_v3", {"rope_interleave": False, "n_group": 1, "topk_group": 1}),
     ("deepseek_v3", {"q_lora_rank": None, "attention_bias": True, "norm_topk_prob": False}),
     ("deepseek_v3", {"routed_scaling_factor": 1.0, "n_group": 6, "topk_group": 2}),
+    ("deepseek_v32", {"rope_parameters": YARN}),
+    ("deepseek_v32", {"index_topk": 5, "index_head_dim": 12, "attention_bias": True}),
+    ("deepseek_v32", {"index_topk": 1, "mlp_layer_types": ["sparse", "dense", "sparse"]}),
 ]
 
 V3: dict[str, Any] = {
