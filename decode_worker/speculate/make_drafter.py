@@ -59,6 +59,11 @@ class DrafterMaker:
             case DraftModelConfig():
                 return _draft_model(config, self._parts, self._sampler)
             case SparseConfig():
+                if self._parts.model.config.index is not None:
+                    raise ConfigError(
+                        "speculation.drafters: sparse: this model chooses by itself, token by token, "
+                        "what it reads; take suffix or ngram"
+                    )
                 options = SparseOptions(config.ratio, config.min_tokens)
                 return SparseDrafter(self._parts.runner, self._sampler, options)
             case SwitchingConfig():

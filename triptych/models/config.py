@@ -84,6 +84,11 @@ class ModelConfig:
         return self.head_dim if self.latent is None else self.latent.rope_dim
 
     @property
+    def index_dim(self) -> int:
+        """Numbers of a token's index key, see IndexConfig; 0: it has none."""
+        return 0 if self.index is None else self.index.head_dim
+
+    @property
     def value_dim(self) -> int:
         """Numbers of a value head, the first ones, that are not always zero."""
         return self.head_dim if self.latent is None else self.latent.value_dim

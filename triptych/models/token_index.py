@@ -20,8 +20,6 @@ from triptych.models.weights import WeightReader
 from triptych_kernels import apply_rotary, layer_norm
 from triptych_kernels.packer import LinearLike
 
-_EPS = 1e-6  # of the keys' norm, whatever the configuration says
-
 
 @dataclass(frozen=True, slots=True)
 class Indexer:
@@ -34,6 +32,7 @@ class Indexer:
     key_norm_bias: Tensor
     weights: LinearLike  # [J, hidden] float32
     top_k: int
+    eps: float = 1e-6  # of the keys' norm, whatever the configuration says
 
     @property
     def head_dim(self) -> int:
@@ -50,7 +49,7 @@ class Indexer:
 
     def __call__(self, rows: Tensor, cos: Tensor, sin: Tensor, /) -> IndexRows:
         queries = self.query(self.heads.query_latents(rows)).view(len(rows), self.num_heads, -1)
-        keys = layer_norm(self.key(rows), self.key_norm, self.key_norm_bias, _EPS)
+        keys = layer_norm(self.key(rows), self.key_norm, self.key_norm_bias, self.eps)
         return IndexRows(
             queries=apply_rotary(queries, cos, sin),
             weights=self.weights(rows) * self.scale,

@@ -176,7 +176,7 @@ def kv_layout(model: ModelConfig, block_tokens: int, dtype: str) -> KvLayout:
         head_dim=model.head_dim,
         block_tokens=block_tokens,
         dtype=dtype,
-        index_dim=0 if model.index is None else model.index.head_dim,
+        index_dim=model.index_dim,
     )
 
 
