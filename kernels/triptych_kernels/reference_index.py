@@ -1,8 +1,8 @@
 """Which tokens a row attends to, over paged index keys: DeepSeek-V3.2's indexer in plain torch.
 
 `reference_sparse.index_logits` is the same sum over keys in a row. Here keys are visited in tiles
-aligned to position 0, and heads are added one after the other: what a row chooses depends neither on
-the chunk that it came in nor on the batch.
+aligned to position 0, and heads are added one after the other: what a row chooses depends neither
+on the chunk that it came in nor on the batch.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def choose_tokens(
     """bool [R, start + R]: the `top_k` positions that are worth most to consecutive rows of one
     sequence, of those up to the row's own. Of equal ones the first. None: all rows see all.
 
-    q [R, J, D], row r at position start + r; weights float32 [R, J]; keys [num_blocks, block_tokens,
-    1, D] (a strided view of one layer of the pool); blocks [n] int64, as in `paged_attention`.
-    Position s is worth Σ_j weights[r, j] · ReLU(q[r, j] · keys[s]) to row r.
+    q [R, J, D], row r at position start + r; weights float32 [R, J]; keys [num_blocks,
+    block_tokens, 1, D] (a strided view of one layer of the pool); blocks [n] int64, as in
+    `paged_attention`. Position s is worth Σ_j weights[r, j] · ReLU(q[r, j] · keys[s]) to row r.
     """
     end = start + len(q)
     if end <= top_k:

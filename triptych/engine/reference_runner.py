@@ -135,11 +135,12 @@ class PagedView:
             nodes = end if job.draft.parents is None else end - len(job.draft)
             start = job.start - skipped
             if nodes > begin:
-                out[begin:nodes] = _attend(attention, q, index, (begin, nodes), pools, blocks, start)
+                rows = slice(begin, nodes)
+                out[rows] = _attend(attention, q, index, rows, pools, blocks, start)
             for node in range(end - nodes):
-                row = nodes + node
+                rows = slice(nodes + node, nodes + node + 1)
                 path = _path_of(job, node, blocks, job.end - skipped, pools)
-                out[row : row + 1] = _attend(attention, q, index, (row, row + 1), *path)
+                out[rows] = _attend(attention, q, index, rows, *path)
         if window is None:
             self._score(layer, q, pools[0], scale=scale, softcap=softcap, sinks=sinks)
         return out
@@ -207,13 +208,13 @@ def _attend(
     attention: Callable[..., Tensor],
     q: Tensor,
     index: IndexRows | None,
-    span: tuple[int, int],
+    rows: slice,
     pools: Sequence[Tensor],
     blocks: Tensor,
     start: int,
 ) -> Tensor:
-    """Rows `span` of q, which stand one behind the other from slot `start` on."""
-    chosen, rows = None, slice(*span)
+    """Some rows of q, which stand one behind the other from slot `start` on."""
+    chosen = None
     if index is not None:
         chosen = choose_tokens(
             index.queries[rows], index.weights[rows], pools[2], blocks, start, index.top_k
@@ -224,8 +225,8 @@ def _attend(
 def _path_of(
     job: RowJob, node: int, blocks: Tensor, end: int, pools: Sequence[Tensor]
 ) -> tuple[list[Tensor], Tensor, int]:
-    """What is kept of a node's path, which begins in slot `end`, as if it were alone: pools, blocks,
-    the node's slot.
+    """What is kept of a node's path, which begins in slot `end`, as if it were alone: pools,
+    blocks, the node's slot.
     """
     slots = torch.tensor([*range(end), *(end + step for step in job.draft.path(node))])
     size = pools[0].shape[1]

@@ -53,8 +53,8 @@ class KvStorage:
         return (*kept, self.index_keys(layer)) if self.layout.index_dim else kept
 
     def move(self, blocks: Sequence[int], moves: Sequence[tuple[int, int]]) -> None:
-        """Copies what is kept of tokens from slot to slot of a sequence's blocks, in order. Not of int8,
-        whose scales lie apart.
+        """Copies what is kept of tokens from slot to slot of a sequence's blocks, in order. Not of
+        int8, whose scales lie apart.
         """
         assert self.layout.dtype != "int8", "the native kernels move these"
         size = self.layout.block_tokens

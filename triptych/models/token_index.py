@@ -1,5 +1,5 @@
-"""DeepSeek-V3.2's sparse attention (DSA, arXiv 2512.02556): a small scorer of its own, the "lightning
-indexer", chooses the tokens that a row attends to, in each layer anew.
+"""DeepSeek-V3.2's sparse attention (DSA, arXiv 2512.02556): a small scorer of its own, the
+"lightning indexer", chooses the tokens that a row attends to, in each layer anew.
 
 It has one key a token for all its heads, beside the layer's KV. Its rotary numbers stand in halves,
 whatever the attention's do. The published kernels turn queries and keys by a Hadamard matrix, which

@@ -46,7 +46,7 @@ class NativeLatent:
 
 @dataclass(frozen=True, slots=True)
 class NativeIndex:
-    """What chooses the tokens that rows attend to; see Indexer in triptych/models/token_index.py."""
+    """What chooses a row's tokens; see Indexer in triptych/models/token_index.py."""
 
     query: NativeLinear
     key: NativeLinear

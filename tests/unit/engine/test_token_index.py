@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import random
 import shutil
-from collections.abc import Callable, Sequence as Items
+from collections.abc import Callable
+from collections.abc import Sequence as Items
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,18 +17,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from decode_worker.speculate.dice import Dice
+from decode_worker.speculate.make_drafter import DrafterMaker
 from triptych.engine.rows import RowJob
 from triptych.engine.runner import Runner, make_runner
+from triptych.engine.sampler import Sampler
 from triptych.engine.sequence import Sequence
 from triptych.engine.storage import KvStorage, plain_storage
+from triptych.errors import ConfigError
 from triptych.models.load import load_model
 from triptych.models.model import Model
 from triptych.request import SamplingParams
+from triptych.speculation_config import SparseConfig
 from triptych.testing.checkpoints import INDEX_TOP_K, edit_config, tiny_checkpoint
 from triptych.testing.compute_modes import MODES, model_in
 from triptych.testing.drafters import Oracle
 from triptych.testing.native_kernels import libraries, threads
-from triptych.worker.boot import kv_layout
+from triptych.worker.boot import EngineParts, kv_layout
 
 SOME_MODES = ("torch", "float32", "bfloat16", "int4", "int8 KV")
 LENGTH, BLOCK_TOKENS = 1300, 16  # two splits of a native kernel, and a tile that is not full
@@ -131,9 +137,7 @@ def prompts() -> list[list[int]]:
 def answers(home: Any) -> list[list[int]]:
     for index, tokens in enumerate(prompts()):
         temperature = 0.0 if index % 3 == 0 else 0.9
-        params = SamplingParams(
-            seed=index, max_tokens=20, temperature=temperature, ignore_eos=True
-        )
+        params = SamplingParams(seed=index, max_tokens=20, temperature=temperature, ignore_eos=True)
         home.submit(tokens, params)
     return home.run()[-len(prompts()) :]
 
@@ -156,6 +160,14 @@ def test_batches_caches_preemption_and_drafts_change_no_token(
         drafting = make_home(drafters={"oracle": oracle}, policy=Dice(most=9, seed=3))
         assert answers(drafting) == wanted
         assert oracle.num_accepted > 20 and oracle.num_rejected > 5
+
+
+@pytest.mark.parametrize("mode", ["torch"])
+def test_the_drafter_that_reads_pages_is_refused_with_the_remedy(model: Model) -> None:
+    parts = cast(EngineParts, SimpleNamespace(model=model))
+    make = DrafterMaker(parts, Sampler(model.config.eos_token_ids))
+    with pytest.raises(ConfigError, match="drafters: sparse: this model .* take suffix or ngram"):
+        make(SparseConfig())
 
 
 def test_index_keys_are_a_part_of_a_block(model: Model, mode: str) -> None:

@@ -159,7 +159,7 @@ class Worker {
         }
     }
 
-    // The same where rows choose their tokens: a tile of which no row has any is not read.
+    // The same where rows choose their tokens: what no row has chosen any of is not read.
     void fold_chosen(const Call& call, const LaneTask& task, int member, int at, int end,
                      const Chosen& chosen, const State* states) {
         KvTile<T> tile{};
@@ -167,9 +167,28 @@ class Worker {
             std::uint16_t seen[kTileTokens];
             if (!find_chosen(call, task, group, at, chosen, seen)) continue;
             if (tile.parts == 0) tile = read_tile(source_of(call, task, member), at, end, scratch_);
-            fold_group(call, task, member, group, at, tile_seen(*task.job, group, at, tile), seen,
-                       states);
+            const KvTile<T> kept = parts_chosen(tile_seen(*task.job, group, at, tile), seen);
+            fold_group(call, task, member, group, at, kept, seen, states);
         }
+    }
+
+    // A tile without the parts of which nobody sees anything, and `seen` likewise: parts are added up
+    // one after the other, and weights of zero change no bit.
+    static KvTile<T> parts_chosen(const KvTile<T>& tile, std::uint16_t* seen) {
+        if (tile.key_scales != nullptr) return tile;  // which lie in order
+        KvTile<T> kept = tile;
+        kept.parts = 0;
+        for (int part = 0; part < tile.parts; ++part) {
+            const std::uint16_t* of_part = seen + part * kPartTokens;
+            if (std::all_of(of_part, of_part + kPartTokens, [](int lanes) { return lanes == 0; })) {
+                continue;
+            }
+            kept.keys[kept.parts] = tile.keys[part];
+            kept.values[kept.parts] = tile.values[part];
+            kept.value_stride[kept.parts] = tile.value_stride[part];
+            std::copy(of_part, of_part + kPartTokens, seen + kept.parts++ * kPartTokens);
+        }
+        return kept;
     }
 
     // Lanes of a group by slot of a tile that their rows have chosen. False: there are none.
