@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Callable
 from collections.abc import Sequence as Items
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -35,7 +36,7 @@ from triptych.testing.native_kernels import libraries, threads
 from triptych.worker.boot import EngineParts, kv_layout
 
 SOME_MODES = ("torch", "float32", "bfloat16", "int4", "int8 KV")
-LENGTH, BLOCK_TOKENS = 1300, 16  # two splits of a native kernel, and a tile that is not full
+LENGTH, BLOCK_TOKENS = 1100, 16  # two splits of a native kernel, and a tile that is not full
 
 
 @pytest.fixture(params=SOME_MODES)
@@ -72,14 +73,14 @@ def rows_in_chunks(runner: Runner, sequence: Sequence, cuts: Items[int] = ()) ->
 
 
 def test_chunks_and_threads_change_no_bit_of_a_long_sequence(model: Model, mode: str) -> None:
-    runner, sequence = runner_of(model, mode), prompt()
+    length = LENGTH if model.is_native else 300  # plain torch takes its time
+    runner, sequence = runner_of(model, mode), prompt(length)
     whole = rows_in_chunks(runner, sequence)
     assert whole.isfinite().all()
-    for number, cuts in enumerate(([128, 1024], [1000, 1299], range(1280, LENGTH))):
-        if model.is_native:
-            with threads(libraries()[0], 1 + number):
-                assert torch.equal(rows_in_chunks(runner, sequence, cuts), whole)
-        else:
+    for number, cuts in enumerate(
+        ([128, length - 76], [200, length - 1], range(length - 20, length))
+    ):
+        with threads(libraries()[0], 1 + number) if model.is_native else nullcontext():
             assert torch.equal(rows_in_chunks(runner, sequence, cuts), whole)
 
 
@@ -130,7 +131,7 @@ def test_where_all_tokens_may_be_chosen_it_is_v3_bit_for_bit(
 def prompts() -> list[list[int]]:
     draw = random.Random(2)
     shared = [draw.randrange(3, 250) for _ in range(70)]
-    own = [[draw.randrange(3, 250) for _ in range(n)] for n in (5, 23, 33, 300)]
+    own = [[draw.randrange(3, 250) for _ in range(n)] for n in (5, 23, 33, 140)]
     return [*own, shared, [*shared, 7, 8]]
 
 
@@ -152,7 +153,7 @@ def test_batches_caches_preemption_and_drafts_change_no_token(
     assert answers(crowded) == wanted
     assert answers(crowded) == wanted
     assert sum(sequence.num_cached for sequence in crowded.sequences) > 0
-    tight = make_home(blocks=24)
+    tight = make_home(blocks=12)
     assert answers(tight) == wanted
     assert tight.loop.scheduler.num_preemptions > 0
     for trees in (False, True):
