@@ -20,8 +20,8 @@ from router.admission.room import Load, Room, WorkerLimits, room_of
 from router.admission.tempo import TempoLimit
 from transport.pace import Pace, StepCost
 from transport.registry import WorkerView
-from triptych.admission_config import AdmissionConfig, TenantConfig
-from triptych.config import ClusterConfig, EngineConfig
+from triptych.admission_config import AdmissionConfig, SloConfig, TenantConfig
+from triptych.config import ClusterConfig, EngineConfig, RouterConfig
 
 FIXED_S, ROW_S = 0.012, 0.00006  # of a step
 CHUNK_TOKENS, MAX_RUNNING = 512, 64
@@ -161,8 +161,13 @@ class Cluster:
         self._tokens, self._token_s = 0, 0.0
         self._told_at: dict[Request, float] = {}
         self.peak_queued = self.peak_waiting = 0
+        ttft_s, itl_s = slo or (None, None)
+        objectives = SloConfig(ttft_ms=ttft_s and 1000 * ttft_s, itl_ms=itl_s and 1000 * itl_s)
         limits = WorkerLimits.of(
-            ClusterConfig(engine=EngineConfig(chunk_tokens=CHUNK_TOKENS, max_running=MAX_RUNNING))
+            ClusterConfig(
+                engine=EngineConfig(chunk_tokens=CHUNK_TOKENS, max_running=MAX_RUNNING),
+                router=RouterConfig(slo=objectives),
+            )
         )
 
         def room(ours: Load) -> Room | None:

@@ -31,7 +31,7 @@ from triptych.worker.boot import EngineParts
 from triptych.worker.fetch import Fetcher
 from triptych.worker.kv_holder import KvHolder
 from triptych.worker.on_device import make_sampler
-from triptych.worker.pace import patient_rows
+from triptych.worker.pace import patient_rows, rows_beside
 from triptych.worker.peers import PeerBook
 from triptych.worker.process import RoleParts, run_worker
 from triptych.worker.salvage import Salvager
@@ -68,6 +68,9 @@ def build_role(
     thread = StepThread(loop.step, fail, "decode-loop")
     catch_up_s = args.config.engine_of(args.pool).catch_up_ms / 1e3
     parts.scheduler.patient_rows = partial(patient_rows, parts.scheduler, metrics.pace, catch_up_s)
+    slo_ms = args.config.router.slo.itl_ms
+    if slo_ms is not None:
+        parts.scheduler.rows_beside = partial(rows_beside, metrics.pace, slo_ms / 1e3)
     links = make_links(transport.links, args.run_dir, host=args.kv_host)
     peers = PeerBook(links, parts.region, parts.layout_text, transport.require)
     fetcher = Fetcher(

@@ -11,6 +11,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from router.doorstep import TurnedAway
 from router.errors import stopping
 from router.metrics import RouterMetrics
 from triptych.obs.log import bind_request
@@ -57,8 +58,9 @@ class Access:
         route = route_of(scope)
         self._metrics.http_requests.labels(route, str(status)).inc()
         fields = {"route": route, "status": status, "seconds": round(seconds, 4)}
+        quiet = route in QUIET or isinstance(scope.get("route"), TurnedAway)
         _log.log(
-            logging.DEBUG if route in QUIET else logging.INFO,
+            logging.DEBUG if quiet else logging.INFO,
             "%s %s",
             scope["method"],
             route,

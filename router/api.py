@@ -1,7 +1,7 @@
 """The HTTP application: which endpoints there are and what every one of them goes through.
 
-Access (request id, log, count) → FastAPI's span, where requests are traced → errors in one shape →
-API keys, where they guard → one file per family.
+Access (request id, log, count) → Doorstep (refusals by the head alone) → FastAPI's span, where
+requests are traced → errors in one shape → API keys, where they guard → one file per family.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from router.access import QUIET, Access
 from router.auth import ApiKeys
 from router.chat import chat_routes
 from router.completions import completion_routes
+from router.doorstep import Doorstep
 from router.health import health_routes
 from router.models import model_routes
 from router.refused import refused_routes
@@ -42,4 +43,5 @@ def create_app(services: Services) -> ASGIApp:
     for family in (chat_routes, completion_routes, model_routes, token_routes, refused_routes):
         app.include_router(family(services), dependencies=guard)
     app.include_router(health_routes(services))
-    return Access(app, services.metrics)
+    doorstep = Doorstep(app, services.admission, services.config.router.max_body)
+    return Access(doorstep, services.metrics)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fastapi import Request
 from fastapi.security import HTTPBearer
 
 from router.admission.tenants import Tenants
 from router.errors import HttpError, Problem
+from triptych.admission_config import TenantConfig
 
 
 class ApiKeys(HTTPBearer):
@@ -17,8 +20,7 @@ class ApiKeys(HTTPBearer):
         self._tenants = tenants
 
     async def __call__(self, request: Request) -> None:  # type: ignore[override]
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        tenant = self._tenants.of_key(key.strip()) if scheme.lower() == "bearer" else None
+        tenant = bearer(self._tenants, request.headers)
         if tenant is None:
             raise HttpError(
                 Problem(
@@ -30,3 +32,9 @@ class ApiKeys(HTTPBearer):
                 )
             )
         request.state.tenant = tenant
+
+
+def bearer(tenants: Tenants, headers: Mapping[str, str]) -> TenantConfig | None:
+    """Whose key the request bears; None: nobody's."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return tenants.of_key(key.strip()) if scheme.lower() == "bearer" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 from transport.protos import worker_pb2 as pb
@@ -33,6 +34,15 @@ class StepCost:
         """
         return max(seconds - self.base_s, self.base_s / waste) / self.row_s
 
+    def rows_from(self, position: float, seconds: float) -> float:
+        """Rows of one sequence, from that position of it on, in a step of so many seconds; 0: the
+        base alone takes longer.
+        """
+        left = max(0.0, seconds - self.base_s)
+        # left = row_s · r + pair_s · r · (position + r / 2), in the form that bears pair_s = 0
+        one = max(self.row_s + self.pair_s * position, 1e-9)
+        return 2 * left / (one + math.sqrt(one * one + 2 * self.pair_s * left))
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
@@ -40,7 +50,7 @@ class Pace:
 
     prefill: StepCost | None = None  # of steps with prompt rows
     decode: StepCost | None = None  # of steps without
-    chunk_tokens: int = 0  # rows of a step, at most
+    chunk_tokens: int = 0  # prompt rows of a step, at most, beside what decodes there now
     tokens_per_step: float = 0.0  # of a sequence: above 1 where drafts are right
     link_bytes_s: float = 0.0  # of KV fetched from prefill workers, as a single prompt sees it
     token_bytes: int = 0  # of one token's KV

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 from router.admission.ask import Ask, Turned
+from router.admission.door import Door
 from router.admission.gate import Gate, Ticket
 from router.admission.metrics import AdmissionMetrics
 from router.admission.predictor import MeasuredTtft, TtftPredictor
@@ -21,6 +22,7 @@ from triptych.config import ClusterConfig
 from triptych.errors import CapacityError
 
 _LOOK_S = 0.05  # while somebody waits: workers report that others' requests ended
+_TELL_S = 1.0  # between lines about requests that were turned away unread
 _ROOM_S = 0.01  # for which the room is not looked up again: a burst of requests costs less
 
 _log = logging.getLogger(__name__)
@@ -67,13 +69,30 @@ class Admission:
             largest_prefill=self._limits.prefill_tokens,
             ttft_s=None if slo.ttft_ms is None else slo.ttft_ms / 1000,
         )
+        self._door = Door(self._gate)
         self._metrics = AdmissionMetrics(metrics.registry)
         self._waiting: dict[Ticket, asyncio.Future[Turned | None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._room_found: Room | None = None
         self._room_at = 0.0
+        self._turned_unread = 0  # since that was last told of
+        self._told_at = 0.0
         for name in self.tenants.by_name:
             self._metrics.watch_queue(name, self._gate.queued)
+
+    def refusal(self, tenant: str, body_bytes: int) -> CapacityError | None:
+        """Whether a request can be turned away whose body nobody has read: see Door."""
+        now = time.monotonic()
+        turned = self._door.refusal(tenant, body_bytes, now)
+        if turned is None or turned.reason == "no_workers":
+            return None
+        self._metrics.rejected.labels(tenant, turned.reason).inc()
+        self._turned_unread += 1
+        if now - self._told_at > _TELL_S:  # a line for each would cost as much as the refusal
+            fields = {"number": self._turned_unread, "tenant": tenant, "reason": turned.reason}
+            _log.info("turned away, bodies unread", extra={"fields": fields})
+            self._turned_unread, self._told_at = 0, now
+        return turned.error(self.headers(tenant))
 
     @contextlib.asynccontextmanager
     async def admit(self, ask: Ask) -> AsyncIterator[Seat]:
@@ -82,6 +101,7 @@ class Admission:
         Cancelled while it waits, the request leaves the queue at once. Raises Refusal, or
         CapacityError where there is no worker.
         """
+        self._door.learn(ask)
         ticket = self._gate.offer(ask, time.monotonic())
         if isinstance(ticket, Turned):
             raise self._turned_away(ask, ticket)

@@ -40,6 +40,7 @@ class Ask:
     prompts: int = 1
     priority: int = 0  # lower is sooner
     deadline: float = math.inf  # the whole answer is worth nothing later
+    body_bytes: int = 0  # that it came in; 0: it did not say how many
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from router.admission.ask import Ask
@@ -11,6 +12,7 @@ from triptych.errors import RequestError
 from triptych.request import SparseAttention
 
 DEADLINE_HEADER = "X-Request-Deadline-Ms"
+_LENGTH = re.compile(r"[0-9]{1,12}")
 
 _SALT, _SPARSE_SALT = "tenant:", "sparse:"
 
@@ -37,7 +39,14 @@ def ask_of(
         arrived=arrived,
         priority=priority_of(tenant, body.priority),
         deadline=arrived + min(limit for limit in limits_ms if limit is not None) / 1000,
+        body_bytes=body_bytes(headers),
     )
+
+
+def body_bytes(headers: Mapping[str, str]) -> int:
+    """As the head declares them; 0: it does not."""
+    declared = headers.get("content-length", "")
+    return int(declared) if _LENGTH.fullmatch(declared) else 0
 
 
 def salt_of(tenant: TenantConfig, asked: str, sparse: SparseAttention | None = None) -> str:

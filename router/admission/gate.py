@@ -24,6 +24,10 @@ RoomNow = Callable[[Load], Room | None]  # for what this router has had under wa
 
 _NO_WORKERS = Turned("no_workers", "no decode worker is attached; try again later", 1.0)
 _FULL_S = 1.0  # to come back after, as long as nothing is measured
+# Of what can be computed within the objective, what workers may have. The rest waits here: were
+# all of it there, nobody would ever queue, and whoever comes first would be served, not who has
+# less than its share.
+_AT_WORKERS = 0.5
 
 
 @dataclass(slots=True, eq=False)
@@ -98,36 +102,30 @@ class Gate:
 
     def offer(self, ask: Ask, now: float) -> Ticket | Turned:
         """A new request: a ticket that runs or is queued, or a refusal."""
-        room = self._room(self._recent.peak(self.load, now))
-        if room is None:
-            return _NO_WORKERS
-        self._predictor.paced(room.pace)
-        limits = self._limits[ask.tenant]
         ticket = self._ticket(ask)
-        turned = limits.check(ticket.cost, now)
+        turned = self._refusal(ticket, now)
         if turned is not None:
             return turned
-        goes = not self._queue and room.takes_more(self.load)
-        turned = self._too_late(ticket, now) or (None if goes else self._too_many(ticket, now))
-        if turned is not None:
-            return turned
-        limits.enter(ticket.cost, now)
-        if goes:
+        self._limits[ask.tenant].enter(ticket.cost, now)
+        if self._goes(self._room_now(now)):
             self._queue.charge(ask.tenant, ticket.cost)
             self._start(ticket, now)
         else:
             self._wait(ticket, now)
         return ticket
 
+    def refusal(self, ask: Ask, now: float) -> Turned | None:
+        """What `offer` would refuse it with; nothing is noted of the request."""
+        return self._refusal(self._ticket(ask), now)
+
     def take(self, now: float) -> tuple[list[Ticket], list[tuple[Ticket, Turned]]]:
         """Who goes to the workers now, and who waited in vain. Call it whenever something ended
         or was reported, and at `next_loss`.
         """
-        room = self._room(self._recent.peak(self.load, now))
+        room = self._room_now(now)
         if room is None:
             lost = [(ticket, _NO_WORKERS) for ticket in self._queue]
         else:
-            self._predictor.paced(room.pace)
             lost = self._lost(now)
         for ticket, _ in lost:
             self.leave(ticket, now)
@@ -188,6 +186,28 @@ class Gate:
             patience_s=min(self._ttft_s, ask.deadline - ask.arrived),
             per_prompt_token=share,
         )
+
+    def _refusal(self, ticket: Ticket, now: float) -> Turned | None:
+        room = self._room_now(now)
+        if room is None:
+            return _NO_WORKERS
+        return (
+            self._limits[ticket.ask.tenant].check(ticket.cost, now)
+            or self._too_late(ticket, now)
+            or (None if self._goes(room) else self._too_many(ticket, now))
+        )
+
+    def _room_now(self, now: float) -> Room | None:
+        room = self._room(self._recent.peak(self.load, now))
+        if room is None:
+            return None
+        self._predictor.paced(room.pace)
+        prefill = self._predictor.prefill_within(self._ttft_s, now)
+        return room if prefill is None else room.in_time(_AT_WORKERS * prefill)
+
+    def _goes(self, room: Room | None) -> bool:
+        """Somebody who came now would go to the workers at once."""
+        return not self._queue and room is not None and room.takes_more(self.load)
 
     def _start(self, ticket: Ticket, now: float) -> None:
         self._prefill += ticket.prefill

@@ -13,6 +13,10 @@ _MEMORY_S = 10.0  # of backlogged time
 _ENOUGH_S = 0.5  # of it, for a rate worth having
 _FAITH_S = 3.0  # in what requests took; after 10, storms were remembered for a minute
 _ENOUGH_REQUESTS = 4
+# Mean errors between what is expected and what is promised: as many as TCP's timeout has over the
+# round trip that it expects (Jacobson, SIGCOMM 1988). With one, a quarter of what was let in at the
+# limit came too late (bench.admission), and was computed for nothing.
+_CAUTION = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,9 @@ class TtftPredictor(Protocol):
     def seconds(self, queued: float, prefill: float, now: float) -> float | None:
         """From now to the first token; None: nothing is known yet."""
 
+    def prefill_within(self, seconds: float, now: float) -> float | None:
+        """The largest `prefill` with a first token in so many seconds; None: nobody knows."""
+
     def drained(self, cost: float, seconds: float) -> None:
         """So much went to the workers in so many seconds in which others had to wait."""
 
@@ -47,8 +54,8 @@ class TtftPredictor(Protocol):
 
 class MeasuredTtft:
     """Waiting time from the rate at which the queue drains, the rest from a line through what
-    finished requests took, plus its mean error, so that a request that is let in at the limit
-    usually keeps it.
+    finished requests took, plus some of its mean errors, so that a request that is let in at the
+    limit usually keeps it.
 
     Both forget: load and lengths change. What was measured on requests also fades while none is
     answered, towards what the workers measure of their steps: who is turned away teaches nothing,
@@ -68,6 +75,12 @@ class MeasuredTtft:
         if own is None or not queued or self._seconds < _ENOUGH_S:
             return own
         return own + (queued * self._seconds / self._cost if self._cost else 0.0)
+
+    def prefill_within(self, seconds: float, now: float) -> float | None:
+        fixed, one = self._at_workers(0.0, now), self._at_workers(1.0, now)
+        if fixed is None or one is None:
+            return None
+        return max(0.0, seconds - fixed) / max(one - fixed, 1e-9)  # both parts are lines
 
     def drained(self, cost: float, seconds: float) -> None:
         keep = math.exp(-seconds / _MEMORY_S)
@@ -93,7 +106,7 @@ class MeasuredTtft:
 
     def _at_workers(self, prefill: float, now: float) -> float | None:
         believed = self._believed(prefill, now)
-        return None if believed is None else believed + self._faded_error(now)
+        return None if believed is None else believed + _CAUTION * self._faded_error(now)
 
     def _believed(self, prefill: float, now: float) -> float | None:
         """Workers' own measure counts as much as some requests; without it, those must suffice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median
@@ -36,10 +37,16 @@ class Room:
     prefill: float
     sequences: float
     kv_tokens: float  # free; prompts under way may not have got theirs yet
+    next_steps: float = 0.0  # rows of prompts that the workers' next steps have: the least prefill
     pace: Line | None = None  # of prompts, as those who compute them measured it
 
     def limited(self, sequences: float) -> Room:
         return self if sequences >= self.sequences else replace(self, sequences=sequences)
+
+    def in_time(self, prefill: float) -> Room:
+        """With no more prompt tokens than are computed in time; `next_steps` all the same."""
+        most = max(prefill, self.next_steps)
+        return self if most >= self.prefill else replace(self, prefill=most)
 
     def takes_more(self, load: Load) -> bool:
         """A router with nothing under way may always try: a wrong report cannot stop it."""
@@ -56,16 +63,29 @@ class WorkerLimits:
 
     prefill_tokens: int
     sequences: int
+    itl_s: float = math.inf  # objective
 
     @classmethod
     def of(cls, config: ClusterConfig) -> WorkerLimits:
         decode = [config.engine_of(pool) for pool in config.pools if pool.role == "decode"]
         prefill = [config.engine_of(pool) for pool in config.pools if pool.role == "prefill"]
         chunk = max(engine.chunk_tokens for engine in prefill or decode)
+        itl_ms = config.router.slo.itl_ms
         return cls(
             prefill_tokens=config.router.admission.prefill_tokens or _STEPS * chunk,
             sequences=max(engine.max_running for engine in decode),
+            itl_s=math.inf if itl_ms is None else itl_ms / 1000,
         )
+
+    def streams_of(self, home: WorkerView) -> float:
+        """Sequences that may decode there while their tokens keep the objective."""
+        cost = home.pace.decode
+        if cost is None or self.itl_s == math.inf:
+            return self.sequences
+        step_s = self.itl_s * max(1.0, home.pace.tokens_per_step)
+        one_s = cost.seconds(1, _kv_tokens(home) / max(1, home.running), steps=0)
+        fit = max(0.0, step_s - cost.base_s) / max(one_s, 1e-9)
+        return min(self.sequences, max(1.0, fit))
 
 
 def room_of(
@@ -84,27 +104,38 @@ def room_of(
     tokens = sum(view.queued_tokens for view in prefilling)
     return Room(
         prefill=len(prefilling) * limits.prefill_tokens - max(0.0, tokens - ours.prefill),
-        sequences=len(homes) * limits.sequences - max(0, sequences - ours.sequences),
+        sequences=sum(map(limits.streams_of, homes)) - max(0, sequences - ours.sequences),
         kv_tokens=sum(view.free_blocks * view.block_tokens for view in homes),
+        next_steps=sum(view.pace.chunk_tokens for view in prefilling),
         pace=pace_of(prefilling),
     )
 
 
 def pace_of(prefilling: Sequence[WorkerView]) -> Line | None:
-    """What so many prompt tokens take that are spread over all of these workers, in full steps and
-    without what else is in those. None: nobody has measured.
+    """What so many prompt tokens take that are spread over all of these workers, in steps with as
+    many of them as fit beside what decodes there now. None: nobody has measured.
 
     Placement predicts for one worker with the same numbers (router/placement/predict.py); where a
     request will go is not known yet when it is admitted.
     """
     rates, fixed = [], []
-    for pace in (view.pace for view in prefilling):
+    for view in prefilling:
+        pace = view.pace
         if pace.prefill is not None and pace.chunk_tokens:
-            rates.append(pace.chunk_tokens / pace.prefill.seconds(pace.chunk_tokens, 0.0))
+            streams_s = 0.0
+            if pace.decode is not None:
+                streams_s = pace.decode.seconds(view.running, _kv_tokens(view), steps=0)
+            step_s = pace.prefill.seconds(pace.chunk_tokens, 0.0) + streams_s
+            rates.append(pace.chunk_tokens / step_s)
             fixed.append(pace.prefill.base_s)
     if not rates:
         return None
     return Line(median(fixed), 1 / (mean(rates) * len(prefilling)))
+
+
+def _kv_tokens(view: WorkerView) -> int:
+    """That sequences there have, about: the cache's are among the free ones."""
+    return max(0, view.num_blocks - view.free_blocks) * view.block_tokens
 
 
 class RecentLoad:

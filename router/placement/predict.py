@@ -150,14 +150,15 @@ def _look(
     chunk = view.pace.chunk_tokens or _CHUNK_TOKENS
     since = view.reported_at - _ON_THE_WAY_S
     fresh = [sent for sent in request.sent.get(view.worker_id, ()) if sent.at > since]
-    reported_s = prefill.seconds(
-        view.queued_tokens, view.queued_pairs, -(-view.queued_tokens // chunk)
-    )
+    queue_steps = -(-view.queued_tokens // chunk)
+    reported_s = prefill.seconds(view.queued_tokens, view.queued_pairs, queue_steps)
     cached, tokens = request.cached_tokens(view), request.prompt_tokens
     used, running = max(0, view.num_blocks - view.free_blocks), sequences_at(request, view)
     steps, compute_s, last_chunk_s = _computing(prefill, chunk, cached, tokens)
     step_s = decode.seconds(running, used * view.block_tokens)
-    chunk_s = reported_s / (-(-view.queued_tokens // chunk)) if view.queued_tokens else 0.0
+    chunk_s = reported_s / queue_steps if queue_steps else 0.0
+    if view.role == "decode":  # each of those steps has the streams' rows too
+        reported_s += queue_steps * max(0.0, step_s - decode.base_s)
     return Outlook(
         view=view,
         prefill=prefill,

@@ -32,6 +32,9 @@ class Scheduler:
         # Rows of prompts in a step while streams that were begun elsewhere catch up: with whole
         # chunks all of them would wait for each other, and so would the streams that run here.
         self.patient_rows: Callable[[], int] = lambda: chunk_tokens
+        # The same beside so many sequences that decode, which attend to so many positions together,
+        # for a prompt that goes on at this position: with whole chunks they would wait for those.
+        self.rows_beside: Callable[[int, float, int], int] = lambda streams, pairs, at: chunk_tokens
 
     # ---- the verbs of a step -------------------------------------------------------------------
 
@@ -50,7 +53,7 @@ class Scheduler:
         """Row jobs of at most `chunk_tokens` rows together; [] when there is nothing to compute."""
         jobs: list[RowJob] = []
         budget = self._chunk_tokens
-        prompts = min(budget, self.patient_rows()) if self._anybody_catches_up() else budget
+        prompts = self.prompt_rows() if self._next_prompt() is not None else budget
         preempted = self.num_preemptions
         for sequence in list(self._running):
             if budget == 0:
@@ -135,6 +138,18 @@ class Scheduler:
         """Rows of a step, at most."""
         return self._chunk_tokens
 
+    def prompt_rows(self) -> int:
+        """Rows of prompts that a step may have beside the sequences that decode now."""
+        rows = self._chunk_tokens
+        if self._anybody_catches_up():
+            rows = min(rows, self.patient_rows())
+        streams = [seq.num_computed for seq in list(self._running) if _decodes(seq)]
+        if streams:
+            prompt = self._next_prompt()
+            position = 0 if prompt is None else max(prompt.num_computed, prompt.likely_cached)
+            rows = min(rows, self.rows_beside(len(streams), sum(streams), position))
+        return rows
+
     # ---- helpers -------------------------------------------------------------------------------
 
     def _turn_of(self, sequence: Sequence) -> int:
@@ -146,9 +161,13 @@ class Scheduler:
 
     def _anybody_catches_up(self) -> bool:
         return any(
-            seq.resumed and seq.prompt_done_at is None
-            for seq in itertools.chain(self._running, self._waiting)
+            seq.resumed and seq.prompt_done_at is None for seq in [*self._running, *self._waiting]
         )
+
+    def _next_prompt(self) -> Sequence | None:
+        """Whose rows the next step's rows of prompts begin with."""
+        running = (seq for seq in list(self._running) if not _decodes(seq))
+        return next(itertools.chain(running, list(self._waiting)), None)
 
     def _queued(self) -> list[tuple[int, int]]:
         """[start, end) of what is left of each prompt; the cache may hold other parts by then."""
@@ -221,6 +240,10 @@ class Scheduler:
         for place in (self._running, self._landing, self._waiting):
             if sequence in place:
                 place.remove(sequence)
+
+
+def _decodes(sequence: Sequence) -> bool:
+    return sequence.num_output > 0 and sequence.num_computed + 1 == len(sequence.tokens)
 
 
 def _ready(sequence: Sequence) -> bool:

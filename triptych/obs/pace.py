@@ -23,6 +23,11 @@ class PaceMeter:
         return self._prefill.cost()
 
     @property
+    def decode(self) -> StepCost | None:
+        """Of steps without; None: not known yet."""
+        return self._decode.cost()
+
+    @property
     def link_bytes_s(self) -> float:
         """Of KV fetched from other workers, as one fetch sees it; 0: not known yet."""
         return self._link_bytes_s
@@ -64,7 +69,7 @@ class PaceMeter:
         """`expert_wait`: share of a step that waits for FFN workers."""
         return Pace(
             prefill=self.prefill,
-            decode=self._decode.cost(),
+            decode=self.decode,
             chunk_tokens=chunk_tokens,
             tokens_per_step=self._tokens_per_step,
             link_bytes_s=self.link_bytes_s,

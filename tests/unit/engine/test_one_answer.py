@@ -76,6 +76,21 @@ def test_batching_chunking_and_preemption_change_no_token(
     assert answers(make_home(**settings)) == alone
 
 
+def test_chunks_that_shrink_and_grow_with_the_streams_change_no_token(
+    make_home: Callable[..., Any], alone: list[list[int]]
+) -> None:
+    home = make_home(max_running=32)
+    asked = []
+
+    def rows_beside(streams: int, pairs: float, position: int) -> int:
+        asked.append(streams)
+        return 1 + (7 * streams + position) % 23
+
+    home.loop.scheduler.rows_beside = rows_beside
+    assert answers(home) == alone
+    assert max(asked) > 1
+
+
 def test_a_warm_prefix_cache_changes_no_token(
     make_home: Callable[..., Any], alone: list[list[int]]
 ) -> None:

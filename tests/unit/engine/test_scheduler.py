@@ -194,6 +194,29 @@ def test_while_streams_catch_up_steps_are_short_and_other_streams_go_on_in_each(
     assert spans(scheduler) == [("200", 0, 12)], "nobody catches up any more"
 
 
+def test_beside_streams_prompts_get_as_many_rows_as_those_leave_and_alone_whole_chunks() -> None:
+    scheduler = scheduler_of(BlockPool(64))
+    told = []
+
+    def rows_beside(streams: int, positions: float, at: int) -> int:
+        told.append((streams, positions, at))
+        return 5
+
+    scheduler.rows_beside = rows_beside
+    stream = sequence_of(4, 0)
+    scheduler.add(stream)
+    assert spans(scheduler) == [("0", 0, 4)], "a prompt without streams"
+    late = sequence_of(12, 100)
+    scheduler.add(late)
+    for step, rows in enumerate([(0, 5), (5, 10), (10, 12)]):
+        stream.append(step)
+        assert spans(scheduler) == [("0", 4 + step, 5 + step), ("100", *rows)]
+    for sequence in (stream, late):
+        sequence.append(9)
+    assert spans(scheduler) == [("0", 7, 8), ("100", 12, 13)]
+    assert told == [(1, 4, 0), (1, 5, 5), (1, 6, 10)], "asked only where there is a prompt"
+
+
 def test_siblings_begin_when_their_prompt_is_computed_whatever_their_leader_draws() -> None:
     scheduler = scheduler_of(BlockPool(32), chunk_tokens=10)
     leader = going_on(16, 0, resumed=8)

@@ -46,6 +46,17 @@ def test_the_first_token_waits_for_the_queue_the_prompt_and_the_last_of_the_kv()
     assert seen.ttft_s == pytest.approx(0.5 + 1.6 + 0.1 + home.step_with(1600))
 
 
+def test_streams_beside_it_lengthen_each_step_of_a_homes_queue_and_of_nobody_elses() -> None:
+    pace = replace(PACE, decode=StepCost(0.01, 0.002, 0.0))
+    waits = [
+        outlooks(asked(), [paced_view("w", role, pace=pace, queued_tokens=1000, running=running)])
+        for role, running in (("decode", 0), ("decode", 20), ("prefill", 20))
+    ]
+    alone, beside, elsewhere = (found.queue_s for [found] in waits)
+    assert beside - alone == pytest.approx(10 * 20 * 0.002)  # ten steps of 100 rows
+    assert elsewhere == alone
+
+
 def test_a_link_that_cannot_keep_up_delays_the_first_token() -> None:
     slow = replace(PACE, link_bytes_s=5e5, token_bytes=1000)
     [home] = outlooks(asked(), [paced_view("d0", pace=slow)])
