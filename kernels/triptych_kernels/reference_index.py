@@ -38,6 +38,7 @@ def choose_tokens(
         rows = slice(first, first + QUERY_ROWS)
         found = _worth(q[rows].float(), weights[rows], keys, blocks, start + first)
         worth[rows, : found.shape[1]] = found
+    worth.clamp_(min=torch.finfo(torch.float32).min)  # −∞ is worth little, but may be chosen
     ahead = torch.arange(end) > torch.arange(start, end)[:, None]
     places = select_best(worth.masked_fill_(ahead, -torch.inf), top_k).long()
     chosen = torch.zeros(len(q), end + 1, dtype=torch.bool)  # the last one is nobody's

@@ -6,7 +6,6 @@
 
 #include "attention_lanes.h"
 #include "attention_tile.h"
-#include "export.h"
 #include "memory.h"
 #include "norms.h"
 #include "pool.h"
@@ -14,8 +13,8 @@
 namespace triptych {
 namespace {
 
-constexpr int kRowsOfBlock = 8;    // that share the reading of a tile
-constexpr int kRowsAtOnce = 64;    // whose worths are kept at the same time
+constexpr int kRowsOfBlock = 8;  // that share the reading of a tile
+constexpr int kRowsAtOnce = 64;  // whose worths are kept at the same time
 constexpr std::uint32_t kUnknown = 0xffffffff;  // a NaN's rank: above all
 
 // Rows of a job that are scored together.
@@ -147,9 +146,8 @@ void choose_of_row(const RowBlock& block, int i, int top_k) {
     const float* worth = block.worth + static_cast<std::size_t>(i) * block.width;
     std::uint64_t* bits = block.bits + static_cast<std::size_t>(i) * block.words;
     std::memset(bits, 0, sizeof(std::uint64_t) * block.words);
-    const std::uint32_t nothing = rank_of(-__builtin_inff());
-    std::uint32_t last = nothing;  // the lowest rank that is chosen
-    int of_last = 0;               // how many of these
+    std::uint32_t last = 0;  // the lowest rank that is chosen; no number has 0
+    int of_last = 0;         // how many of these
     if (static_cast<int>(slots.size()) > top_k) {
         ranks.clear();
         for (const int slot : slots) ranks.push_back(rank_of(worth[slot]));
@@ -158,7 +156,6 @@ void choose_of_row(const RowBlock& block, int i, int top_k) {
         const auto above = [&](std::uint32_t rank) { return rank > last; };
         of_last = top_k - static_cast<int>(std::count_if(ranks.begin(), ranks.end(), above));
     }
-    if (last == nothing) of_last = 0;
     for (const int slot : slots) {
         const std::uint32_t rank = rank_of(worth[slot]);
         if (rank > last || (rank == last && of_last-- > 0)) {
