@@ -11,6 +11,9 @@ from typing import Any
 import openai
 import pytest
 
+from triptych.config import load_config
+from triptych.launch.checkup import check_cluster
+from triptych.launch.doctor import Finding
 from triptych.testing.cluster import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module")]
@@ -200,3 +203,12 @@ async def test_the_openai_client_is_served(cluster: Cluster) -> None:
         with pytest.raises(openai.BadRequestError) as refused:
             await client.chat.completions.create(model="tiny", messages=messages, temperature=-1)
         assert refused.value.param == "temperature"
+
+
+async def test_the_doctor_finds_a_running_cluster_well_and_tells_the_path_of_its_kv(
+    cluster: Cluster,
+) -> None:
+    found = await check_cluster(load_config(None, ["router.port=0"]), cluster.url, None)
+    assert not [finding for finding in found if finding.problem]
+    assert Finding("KV path", "prefill-0 to decode-0: shm") in found
+    assert {"decode-0", "prefill-0", "completion", "transfer"} <= {each.name for each in found}

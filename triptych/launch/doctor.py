@@ -122,6 +122,22 @@ def print_report(console: Console, report: Report) -> None:
     say(console, "healthy" if report.healthy else "not healthy: a link that is needed fails")
 
 
+def findings_json(findings: Sequence[Finding]) -> str:
+    """Of a cluster."""
+    healthy = not any(finding.problem for finding in findings)
+    return json.dumps(
+        {"healthy": healthy, "cluster": [asdict(finding) for finding in findings]}, indent=2
+    )
+
+
+def print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """Of a cluster."""
+    show_rows(console, [Row(f.name, f.value, f.problem) for f in findings])
+    say(console)
+    count = sum(bool(finding.problem) for finding in findings)
+    say(console, f"not healthy: {count} of these" if count else "healthy")
+
+
 def link_cells(link: LinkReport, *, needed: bool) -> list[str]:
     """A line of the table of links."""
     if link.ok:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from triptych.launch.commands.options import ConfigFile, Overrides
+from triptych.launch.commands.options import ApiKey, ConfigFile, Overrides
 
 
 def doctor(
@@ -25,13 +25,22 @@ def doctor(
             "`triptych plan afd --measured` reads it."
         ),
     ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Check the cluster behind this router instead of this machine."),
+    ] = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Check this machine: versions, memory, limits, and each KV link by moving bytes over it.
 
-    Exits with 1 when a link that is needed does not work or turns out to be another one.
+    Exits with 1 when a link that is needed does not work or turns out to be another one. With --url:
+    when a worker is missing or unreachable from here, or no answer comes.
     """
     if afd is not None:
         _measure(config_file, overrides, afd)
+        return
+    if url is not None:
+        _check_cluster(config_file, overrides, url, api_key, as_json)
         return
     from triptych.config import load_config
     from triptych.launch.console import open_console
@@ -44,6 +53,30 @@ def doctor(
     else:
         print_report(open_console(), report)
     if not report.healthy:
+        raise typer.Exit(1)
+
+
+def _check_cluster(
+    config_file: Path | None,
+    overrides: list[str] | None,
+    url: str,
+    api_key: str | None,
+    as_json: bool,
+) -> None:
+    import asyncio
+
+    from triptych.config import load_config
+    from triptych.launch.checkup import check_cluster
+    from triptych.launch.console import open_console
+    from triptych.launch.doctor import findings_json, print_findings
+
+    config = load_config(config_file, overrides or ())
+    findings = asyncio.run(check_cluster(config, url, api_key))
+    if as_json:
+        typer.echo(findings_json(findings))
+    else:
+        print_findings(open_console(), findings)
+    if any(finding.problem for finding in findings):
         raise typer.Exit(1)
 
 
