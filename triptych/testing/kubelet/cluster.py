@@ -1,0 +1,325 @@
+"""The control plane: makes pods of manifests, and keeps them as the manifests say.
+
+    async with LocalCluster.create(image, state, namespace="llm") as cluster:
+        await cluster.apply(manifests)
+        await cluster.until_settled(timeout_s=120)
+        url = cluster.url_of("rel-triptych", 8000)
+        await cluster.apply(other_manifests)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import json
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from triptych.testing.hosts import Network
+from triptych.testing.kubelet.pod import Node, Pod
+from triptych.testing.kubelet.probes import port_number
+from triptych.testing.kubelet.rollout import (
+    PodView,
+    Step,
+    deployment_step,
+    share_of,
+    stateful_step,
+)
+from triptych.testing.kubelet.services import NameServer, ServiceProxy
+from triptych.testing.kubelet.variables import Identity, Manifest, Stored
+from triptych.testing.kubelet.volumes import Image
+
+_HASH = "pod-template-hash"
+_REVISION = "controller-revision-hash"
+_INDEX = "apps.kubernetes.io/pod-index"
+_HOOK = "helm.sh/hook"
+_NODES = 3  # how many names of nodes the pods of a workload go round
+
+
+class NotSettled(Exception):
+    """What was asked for is not there in time, or never will be; with events and logs."""
+
+
+@dataclass(slots=True)
+class LocalCluster:
+    node: Node
+    namespace: str
+    domain: str = "cluster.local"
+    events: list[str] = field(default_factory=list)
+    _manifests: Sequence[Manifest] = ()
+    _pods: dict[str, tuple[str, Pod]] = field(default_factory=dict)  # by name: workload, pod
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _settled: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _names: NameServer = field(default_factory=NameServer)
+    _addresses: dict[str, str] = field(default_factory=dict)  # of Services
+    _proxies: dict[tuple[str, int], ServiceProxy] = field(default_factory=dict)
+    _doors: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+    _endings: set[asyncio.Task[None]] = field(default_factory=set)
+    _octets: Iterator[int] = field(default_factory=lambda: itertools.count(200))
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def create(
+        cls, image: Image, state: Path, *, namespace: str, claims: Mapping[str, Path] | None = None
+    ) -> AsyncIterator[LocalCluster]:
+        """`state`: an empty folder; pods' logs stay there. `claims`: persistent volumes.
+
+        Ends by killing what was not uninstalled.
+        """
+        async with Network.create() as network, NameServer.serving(network.gateway) as names:
+            resolver = state / "resolv.conf"
+            cluster = cls(Node(network, image, state, resolver, claims or {}), namespace)
+            cluster._names = names
+            search = " ".join(f"{part}{cluster.domain}" for part in (f"{namespace}.svc.", "svc.", ""))
+            resolver.write_text(
+                f"nameserver {network.gateway}\nsearch {search}\noptions ndots:5\n"
+            )
+            keeper = asyncio.create_task(cluster._keep())
+            try:
+                yield cluster
+            finally:
+                keeper.cancel()
+                await asyncio.wait({keeper})
+                await cluster._end(grace_s=0)
+
+    async def apply(self, manifests: Sequence[Manifest]) -> None:
+        """`helm install` or `helm upgrade`: from now on the cluster is made to be like this."""
+        self._manifests = [each for each in manifests if _HOOK not in _annotations(each)]
+        for service in self._kind("Service"):
+            await self._open_door(service)
+        self._touch()
+
+    async def uninstall(self) -> None:
+        """Deletes everything with its grace period."""
+        self._manifests = ()
+        await self._end(grace_s=None)
+
+    async def until_settled(self, timeout_s: float) -> None:
+        """All pods of the newest templates are ready, and no others are left. Raises NotSettled."""
+        async with self._settled:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._settled.wait_for(self._is_settled)
+            except TimeoutError:
+                raise NotSettled(self.report(f"not ready after {timeout_s:.0f} s")) from None
+
+    async def until(self, condition: Callable[[LocalCluster], bool], timeout_s: float) -> None:
+        """Looks whenever a pod appears, gets ready or not, or is gone. Raises TimeoutError."""
+        async with self._settled, asyncio.timeout(timeout_s):
+            await self._settled.wait_for(lambda: condition(self))
+
+    async def run_hooks(self, manifests: Sequence[Manifest], hook: str = "test") -> list[Pod]:
+        """`helm test`: runs the pods of this hook in turn. Raises NotSettled when one fails."""
+        done = []
+        for manifest in manifests:
+            if hook not in _annotations(manifest).get(_HOOK, "").split(","):
+                continue
+            if manifest["kind"] != "Pod":
+                raise NotSettled(f"hook {manifest['kind']}: this stand-in runs Pods")
+            pod = self._make_pod(f"Pod/{hook}", manifest["metadata"]["name"], manifest, {})
+            try:
+                code = await pod.finished()
+            finally:
+                await pod.stop(grace_s=0)
+                self._pods.pop(pod.identity.name)
+            if code:
+                raise NotSettled(f"{pod.identity.name} ended with {code}:\n{pod.log()}")
+            done.append(pod)
+        return done
+
+    def pods(self, workload: str = "") -> list[Pod]:
+        """Those of a workload (its name), or all; stopping ones too."""
+        return [pod for owner, pod in self._pods.values() if not workload or owner == workload]
+
+    def url_of(self, service: str, port: int) -> str:
+        """Of a Service with an address of its own, from here."""
+        return f"http://{self._addresses[service]}:{port}"
+
+    def report(self, why: str) -> str:
+        """For people: what happened, and the end of each log."""
+        logs = [f"--- {name}\n{pod.log()[-2000:]}" for name, (_, pod) in self._pods.items()]
+        return "\n".join([why, *self.events[-60:], *logs])
+
+    def _is_settled(self) -> bool:
+        for _, pod in self._pods.values():
+            if pod.failure is not None:
+                raise NotSettled(self.report(f"{pod.identity.name}: {pod.failure!r}"))
+        rest = {name for name, (_, pod) in self._pods.items()}
+        for workload in self._kind("Deployment", "StatefulSet"):
+            pods = self.pods(workload["metadata"]["name"])
+            wanted = workload["spec"].get("replicas", 1)
+            views = [self._view(pod, workload) for pod in pods]
+            if len(views) != wanted or not all(v.current and v.ready and not v.stopping for v in views):
+                return False
+            rest -= {view.name for view in views}
+        return not rest
+
+    async def _keep(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            for workload in self._kind("Deployment", "StatefulSet"):
+                self._act(workload, self._step(workload))
+            names = {each["metadata"]["name"] for each in self._kind("Deployment", "StatefulSet")}
+            self._retire([pod for owner, pod in self._pods.values() if owner not in names and "/" not in owner])
+            self._tell_services()
+            async with self._settled:
+                self._settled.notify_all()
+
+    def _step(self, workload: Manifest) -> Step:
+        spec = workload["spec"]
+        replicas = spec.get("replicas", 1)
+        views = [self._view(pod, workload) for pod in self.pods(workload["metadata"]["name"])]
+        if workload["kind"] == "StatefulSet":
+            parallel = spec.get("podManagementPolicy") == "Parallel"
+            return stateful_step(replicas, parallel=parallel, pods=views)
+        strategy = spec.get("strategy") or {}
+        if strategy.get("type") == "Recreate":
+            surge, unavailable = 0, replicas
+        else:
+            rolling = strategy.get("rollingUpdate") or {}
+            surge = share_of(rolling.get("maxSurge", "25%"), replicas, up=True)
+            unavailable = share_of(rolling.get("maxUnavailable", "25%"), replicas, up=False)
+        return deployment_step(replicas, surge, unavailable, views)
+
+    def _view(self, pod: Pod, workload: Manifest) -> PodView:
+        labels = pod.identity.labels
+        mark = labels.get(_HASH) or labels.get(_REVISION)
+        current = mark == hash_of(workload["spec"]["template"])
+        ordinal = int(labels.get(_INDEX, 0))
+        return PodView(pod.identity.name, current, pod.ready, pod.stopping, ordinal)
+
+    def _act(self, workload: Manifest, step: Step) -> None:
+        name, template = workload["metadata"]["name"], workload["spec"]["template"]
+        revision = hash_of(template)
+        for _ in range(step.create):
+            suffix = f"{revision}-{secrets.token_hex(3)[:5]}"
+            self._make_pod(name, f"{name}-{suffix}", template, {_HASH: revision})
+        for ordinal in step.ordinals:
+            labels = {
+                _REVISION: revision,
+                _INDEX: str(ordinal),
+                "statefulset.kubernetes.io/pod-name": f"{name}-{ordinal}",
+            }
+            self._make_pod(name, f"{name}-{ordinal}", template, labels)
+        self._retire([self._pods[each][1] for each in step.delete])
+
+    def _make_pod(
+        self, workload: str, name: str, template: Manifest, labels: Mapping[str, str]
+    ) -> Pod:
+        metadata = template.get("metadata") or {}
+        identity = Identity(
+            name,
+            self.namespace,
+            node=f"node-{len(self.pods(workload)) % _NODES}",
+            labels={**(metadata.get("labels") or {}), **labels},
+            annotations=metadata.get("annotations") or {},
+        )
+        stored = Stored.of(self._manifests)
+        pod = Pod(identity, template["spec"], stored, self.node, self._touch, self.events)
+        self._pods[name] = (workload, pod)
+        pod.start()
+        return pod
+
+    def _retire(self, pods: Sequence[Pod], grace_s: float | None = None) -> None:
+        for pod in pods:
+            if not pod.stopping:
+                task = asyncio.create_task(self._end_pod(pod, grace_s))
+                self._endings.add(task)
+                task.add_done_callback(self._endings.discard)
+
+    async def _end_pod(self, pod: Pod, grace_s: float | None) -> None:
+        await pod.stop(grace_s)
+        self._pods.pop(pod.identity.name, None)
+        self._touch()
+
+    async def delete_pod(self, pod: Pod, grace_s: float | None = None) -> None:
+        """`kubectl delete pod`; its workload makes another one. 0: by force, at once."""
+        await self._end_pod(pod, grace_s)
+
+    def _touch(self) -> None:
+        self._changed.set()
+
+    async def _end(self, grace_s: float | None) -> None:
+        self._retire(self.pods(), grace_s)
+        if grace_s == 0:
+            await asyncio.gather(*(pod.stop(grace_s=0) for pod in self.pods()))
+        await asyncio.gather(*self._endings)
+        self._tell_services()
+        await self._doors.aclose()
+        self._doors = contextlib.AsyncExitStack()
+        self._proxies.clear()
+        for address in self._addresses.values():
+            await self.node.network.drop_address(address)
+        self._addresses.clear()
+        for left in self.node.state.glob("*/volumes"):
+            shutil.rmtree(left)
+
+    def _kind(self, *kinds: str) -> list[Manifest]:
+        return [each for each in self._manifests if each["kind"] in kinds]
+
+    async def _open_door(self, service: Manifest) -> None:
+        """An address, and a proxy per port, for a Service that is new and not headless."""
+        name, spec = service["metadata"]["name"], service["spec"]
+        if spec.get("clusterIP") == "None":
+            return
+        if name not in self._addresses:
+            self._addresses[name] = await self.node.network.add_address(next(self._octets))
+        for port in spec["ports"]:
+            key = (name, port["port"])
+            if key not in self._proxies:
+                proxy = self._proxies[key] = ServiceProxy()
+                await self._doors.enter_async_context(
+                    proxy.serving(self._addresses[name], port["port"])
+                )
+
+    def _tell_services(self) -> None:
+        records: dict[str, list[str]] = {}
+        for service in self._kind("Service"):
+            name = service["metadata"]["name"]
+            zone = f"{name}.{self.namespace}.svc.{self.domain}"
+            behind = self._behind(service)
+            if name not in self._addresses:
+                records[zone] = [pod.address for pod in behind]
+                records |= {f"{pod.identity.name}.{zone}": [pod.address] for pod in behind}
+                continue
+            records[zone] = [self._addresses[name]]
+            for port in service["spec"]["ports"]:
+                target = port.get("targetPort", port["port"])
+                self._proxies[name, port["port"]].targets = [
+                    (pod.address, _port_of(pod, target)) for pod in behind
+                ]
+        self._names.records = records
+
+    def _behind(self, service: Manifest) -> list[Pod]:
+        """Pods that a Service leads to."""
+        spec = service["spec"]
+        everybody = spec.get("publishNotReadyAddresses", False)
+        return [
+            pod
+            for _, pod in self._pods.values()
+            if pod.address
+            and (everybody or (pod.ready and not pod.stopping))
+            and spec["selector"].items() <= dict(pod.identity.labels).items()
+        ]
+
+
+def hash_of(template: Manifest) -> str:
+    """Tells revisions of a pod template apart."""
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _annotations(manifest: Manifest) -> Mapping[str, str]:
+    return manifest["metadata"].get("annotations") or {}
+
+
+def _port_of(pod: Pod, port: int | str) -> int:
+    for container in pod.spec["containers"]:
+        with contextlib.suppress(KeyError):
+            return port_number(port, container)
+    raise KeyError(f"{pod.identity.name} has no port {port}")
