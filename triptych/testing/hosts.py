@@ -73,12 +73,12 @@ class _Namespace:
     async def create(cls) -> _Namespace:
         kinds = ("--net", "--uts", "--ipc", "--pid", "--fork", "--kill-child")
         keeper = await asyncio.create_subprocess_exec(
-            "unshare", *kinds, "sh", "-euc", _FIRST, stdin=PIPE, stdout=PIPE
+            "unshare", *kinds, "sh", "-euc", _FIRST, stdin=PIPE, stdout=PIPE, stderr=PIPE
         )
-        assert keeper.stdout is not None, "a pipe was asked for"
+        assert keeper.stdout is not None and keeper.stderr is not None, "pipes were asked for"
         told = await keeper.stdout.readline()
         if not told:
-            raise HostError(f"unshare: no namespace, exit code {await keeper.wait()}")
+            raise HostError((await keeper.stderr.read()).decode().strip())
         return cls(keeper, int(told))
 
     async def ip(self, *commands: str) -> None:
@@ -166,8 +166,8 @@ class Network:
         """Raises HostError."""
         subnet = _free_subnet(await run_tool("ip", "-4", "-o", "address"))
         node = await _Namespace.create()
+        network = cls(subnet, node)
         try:
-            network = cls(subnet, node)
             device = network.device
             await run_tool(
                 "ip", "-batch", "-",
@@ -181,6 +181,9 @@ class Network:
             )
             yield network
         finally:
+            # The kernel takes its time to clear a namespace away; nobody should see our end meanwhile.
+            with contextlib.suppress(HostError):
+                await run_tool("ip", "link", "delete", network.device)
             await node.end()
 
     @property
