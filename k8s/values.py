@@ -1,5 +1,5 @@
-"""The chart's values: what they may be and what each is for. `k8s.generate` writes the chart's schema
-and its reference from here; the defaults are those of chart/values.yaml.
+"""The chart's values: what they may be and what each is for. `k8s.generate` writes the chart's
+schema and its reference from here; the defaults are those of chart/values.yaml.
 
 What Kubernetes itself defines (tolerations, resources, …) passes through as it is.
 """
@@ -103,7 +103,7 @@ class ProbeValues(_Section):
 
 
 class AutoscalingValues(_Section):
-    """Of one pool of role prefill, decode or ffn; `minReplicas` takes the place of its `replicas`."""
+    """Of a pool of role prefill, decode or ffn; `minReplicas` takes the place of its `replicas`."""
 
     enabled: bool = False
     kind: Literal["hpa", "keda"] = "hpa"

@@ -1,5 +1,5 @@
-"""Is this running cluster well, seen from here? Its router, each worker at the address that it tells
-others, a streamed answer, and the paths that KV takes.
+"""Is this running cluster well, seen from here? Its router, each worker at the address that it
+tells others, a streamed answer, and the paths that KV takes.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ async def check_cluster(
     """What is there, next to what the config wants. An unreachable router is the only finding."""
     base = url.rstrip("/").removesuffix("/v1")
     # No proxy of the environment knows the addresses of pods.
-    async with httpx.AsyncClient(
-        timeout=_ANSWER_S, transport=transport, trust_env=False
-    ) as http:
+    async with httpx.AsyncClient(timeout=_ANSWER_S, transport=transport, trust_env=False) as http:
         try:
             ready = await http.get(f"{base}/ready")
             workers: list[Card] = (await http.get(f"{base}/workers")).json()["workers"]

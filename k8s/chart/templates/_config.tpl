@@ -59,7 +59,8 @@ Whether there are any at all counts. Call with (list $ pool-name).
 {{/* A size in bytes, as Kubernetes (512Mi) or the config (512MiB) writes it. Call with (list key size). */}}
 {{- define "triptych.bytes" -}}
 {{- $key := index . 0 -}}
-{{- $text := toString (index . 1) | lower | nospace -}}
+{{- $size := index . 1 -}}
+{{- $text := ternary ($size | toString) (printf "%.0f" (float64 $size)) (kindIs "string" $size) | lower | nospace -}}
 {{- $number := regexFind "^[0-9]*\\.?[0-9]+" $text -}}
 {{- $unit := trimPrefix $number $text | trimSuffix "b" -}}
 {{- $units := dict "" 1 "k" 1e3 "m" 1e6 "g" 1e9 "t" 1e12 "p" 1e15 "ki" 1024 "mi" 1048576 "gi" 1073741824 "ti" 1099511627776 "pi" 1125899906842624 -}}

@@ -67,6 +67,7 @@
 {{- fail "pods.router.autoscaling: workers are told of each router by name; set config.router.replicas" -}}
 {{- end -}}
 {{- include "triptych.validateNetwork" . -}}
+{{- include "triptych.validateDrafters" . -}}
 {{- include "triptych.validateModel" . -}}
 {{- range .Values.config.pools -}}
 {{- include "triptych.validatePool" (list $ .) -}}
@@ -81,11 +82,29 @@
 {{- if eq (dig "router" "port" 8000 .Values.config | int) 0 -}}
 {{- fail "config.router.port: 0 is any free port; Services need a fixed one, e.g. 8000" -}}
 {{- end -}}
-{{- if eq (dig "transport" "require" "" .Values.config | default "" | toString) "shm" -}}
+{{- $require := dig "transport" "require" "" .Values.config | default "" -}}
+{{- if eq $require "shm" -}}
 {{- fail "config.transport.require: pods share no memory; require tcp or nixl, or nothing" -}}
+{{- end -}}
+{{- if and $require (not (has $require (dig "transport" "links" list .Values.config))) -}}
+{{- fail (printf "config.transport.require: %s is not among config.transport.links" $require) -}}
 {{- end -}}
 {{- if .Values.config.tls -}}
 {{- fail "config.tls: set tls.enabled instead; the chart mounts the files and fills this in" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "triptych.validateDrafters" -}}
+{{- $drafting := list -}}
+{{- range .Values.config.pools -}}
+{{- if and (eq .role "draft") (dig "replicas" 1 .) -}}
+{{- $drafting = append $drafting .name -}}
+{{- end -}}
+{{- end -}}
+{{- range dig "speculation" "drafters" list .Values.config -}}
+{{- if and .pool (not (has .pool $drafting)) -}}
+{{- fail (printf "config.speculation.drafters: no workers in a pool %q of role draft; there are %v" .pool $drafting) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
@@ -116,6 +135,9 @@
 {{- end -}}
 {{- if and $settings.hostNetwork (has (include "triptych.httpPort" $root | int) (list (int $settings.ports.grpc) (int $settings.ports.metrics))) -}}
 {{- fail (printf "pods.%s.ports: %d is config.router.port, which may be on the same host" $pool.name (include "triptych.httpPort" $root | int)) -}}
+{{- end -}}
+{{- if and $settings.autoscaling.enabled (gt (int $settings.autoscaling.minReplicas) (int $settings.autoscaling.maxReplicas)) -}}
+{{- fail (printf "pods.%s.autoscaling.maxReplicas: %d is less than minReplicas, %d" $pool.name (int $settings.autoscaling.maxReplicas) (int $settings.autoscaling.minReplicas)) -}}
 {{- end -}}
 {{- if and $settings.autoscaling.enabled (eq $pool.role "draft") -}}
 {{- fail (printf "pods.%s.autoscaling: decode workers are told of each draft worker by name; set the pool's replicas" $pool.name) -}}

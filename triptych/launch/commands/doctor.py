@@ -33,8 +33,8 @@ def doctor(
 ) -> None:
     """Check this machine: versions, memory, limits, and each KV link by moving bytes over it.
 
-    Exits with 1 when a link that is needed does not work or turns out to be another one. With --url:
-    when a worker is missing or unreachable from here, or no answer comes.
+    Exits with 1 when a link that is needed does not work or turns out to be another one. With
+    --url: when a worker is missing or unreachable from here, or no answer comes.
     """
     if afd is not None:
         _measure(config_file, overrides, afd)
