@@ -181,7 +181,7 @@ class Network:
             )
             yield network
         finally:
-            # The kernel takes its time to clear a namespace away; nobody should see our end meanwhile.
+            # Here and now: the kernel takes its time to clear a namespace away.
             with contextlib.suppress(HostError):
                 await run_tool("ip", "link", "delete", network.device)
             await node.end()

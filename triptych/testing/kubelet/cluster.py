@@ -1,10 +1,10 @@
 """The control plane: makes pods of manifests, and keeps them as the manifests say.
 
-    async with LocalCluster.create(image, state, namespace="llm") as cluster:
-        await cluster.apply(manifests)
-        await cluster.until_settled(timeout_s=120)
-        url = cluster.url_of("rel-triptych", 8000)
-        await cluster.apply(other_manifests)
+async with LocalCluster.create(image, state, namespace="llm") as cluster:
+    await cluster.apply(manifests)
+    await cluster.until_settled(timeout_s=120)
+    url = cluster.url_of("rel-triptych", 8000)
+    await cluster.apply(other_manifests)
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import hashlib
 import itertools
 import json
 import secrets
-import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,10 +74,10 @@ class LocalCluster:
             resolver = state / "resolv.conf"
             cluster = cls(Node(network, image, state, resolver, claims or {}), namespace)
             cluster._names = names
-            search = " ".join(f"{part}{cluster.domain}" for part in (f"{namespace}.svc.", "svc.", ""))
-            resolver.write_text(
-                f"nameserver {network.gateway}\nsearch {search}\noptions ndots:5\n"
+            search = " ".join(
+                f"{part}{cluster.domain}" for part in (f"{namespace}.svc.", "svc.", "")
             )
+            resolver.write_text(f"nameserver {network.gateway}\nsearch {search}\noptions ndots:5\n")
             keeper = asyncio.create_task(cluster._keep())
             try:
                 yield cluster
@@ -154,7 +153,9 @@ class LocalCluster:
             pods = self.pods(workload["metadata"]["name"])
             wanted = workload["spec"].get("replicas", 1)
             views = [self._view(pod, workload) for pod in pods]
-            if len(views) != wanted or not all(v.current and v.ready and not v.stopping for v in views):
+            if len(views) != wanted or not all(
+                v.current and v.ready and not v.stopping for v in views
+            ):
                 return False
             rest -= {view.name for view in views}
         return not rest
@@ -166,7 +167,13 @@ class LocalCluster:
             for workload in self._kind("Deployment", "StatefulSet"):
                 self._act(workload, self._step(workload))
             names = {each["metadata"]["name"] for each in self._kind("Deployment", "StatefulSet")}
-            self._retire([pod for owner, pod in self._pods.values() if owner not in names and "/" not in owner])
+            self._retire(
+                [
+                    pod
+                    for owner, pod in self._pods.values()
+                    if owner not in names and "/" not in owner
+                ]
+            )
             self._tell_services()
             async with self._settled:
                 self._settled.notify_all()
@@ -257,8 +264,6 @@ class LocalCluster:
         for address in self._addresses.values():
             await self.node.network.drop_address(address)
         self._addresses.clear()
-        for left in self.node.state.glob("*/volumes"):
-            shutil.rmtree(left)
 
     def _kind(self, *kinds: str) -> list[Manifest]:
         return [each for each in self._manifests if each["kind"] in kinds]

@@ -12,6 +12,7 @@ from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
 from triptych.testing.hosts import Host, Network, child_of
 from triptych.testing.kubelet.probes import Probe, Tally, Verdict, back_off_s, look
 from triptych.testing.kubelet.variables import (
@@ -76,7 +77,9 @@ class Pod:
     _containers: list[_Container] = field(default_factory=list)
     _host: Host | None = None
     _volumes: dict[str, Path | int] = field(default_factory=dict)
-    _placed: asyncio.Event = field(default_factory=asyncio.Event)  # it has its namespaces, or never will
+    _placed: asyncio.Event = field(
+        default_factory=asyncio.Event
+    )  # it has its namespaces, or never will
     _life: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -129,7 +132,7 @@ class Pod:
 
     async def _live(self) -> None:
         try:
-            self._folder.mkdir(parents=True)
+            self._folder.mkdir(parents=True, exist_ok=True)  # logs of one of the same name
             self._host = await self.node.network.add_host(self.identity.name)
         finally:
             self._placed.set()
@@ -253,7 +256,7 @@ class Pod:
             return False
 
     async def _put_down(self, container: _Container, why: str) -> None:
-        """As the kubelet does with what fails a probe: asks, waits, kills. `_keep` starts it again."""
+        """What fails a probe is asked, waited for, killed; `_keep` starts it again."""
         self._note(f"{container.spec['name']} {why}")
         self._set_ready(container, False)
         grace_s = self.spec.get("terminationGracePeriodSeconds", _DEFAULT_GRACE_S)
@@ -268,7 +271,7 @@ class Pod:
             async with asyncio.timeout(grace_s):
                 await self._pre_stop(container)
                 _send(container, signal.SIGTERM)
-                await process.wait()
+                container.exit_code = await process.wait()
         except TimeoutError:
             self.cut_short = True
             self._note(f"{container.spec['name']} was killed after {grace_s:.0f} s of grace")
@@ -301,8 +304,7 @@ class Pod:
             await asyncio.wait({self._life})
         if self._host is not None:
             await self._host.end()
-        for folder in ("volumes", *(f"{each.spec['name']}.root" for each in self._containers)):
-            shutil.rmtree(self._folder / folder, ignore_errors=True)
+        _keep_logs(self._folder)
         self._note("gone")
         self.gone.set()
         self.changed()
@@ -315,6 +317,14 @@ class Pod:
 
     def _note(self, what: str) -> None:
         self.events.append(f"{time.strftime('%H:%M:%S')} {self.identity.name}: {what}")
+
+
+def _keep_logs(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.suffix != ".log":
+            path.unlink()
 
 
 def _send(container: _Container, number: signal.Signals) -> None:

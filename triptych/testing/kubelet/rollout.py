@@ -51,13 +51,13 @@ def deployment_step(
     ready = sum(pod.ready for pod in alive if pod not in surplus)
     spare = max(0, ready - (replicas - max_unavailable))
     lame = [pod for pod in old if not pod.ready]
-    # An old pod that is not ready serves nobody: it goes at once, ready ones as others replace them.
+    # Old pods that are not ready serve nobody and go at once; ready ones as others replace them.
     retired = lame + [pod for pod in old if pod.ready][:spare]
     return Step(create=create, delete=tuple(pod.name for pod in (*surplus, *retired)))
 
 
 def stateful_step(replicas: int, *, parallel: bool, pods: Sequence[PodView]) -> Step:
-    """One pod per ordinal; a newer template replaces them one by one, from the last to the first."""
+    """One pod per ordinal; a newer template replaces them one by one, the last one first."""
     there = {pod.ordinal: pod for pod in pods}
     excess = sorted((each for each in there if each >= replicas), reverse=True)
     doomed = [there[each] for each in excess if not there[each].stopping]

@@ -52,7 +52,11 @@ class Stored:
     @classmethod
     def of(cls, manifests: Sequence[Manifest]) -> Stored:
         return cls(
-            {each["metadata"]["name"]: _plain(each) for each in manifests if _is(each, "ConfigMap")},
+            {
+                each["metadata"]["name"]: _plain(each)
+                for each in manifests
+                if _is(each, "ConfigMap")
+            },
             {each["metadata"]["name"]: _plain(each) for each in manifests if _is(each, "Secret")},
         )
 

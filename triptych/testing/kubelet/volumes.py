@@ -28,13 +28,17 @@ class Image:
 
     @classmethod
     def of_checkout(cls, checkout: Path, home: Path) -> Image:
-        """Our code, this Python and its packages. `home`: models and compiled kernels."""
+        """Our code, this Python and its packages. `home`: models and compiled kernels.
+
+        Pods share this machine's cores, so their threads sleep while they wait.
+        """
         python = {prefix: Path(prefix) for prefix in (sys.base_prefix, sys.prefix)}
         env = {
             "PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin",
             "PYTHONPATH": "/opt/triptych/code:/opt/triptych/code/kernels",
             "PYTHONDONTWRITEBYTECODE": "1",
             "TRIPTYCH_HOME": "/opt/triptych/home",
+            "OMP_WAIT_POLICY": "PASSIVE",
         }
         return cls(python | {"/opt/triptych/code": checkout, "/opt/triptych/home": home}, env)
 
@@ -96,9 +100,7 @@ class VolumeMaker:
                 return
         raise KeyError(f"volume {dict(volume)}: this stand-in does not know its kind")
 
-    def _write(
-        self, values: Mapping[str, bytes], origin: Mapping[str, Any], place: Path
-    ) -> None:
+    def _write(self, values: Mapping[str, bytes], origin: Mapping[str, Any], place: Path) -> None:
         items = origin.get("items") or [{"key": key, "path": key} for key in values]
         for item in items:
             file = place / item["path"]
@@ -129,7 +131,7 @@ def image_mounts(image: Image, hosts: Path, resolver: Path) -> list[Mount]:
     """The image, and what a container runtime puts over it."""
     files = [Mount(target, source, read_only=True) for target, source in image.files.items()]
     etc = [Path("/etc") / name for name in _ETC]
-    system = [path for path in (Path("/usr"), Path("/opt/pyvenv"), *etc) if path.exists()]
+    system = [path for path in (Path("/usr"), *etc) if path.exists()]
     return [
         *(Mount(str(path), path, read_only=True) for path in system),
         Mount("/sys", Path("/sys"), read_only=True),
@@ -141,9 +143,12 @@ def image_mounts(image: Image, hosts: Path, resolver: Path) -> list[Mount]:
     ]
 
 
-def root_script(root: Path, mounts: Iterable[Mount], *, read_only: bool, then: Sequence[str]) -> str:
-    """Makes a root of these mounts at `root` and runs `then` in it. For a mount namespace of its
-    own; later mounts on the same path win.
+def root_script(
+    root: Path, mounts: Iterable[Mount], *, read_only: bool, then: Sequence[str]
+) -> str:
+    """For a shell in a mount namespace of its own: makes a root at `root`, runs `then` in it.
+
+    Of mounts on the same path the later one wins.
     """
     lines = ["mount --make-rprivate /", f"mount -t tmpfs -o mode=755 root {_at(root, '')}"]
     for name in ("bin", "lib", "lib64", "sbin"):
@@ -165,10 +170,11 @@ def _mount_lines(root: Path, mount: Mount) -> list[str]:
     if mount.source is None:
         options = f"size={mount.size},mode=1777" + (",ro" if mount.read_only else "")
         return [f"mkdir -p {target}", f"mount -t tmpfs -o {options} memory {target}"]
-    place = f"mkdir -p {target}"
+    place = [f"mkdir -p {target}"]
     if not mount.source.is_dir():
-        place = f"mkdir -p {_at(root, str(Path(mount.target).parent))}; [ -e {target} ] || : > {target}"
-    lines = [place, f"mount --rbind {shlex.quote(str(mount.source))} {target}"]
+        parent = _at(root, str(Path(mount.target).parent))
+        place = [f"mkdir -p {parent}", f"[ -e {target} ] || : > {target}"]
+    lines = [*place, f"mount --rbind {shlex.quote(str(mount.source))} {target}"]
     if mount.read_only:
         lines.append(f"mount -o remount,bind,ro {target}")
     return lines

@@ -1,0 +1,58 @@
+"""Thresholds of probes, and waits between starts."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from triptych.testing.kubelet.probes import Probe, Tally, back_off_s, look, port_number
+
+CONTAINER = {"name": "worker", "ports": [{"name": "http", "containerPort": 8000}]}
+
+
+def verdicts(looks: str, **thresholds: int) -> str:
+    """By looks (+ or -): (p)ending, (g)ood, (b)ad after each."""
+    tally = Tally(Probe.of({"httpGet": {}, **thresholds}))
+    return "".join(tally.add(each == "+").value[0] for each in looks)
+
+
+def test_bad_only_after_failures_in_a_row() -> None:
+    assert verdicts("--+--+---", failureThreshold=3) == "ppgggggg" + "b"
+
+
+def test_good_again_after_successes_in_a_row() -> None:
+    assert verdicts("---++", failureThreshold=3, successThreshold=2) == "ppbbg"
+
+
+def test_the_first_restart_is_at_once_and_later_ones_wait_longer_and_longer() -> None:
+    assert [back_off_s(n) for n in range(5)] == [0, 0, 10, 20, 40]
+    assert back_off_s(50) == 300
+
+
+def test_a_port_that_the_container_does_not_have_is_named() -> None:
+    assert port_number("http", CONTAINER) == 8000
+    assert port_number(9, CONTAINER) == 9
+    with pytest.raises(KeyError, match="worker has no port metrics"):
+        port_number("metrics", CONTAINER)
+
+
+async def test_a_look_is_good_for_2xx_only_and_bad_when_nobody_listens() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        status = b"200 OK" if b"GET /live " in head else b"503 Busy"
+        writer.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+
+    async def sees(path: str) -> bool:
+        probe = Probe.of({"httpGet": {"path": path, "port": port}, "timeoutSeconds": 5})
+        return await look(probe, CONTAINER, "127.0.0.1")
+
+    assert await sees("/live")
+    assert not await sees("/ready")
+    server.close()
+    await server.wait_closed()
+    assert not await sees("/live")
