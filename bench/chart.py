@@ -24,7 +24,7 @@ import httpx
 from bench.report import finish, print_table
 from tests.chart.helm import NAMESPACE, RELEASE, ROOT, Helm, find_helm
 from triptych.config import cache_dir
-from triptych.testing.cluster import eventually
+from triptych.testing.cluster import eventually, parse_metrics
 from triptych.testing.kubelet.cluster import LocalCluster, NotSettled
 from triptych.testing.kubelet.pod import Pod
 from triptych.testing.kubelet.variables import Manifest
@@ -41,6 +41,7 @@ class Life:
     stages: dict[str, float] = field(default_factory=dict)  # seconds
     answer: str = ""
     after_kill: str = ""
+    continued: float = 0.0  # streams that another home went on with, after the kill
     during_upgrade: int = 0  # answers
     wrong: list[str] = field(default_factory=list)
     cut_short: list[str] = field(default_factory=list)  # pods that were killed while they drained
@@ -75,6 +76,7 @@ async def live(
         life.answer = await told(cluster, body)
     with life.stage("completion, its home killed in the middle"):
         life.after_kill = await told(cluster, body, lambda: kill_home(cluster))
+    life.continued = await continuations(cluster)
     with life.stage("replaced"):
         await cluster.until_settled(_PATIENCE_S)
     with life.stage("upgrade under streams"):
@@ -112,6 +114,18 @@ async def told(
                 await midway()
                 midway = None
     return text if ended else f"{text} [broken off]"
+
+
+async def continuations(cluster: LocalCluster) -> float:
+    """Of all routers so far."""
+    found = 0.0
+    async with httpx.AsyncClient(trust_env=False) as http:
+        for router in cluster.pods(f"{SERVICE}-router"):
+            page = parse_metrics((await http.get(f"http://{router.address}:8000/metrics")).text)
+            for (name, labels), value in page.items():
+                if name == "triptych_router_continuations_total" and labels:
+                    found += value
+    return found
 
 
 async def kill_home(cluster: LocalCluster) -> None:
@@ -208,12 +222,13 @@ def main() -> None:
     rows = [[name, seconds] for name, seconds in life.stages.items()]
     print_table("The life of a release", ["stage", "seconds"], rows)
     same = life.after_kill == life.answer
-    print(f"the same answer after its home was killed: {same}")
+    print(f"the same answer after its home was killed: {same} ({life.continued:.0f} continued)")
     print(f"answers during the upgrade: {life.during_upgrade}, other or lost: {len(life.wrong)}")
     print(f"pods killed while draining: {life.cut_short}; left over: {life.left_over}")
     result = {
         "seconds": life.stages,
         "same_after_kill": same,
+        "continued": life.continued,
         "answers_during_upgrade": life.during_upgrade,
         "wrong_during_upgrade": life.wrong,
         "cut_short": life.cut_short,

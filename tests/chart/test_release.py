@@ -65,9 +65,10 @@ async def life(rendered: Rendered, weights: Path, tmp_path: Path) -> Life:
 async def test_a_release_answers_survives_a_dead_pod_and_an_upgrade_and_leaves_nothing(
     life: Life,
 ) -> None:
-    assert len(life.answer) > 600, life.answer
-    assert "\u2717" not in life.doctor
+    assert len(life.answer) > 400, life.answer
+    assert life.doctor.rstrip().endswith("healthy")
     assert life.after_kill == life.answer
+    assert life.continued == 1
     assert life.during_upgrade > 0
     assert life.wrong == []
     assert life.cut_short == []

@@ -125,11 +125,17 @@ class Host:
         )
 
     async def limit(self, *, rate_mbit: float, latency_ms: int = 50) -> None:
-        """Both ways, by a token bucket. Shorter queues than `latency_ms` of bytes are kept."""
-        shape = f"root tbf rate {rate_mbit}mbit burst 256kb latency {latency_ms}ms"
+        """Both ways, by a token bucket; what would wait longer than `latency_ms` is dropped."""
+        bucket = f"root tbf rate {rate_mbit}mbit burst 64kb latency {latency_ms}ms"
+        await self._shape("replace", *bucket.split())
+
+    async def unlimit(self) -> None:
+        await self._shape("replace", "root", "noqueue")
+
+    async def _shape(self, verb: str, *queue: str) -> None:
         for pid, device in ((self._inside.pid, "eth0"), (self._node.pid, self._port)):
             inside = ("nsenter", f"--net=/proc/{pid}/ns/net")
-            await run_tool(*inside, "tc", "qdisc", "replace", "dev", device, *shape.split())
+            await run_tool(*inside, "tc", "qdisc", verb, "dev", device, *queue)
 
     async def cut(self) -> None:
         """Pulls the cable: nothing is refused, everything is lost."""
