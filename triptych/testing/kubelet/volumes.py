@@ -65,7 +65,7 @@ class VolumeMaker:
         return {volume["name"]: self._make(volume) for volume in volumes}
 
     def _make(self, volume: Mapping[str, Any]) -> Path | int:
-        place = self.folder / "volumes" / volume["name"]
+        place = self.folder / "volumes" / str(volume["name"])
         if (volume.get("emptyDir") or {}).get("medium") == "Memory":
             # Half of the node's memory is Kubernetes's default.
             return quantity_bytes(volume["emptyDir"].get("sizeLimit", "1Gi"))
