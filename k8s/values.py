@@ -233,7 +233,9 @@ class NetworkPolicyValues(_Section):
     enabled: bool = False
     clients: list[Object] = Field([], description="who may use the API; none said: everybody")
     monitoring: list[Object] = Field([], description="who may read metrics; none said: everybody")
-    restrict_egress: bool = Field(False, description="to this release, DNS, and `egress`")
+    restrict_egress: bool = Field(
+        False, description="to this release, DNS, and `egress`; `model.fetch` needs more"
+    )
     egress: list[Object] = []
 
 

@@ -33,6 +33,7 @@ FFN_ROLE = "ffn"
 
 _AttachCall: TypeAlias = grpc.aio.StreamStreamCall[pb.WorkerReport, pb.RouterNote]
 
+_TICKS = 12  # looks in the time that a worker may be silent
 _GREETING_S = 5.0  # what a router may take for its first note, connecting included
 
 _log = logging.getLogger(__name__)
@@ -132,13 +133,17 @@ class Directory(RegistryServicer):
         """Membership for as long as the call is open and reports arrive."""
         first = await self._first_report(reports, context)
         member = self._join(first)
-        telling = asyncio.create_task(self._keep_told(member, context))
+        beside = {
+            asyncio.create_task(self._keep_told(member, context)),
+            asyncio.create_task(self._mind_silence(member)),
+        }
         try:
             await self._listen(member, reports)
         finally:
             self._leave(member)
-            telling.cancel()
-            await asyncio.wait({telling})
+            for task in beside:
+                task.cancel()
+            await asyncio.wait(beside)
         if member.dismissal:
             await context.abort(grpc.StatusCode.ABORTED, member.dismissal)
 
@@ -183,20 +188,32 @@ class Directory(RegistryServicer):
         ]
 
     async def _listen(self, member: _Member, reports: AsyncIterator[pb.WorkerReport]) -> None:
-        """Until the worker hangs up, falls silent or is dismissed."""
-        clock = asyncio.get_running_loop().time
+        """Until the worker hangs up or is dismissed."""
         try:
-            async with asyncio.timeout(self._silence_s) as member.patience:
+            async with asyncio.timeout(None) as member.patience:
                 while not member.dismissal:
                     report = await anext(reports, None)
                     if report is None:
                         return
-                    member.patience.reschedule(clock() + self._silence_s)
+                    member.silent_s = 0.0
                     member.view = _seen(member.hello, report.load)
                     self._pass_on(member.view, report.load)
                     self._spread_news()
         except TimeoutError:
-            member.dismissal = member.dismissal or self._silence
+            assert member.dismissal, "nothing else lets the patience run out"
+
+    async def _mind_silence(self, member: _Member) -> None:
+        """Dismisses a member that falls silent. Only time in which this process was awake counts:
+        behind a pause of its own (a machine out of memory, a suspended one) reports lie unread, and
+        all workers would seem to be gone at once.
+        """
+        clock, tick_s = asyncio.get_running_loop().time, self._silence_s / _TICKS
+        while not member.dismissal:
+            began = clock()
+            await asyncio.sleep(tick_s)
+            member.silent_s += min(clock() - began, 2 * tick_s)
+            if member.silent_s >= self._silence_s:
+                member.dismiss(self._silence)
 
     @property
     def _silence(self) -> str:
@@ -249,7 +266,8 @@ class _Member:
     hello: pb.WorkerHello
     view: WorkerView
     dismissal: str | None = None  # why the router ends the call
-    patience: asyncio.Timeout | None = None  # runs out when no report comes
+    patience: asyncio.Timeout | None = None  # runs out when it is dismissed
+    silent_s: float = 0.0  # since its last report
     ffn_changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def dismiss(self, reason: str) -> None:

@@ -277,7 +277,7 @@ def test_a_pools_image_lies_over_the_common_one(everything: Release, rendered: R
     assert everything.container("decode")["image"] == "triptych@sha256:" + 64 * "a"
     release = rendered(EXAMPLES / "gpu.yaml", "image.registry=registry.example/llm")
     assert release.container("decode")["image"] == "registry.example/llm/triptych:0.1.0-cuda"
-    assert release.container("router")["image"] == "registry.example/llm/triptych:0.1.0"
+    assert release.container("router")["image"] == "registry.example/llm/triptych:0.1.0-router"
 
 
 def test_what_a_pool_says_wins_even_when_it_is_nothing(rendered: Rendered) -> None:

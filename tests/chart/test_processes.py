@@ -223,3 +223,24 @@ def test_numbers_switches_and_big_sizes_come_through_as_they_were_written(
     assert config.transport == expected.transport
     assert config.speculation == expected.speculation
     assert config.router == expected.router
+
+
+def test_threads_do_not_spin_on_cores_that_others_may_want(rendered: Rendered) -> None:
+    def env(*settings: str) -> dict[str, str]:
+        container = rendered(None, *settings).container("decode")
+        return {each["name"]: each["value"] for each in container["env"] if "value" in each}
+
+    assert env()["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert "OMP_WAIT_POLICY" not in env("pods.decode.resources.limits.cpu=4")
+    three = env(pools(("decode", "decode"), threads=3))
+    assert three["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_rollout_is_not_given_up_while_a_model_may_still_load(
+    rendered: Rendered, profile: Path | None
+) -> None:
+    release = rendered(profile)
+    for workload in release.kinds("Deployment"):
+        start = release.container(pool_of(workload))["startupProbe"]
+        load_s = start["periodSeconds"] * start["failureThreshold"]
+        assert workload["spec"]["progressDeadlineSeconds"] > load_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,12 @@ def test_values_that_do_not_go_together_are_refused(
 @pytest.mark.parametrize("file", list(generated()), ids=lambda path: path.name)
 def test_a_generated_file_is_in_step(file: Path) -> None:
     assert file.read_text() == generated()[file], "run `make chart`"
+
+
+def test_the_chart_has_the_version_of_the_package() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert chart["version"] == chart["appVersion"] == project["version"]
 
 
 def test_the_schema_takes_every_config_that_triptych_takes() -> None:

@@ -53,6 +53,14 @@ def examine(config: ClusterConfig, links: Sequence[str] | None, mib: int) -> Rep
     return Report(_versions(), judge_machine(config, this_machine()), reports, needed)
 
 
+def alone(config: ClusterConfig, pool_name: str) -> ClusterConfig:
+    """The same config for a machine, or a container, that holds one worker of this pool and no
+    other. Raises ConfigError for an unknown pool.
+    """
+    pool = config.pool(pool_name).model_copy(update={"replicas": 1})
+    return config.model_copy(update={"pools": (pool,)})
+
+
 def needed_links(config: ClusterConfig) -> Sequence[str]:
     """A required link is the only one that is used."""
     required = config.transport.require

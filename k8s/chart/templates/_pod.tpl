@@ -1,6 +1,7 @@
 {{/*
-The pod of a router or a worker. Call with a dict: root, pool (name), settings, args (YAML list), command
-(list), ports and probes (YAML), hash (label that tells revisions of a Deployment apart, or "").
+The pod of a router or a worker. Call with a dict: root, pool (name), role, settings; container (name) and module (what
+python runs) with args, ports and probes as YAML; threads ("": as many as cores), numbered (whether its pods have an
+index), shm (size), hash (label that tells revisions of a Deployment apart, or "").
 */}}
 {{- define "triptych.pod" -}}
 {{- $root := .root -}}
@@ -127,6 +128,11 @@ spec:
 {{- with .threads }}
 - name: OMP_NUM_THREADS
   value: {{ . | quote }}
+{{- end }}
+{{- if not (dig "limits" "cpu" "" (.settings.resources | default dict)) }}
+# Others may want the cores that threads would spin on.
+- name: OMP_WAIT_POLICY
+  value: PASSIVE
 {{- end }}
 - name: PYTHONUNBUFFERED
   value: "1"

@@ -3,9 +3,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
+
 from transport.kv.probe import LinkReport
 from triptych.config import load_config
-from triptych.launch.doctor import Report, judge_machine, link_cells, needed_links, report_json
+from triptych.errors import ConfigError
+from triptych.launch.doctor import (
+    Report,
+    alone,
+    judge_machine,
+    link_cells,
+    needed_links,
+    report_json,
+)
 from triptych.launch.machine import Machine
 
 MACHINE = Machine(
@@ -50,6 +60,17 @@ def test_kv_pools_that_do_not_fit_are_a_problem() -> None:
     tight = replace(MACHINE, free_memory=1 << 30)
     assert "the KV pools alone take 2.0 GiB" in problems(tight)["memory"]
     assert "memory" not in problems(tight, "kv.memory=256MiB")
+
+
+def test_a_machine_of_one_worker_is_judged_by_that_worker() -> None:
+    """As a container of a pod is."""
+    pools = (
+        "pools=[{name: decode, role: decode, replicas: 9, threads: 8}, {name: p, role: prefill}]"
+    )
+    config = alone(load_config(None, [pools, "kv.memory=12GiB"]), "decode")
+    assert not any(finding.problem for finding in judge_machine(config, MACHINE))
+    with pytest.raises(ConfigError, match="no pool named 'ffn'"):
+        alone(config, "ffn")
 
 
 def test_locked_memory_matters_only_to_nixl() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -173,6 +174,16 @@ async def test_reports_keep_a_worker_beyond_the_silence_limit(serve, address):
             lambda workers: any(worker.running >= 40 for worker in workers), PATIENCE_S
         )
         assert [change.kind for change in changes] == ["joined"]
+
+
+async def test_a_router_that_stood_still_itself_drops_nobody(serve, address):
+    changes: list[Change] = []
+    directory, target = await open_registry(serve, address, silence_s=0.3, on_change=changes.append)
+    async with attached(target, hello(), counting()):
+        await second_report(directory)
+        time.sleep(1.0)  # noqa: ASYNC251 - as a process that gets no memory or no core
+        await second_report(directory)
+    assert [change.kind for change in changes] == ["joined"]
 
 
 async def test_a_call_that_never_reports_is_ended(serve, address):

@@ -18,6 +18,9 @@ def doctor(
     ] = None,
     mib: Annotated[int, typer.Option(min=1, help="Bytes that each link moves, in MiB.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    pool: Annotated[
+        str | None, typer.Option(help="This machine, or container, holds one worker of this pool.")
+    ] = None,
     afd: Annotated[
         Path | None,
         typer.Option(
@@ -44,9 +47,11 @@ def doctor(
         return
     from triptych.config import load_config
     from triptych.launch.console import open_console
-    from triptych.launch.doctor import examine, print_report, report_json
+    from triptych.launch.doctor import alone, examine, print_report, report_json
 
     config = load_config(config_file, overrides or ())
+    if pool is not None:
+        config = alone(config, pool)
     report = examine(config, _names(links), mib)
     if as_json:
         typer.echo(report_json(report))
