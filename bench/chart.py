@@ -24,11 +24,13 @@ import httpx
 from bench.report import finish, print_table
 from tests.chart.helm import NAMESPACE, RELEASE, ROOT, Helm, find_helm
 from triptych.config import cache_dir
+from triptych.hub import pull_model
 from triptych.testing.cluster import eventually, parse_metrics
 from triptych.testing.kubelet.cluster import LocalCluster, NotSettled
 from triptych.testing.kubelet.pod import Pod
 from triptych.testing.kubelet.variables import Manifest
 from triptych.testing.kubelet.volumes import Image
+from triptych_kernels.cpu.native import native
 
 SERVICE = f"{RELEASE}-triptych"
 _PATIENCE_S = 300.0
@@ -184,12 +186,18 @@ def _traces(state: Path) -> set[str]:
     return found | {f"file {path}" for path in state.glob("*/*") if path.suffix not in {".log"}}
 
 
+def this_image() -> Image:
+    """This checkout, with kernels compiled, as they are in images."""
+    native()
+    return Image.of_checkout(ROOT, cache_dir())
+
+
 async def run(arguments: argparse.Namespace, folder: Path) -> Life:
     helm = Helm(find_helm(folder), folder)
     settings = ["config.router.replicas=2", *arguments.set]
     first = helm.render(arguments.values, *settings).manifests
     second = helm.render(arguments.values, *settings, arguments.change).manifests
-    image = Image.of_checkout(ROOT, cache_dir())
+    image = this_image()
     state = folder / "state"
     state.mkdir()
     question = [{"role": "user", "content": "Tell me how bread is made, from the grain on."}]
@@ -217,6 +225,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=120)
     parser.add_argument("--save", type=Path)
     arguments = parser.parse_args()
+    if arguments.model == "smollm2-135m":
+        pull_model(arguments.model)
     with tempfile.TemporaryDirectory(prefix="triptych-chart-") as folder:
         life = asyncio.run(run(arguments, Path(folder)))
     rows = [[name, seconds] for name, seconds in life.stages.items()]

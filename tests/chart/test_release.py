@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 
-from bench.chart import Life, live
+from bench.chart import Life, live, this_image
 from tests.chart.conftest import Rendered
-from tests.chart.helm import NAMESPACE, ROOT
-from triptych.config import cache_dir
+from tests.chart.helm import NAMESPACE
 from triptych.testing.hosts import why_not
 from triptych.testing.kubelet.cluster import LocalCluster
-from triptych.testing.kubelet.volumes import Image
 
 pytestmark = [
     pytest.mark.cluster,
@@ -55,9 +53,8 @@ async def life(rendered: Rendered, weights: Path, tmp_path: Path) -> Life:
     second = rendered(None, *TINY, "config.engine.max_running=32").manifests
     state = tmp_path / "state"
     state.mkdir()
-    image = Image.of_checkout(ROOT, cache_dir())
     async with LocalCluster.create(
-        image, state, namespace=NAMESPACE, claims={"weights": weights}
+        this_image(), state, namespace=NAMESPACE, claims={"weights": weights}
     ) as cluster:
         return await live(cluster, first, second, BODY)
 

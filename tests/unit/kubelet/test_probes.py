@@ -37,6 +37,11 @@ def test_a_port_that_the_container_does_not_have_is_named() -> None:
         port_number("metrics", CONTAINER)
 
 
+def test_a_kind_that_nobody_knows_is_an_error() -> None:
+    with pytest.raises(KeyError, match="knows"):
+        Probe.of({"grpc": {"port": 8000}})
+
+
 async def test_a_look_is_good_for_2xx_only_and_bad_when_nobody_listens() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from triptych.testing.hosts import Host, Network, child_of
-from triptych.testing.kubelet.probes import Probe, Tally, Verdict, back_off_s, look
+from triptych.testing.kubelet.probes import Probe, Tally, Verdict, back_off_s, look, port_number
 from triptych.testing.kubelet.variables import (
     Identity,
     Manifest,
@@ -105,11 +105,6 @@ class Pod:
     def restarts(self) -> int:
         return sum(each.restarts for each in self._containers)
 
-    @property
-    def pids(self) -> list[int]:
-        """Of its programs that run, as seen from here."""
-        return [pid for each in self._containers if (pid := each.pid) is not None]
-
     async def finished(self) -> int:
         """Waits until all containers ended for good (restartPolicy); the worst exit code."""
         assert self._life is not None, "not started"
@@ -152,11 +147,11 @@ class Pod:
 
     async def _keep(self, container: _Container, policy: str) -> None:
         """Runs it, again and again if the policy says so."""
-        name = container.spec["name"]
+        name, probes = container.spec["name"], _probes_of(container.spec)
         while not self.stopping:
             await asyncio.sleep(back_off_s(container.restarts))
             container.process = await self._run(container.spec)
-            watch = asyncio.create_task(self._watch(container))
+            watch = asyncio.create_task(self._watch(container, probes))
             try:
                 container.exit_code = await container.process.wait()
             finally:
@@ -188,13 +183,8 @@ class Pod:
             command = ["unshare", "--mount", "sh", "-euc", script]
             return await self._inside.start(command, env=env, log=log)
 
-    async def _watch(self, container: _Container) -> None:
+    async def _watch(self, container: _Container, probes: Mapping[str, Probe]) -> None:
         """Probes one start of a container."""
-        probes = {
-            kind: Probe.of(container.spec[f"{kind}Probe"])
-            for kind in ("startup", "readiness", "liveness")
-            if f"{kind}Probe" in container.spec
-        }
         if "startup" in probes and not await self._started(container, probes["startup"]):
             return
         if "readiness" not in probes:
@@ -317,6 +307,17 @@ class Pod:
 
     def _note(self, what: str) -> None:
         self.events.append(f"{time.strftime('%H:%M:%S')} {self.identity.name}: {what}")
+
+
+def _probes_of(container: Manifest) -> dict[str, Probe]:
+    """Raises KeyError."""
+    kinds = [kind for kind in ("startup", "readiness", "liveness") if f"{kind}Probe" in container]
+    for kind in kinds:
+        action = container[f"{kind}Probe"]
+        for each in ("httpGet", "tcpSocket"):
+            if each in action:
+                port_number(action[each]["port"], container)
+    return {kind: Probe.of(container[f"{kind}Probe"]) for kind in kinds}
 
 
 def _keep_logs(folder: Path) -> None:

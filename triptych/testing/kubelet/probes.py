@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx
 
+_KINDS = {"httpGet", "tcpSocket", "exec"}
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -24,6 +26,9 @@ class Probe:
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> Probe:
+        """Raises KeyError for a kind of probe that this stand-in does not know."""
+        if not manifest.keys() & _KINDS:
+            raise KeyError(f"probe {dict(manifest)}: this stand-in knows {sorted(_KINDS)}")
         return cls(
             manifest,
             manifest.get("initialDelaySeconds", 0),
@@ -70,19 +75,17 @@ def port_number(port: int | str, container: Mapping[str, Any]) -> int:
 
 
 async def look(probe: Probe, container: Mapping[str, Any], address: str) -> bool:
-    """From the node, as the kubelet does. `exec` is the caller's. Raises KeyError."""
+    """From the node, as the kubelet does; `exec` is the caller's."""
     try:
         async with asyncio.timeout(probe.timeout_s):
             if "httpGet" in probe.action:
                 return await _http(probe.action["httpGet"], container, address)
-            if "tcpSocket" in probe.action:
-                port = port_number(probe.action["tcpSocket"]["port"], container)
-                _, writer = await asyncio.open_connection(address, port)
-                writer.close()
-                return True
+            port = port_number(probe.action["tcpSocket"]["port"], container)
+            _, writer = await asyncio.open_connection(address, port)
+            writer.close()
+            return True
     except (OSError, TimeoutError, httpx.HTTPError):
         return False
-    raise KeyError(f"probe {dict(probe.action)}: this stand-in knows httpGet, tcpSocket and exec")
 
 
 async def _http(get: Mapping[str, Any], container: Mapping[str, Any], address: str) -> bool:
