@@ -26,6 +26,7 @@ from typing import Any
 
 from bench.handoff import Sample, first_token, random_prompt
 from bench.report import finish, print_table
+from bench.workload import DTYPES
 from triptych.config import ClusterConfig, load_config
 from triptych.hub import pull_model
 from triptych.testing.distant_cluster import DistantCluster, distant_cluster
@@ -156,6 +157,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=6, help="of the prompt")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--dtype", default="int4", choices=DTYPES)
     parser.add_argument("--set", action="append", default=[], help="config override, e.g. a.b=1")
     parser.add_argument("--save", type=Path, help="keep the result with machine and commit")
     options = parser.parse_args()
@@ -165,6 +167,7 @@ def main() -> None:
         None,
         [
             f"model={options.model}",
+            f"dtype={options.dtype}",
             "served_model_name=bench",
             "router.host=0.0.0.0",
             "router.placement=least-loaded",  # a prompt is handed over whenever it can be

@@ -12,16 +12,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import itertools
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from triptych.testing.hosts import Network
+from triptych.testing.kubelet.doors import Doors
 from triptych.testing.kubelet.pod import Node, Pod
-from triptych.testing.kubelet.probes import port_number
 from triptych.testing.kubelet.rollout import (
     PodView,
     Step,
@@ -29,7 +28,7 @@ from triptych.testing.kubelet.rollout import (
     share_of,
     stateful_step,
 )
-from triptych.testing.kubelet.services import NameServer, ServiceProxy
+from triptych.testing.kubelet.services import NameServer
 from triptych.testing.kubelet.variables import Identity, Manifest, Stored
 from triptych.testing.kubelet.volumes import Image
 
@@ -48,18 +47,14 @@ class NotSettled(Exception):
 class LocalCluster:
     node: Node
     namespace: str
-    domain: str = "cluster.local"
+    doors: Doors
     events: list[str] = field(default_factory=list)
     _manifests: Sequence[Manifest] = ()
     _pods: dict[str, tuple[str, Pod]] = field(default_factory=dict)  # by name: workload, pod
+    _broken: Exception | None = None  # why nothing is kept any more
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _settled: asyncio.Condition = field(default_factory=asyncio.Condition)
-    _names: NameServer = field(default_factory=NameServer)
-    _addresses: dict[str, str] = field(default_factory=dict)  # of Services
-    _proxies: dict[tuple[str, int], ServiceProxy] = field(default_factory=dict)
-    _doors: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
     _endings: set[asyncio.Task[None]] = field(default_factory=set)
-    _octets: Iterator[int] = field(default_factory=lambda: itertools.count(200))
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -72,12 +67,9 @@ class LocalCluster:
         """
         async with Network.create() as network, NameServer.serving(network.gateway) as names:
             resolver = state / "resolv.conf"
-            cluster = cls(Node(network, image, state, resolver, claims or {}), namespace)
-            cluster._names = names
-            search = " ".join(
-                f"{part}{cluster.domain}" for part in (f"{namespace}.svc.", "svc.", "")
-            )
-            resolver.write_text(f"nameserver {network.gateway}\nsearch {search}\noptions ndots:5\n")
+            doors = Doors(network, names, namespace)
+            resolver.write_text(doors.resolver)
+            cluster = cls(Node(network, image, state, resolver, claims or {}), namespace, doors)
             keeper = asyncio.create_task(cluster._keep())
             try:
                 yield cluster
@@ -88,9 +80,10 @@ class LocalCluster:
 
     async def apply(self, manifests: Sequence[Manifest]) -> None:
         """`helm install` or `helm upgrade`: from now on the cluster is made to be like this."""
+        for manifest in manifests:
+            if manifest["kind"] == "Service":
+                await self.doors.open(manifest)
         self._manifests = [each for each in manifests if _HOOK not in _annotations(each)]
-        for service in self._kind("Service"):
-            await self._open_door(service)
         self._touch()
 
     async def uninstall(self) -> None:
@@ -137,7 +130,7 @@ class LocalCluster:
 
     def url_of(self, service: str, port: int) -> str:
         """Of a Service with an address of its own, from here."""
-        return f"http://{self._addresses[service]}:{port}"
+        return self.doors.url_of(service, port)
 
     def report(self, why: str) -> str:
         """For people: what happened, and the end of each log."""
@@ -145,6 +138,8 @@ class LocalCluster:
         return "\n".join([why, *self.events[-60:], *logs])
 
     def _is_settled(self) -> bool:
+        if self._broken is not None:
+            raise NotSettled(self.report(f"cannot go on: {self._broken!r}"))
         for _, pod in self._pods.values():
             if pod.failure is not None:
                 raise NotSettled(self.report(f"{pod.identity.name}: {pod.failure!r}"))
@@ -161,6 +156,14 @@ class LocalCluster:
         return not rest
 
     async def _keep(self) -> None:
+        try:
+            await self._reconcile()
+        except Exception as error:
+            self._broken = error
+            async with self._settled:
+                self._settled.notify_all()
+
+    async def _reconcile(self) -> None:
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -174,7 +177,7 @@ class LocalCluster:
                     if owner not in names and "/" not in owner
                 ]
             )
-            self._tell_services()
+            self.doors.update(self._kind("Service"), self.pods())
             async with self._settled:
                 self._settled.notify_all()
 
@@ -257,61 +260,10 @@ class LocalCluster:
         if grace_s == 0:
             await asyncio.gather(*(pod.stop(grace_s=0) for pod in self.pods()))
         await asyncio.gather(*self._endings)
-        self._tell_services()
-        await self._doors.aclose()
-        self._doors = contextlib.AsyncExitStack()
-        self._proxies.clear()
-        for address in self._addresses.values():
-            await self.node.network.drop_address(address)
-        self._addresses.clear()
+        await self.doors.close()
 
     def _kind(self, *kinds: str) -> list[Manifest]:
         return [each for each in self._manifests if each["kind"] in kinds]
-
-    async def _open_door(self, service: Manifest) -> None:
-        """An address, and a proxy per port, for a Service that is new and not headless."""
-        name, spec = service["metadata"]["name"], service["spec"]
-        if spec.get("clusterIP") == "None":
-            return
-        if name not in self._addresses:
-            self._addresses[name] = await self.node.network.add_address(next(self._octets))
-        for port in spec["ports"]:
-            key = (name, port["port"])
-            if key not in self._proxies:
-                proxy = self._proxies[key] = ServiceProxy()
-                await self._doors.enter_async_context(
-                    proxy.serving(self._addresses[name], port["port"])
-                )
-
-    def _tell_services(self) -> None:
-        records: dict[str, list[str]] = {}
-        for service in self._kind("Service"):
-            name = service["metadata"]["name"]
-            zone = f"{name}.{self.namespace}.svc.{self.domain}"
-            behind = self._behind(service)
-            if name not in self._addresses:
-                records[zone] = [pod.address for pod in behind]
-                records |= {f"{pod.identity.name}.{zone}": [pod.address] for pod in behind}
-                continue
-            records[zone] = [self._addresses[name]]
-            for port in service["spec"]["ports"]:
-                target = port.get("targetPort", port["port"])
-                self._proxies[name, port["port"]].targets = [
-                    (pod.address, _port_of(pod, target)) for pod in behind
-                ]
-        self._names.records = records
-
-    def _behind(self, service: Manifest) -> list[Pod]:
-        """Pods that a Service leads to."""
-        spec = service["spec"]
-        everybody = spec.get("publishNotReadyAddresses", False)
-        return [
-            pod
-            for _, pod in self._pods.values()
-            if pod.address
-            and (everybody or (pod.ready and not pod.stopping))
-            and spec["selector"].items() <= dict(pod.identity.labels).items()
-        ]
 
 
 def hash_of(template: Manifest) -> str:
@@ -321,10 +273,3 @@ def hash_of(template: Manifest) -> str:
 
 def _annotations(manifest: Manifest) -> Mapping[str, str]:
     return manifest["metadata"].get("annotations") or {}
-
-
-def _port_of(pod: Pod, port: int | str) -> int:
-    for container in pod.spec["containers"]:
-        with contextlib.suppress(KeyError):
-            return port_number(port, container)
-    raise KeyError(f"{pod.identity.name} has no port {port}")
