@@ -46,7 +46,9 @@ class Life:
     continued: float = 0.0  # streams that another home went on with, after the kill
     during_upgrade: int = 0  # answers
     wrong: list[str] = field(default_factory=list)
-    cut_short: list[str] = field(default_factory=list)  # pods that were killed while they drained
+    ended_badly: list[str] = field(
+        default_factory=list
+    )  # did not drain in time, or exit code not 0
     doctor: str = ""
     left_over: list[str] = field(default_factory=list)
 
@@ -86,7 +88,7 @@ async def live(
     pods = cluster.pods()
     with life.stage("uninstall"):
         await cluster.uninstall()
-    life.cut_short = [pod.identity.name for pod in pods if pod.cut_short]
+    life.ended_badly += badly_ended(pods)
     life.left_over = sorted(_traces(cluster.node.state) - before)
     return life
 
@@ -172,7 +174,11 @@ async def upgrade(
             await cluster.until_settled(_PATIENCE_S)
         finally:
             done.set()
-    life.cut_short += [pod.identity.name for pod in old if pod.cut_short]
+    life.ended_badly += badly_ended(old)
+
+
+def badly_ended(pods: Sequence[Pod]) -> list[str]:
+    return [each.identity.name for each in pods if each.cut_short or each.exit_code]
 
 
 def _traces(state: Path) -> set[str]:
@@ -234,14 +240,14 @@ def main() -> None:
     same = life.after_kill == life.answer
     print(f"the same answer after its home was killed: {same} ({life.continued:.0f} continued)")
     print(f"answers during the upgrade: {life.during_upgrade}, other or lost: {len(life.wrong)}")
-    print(f"pods killed while draining: {life.cut_short}; left over: {life.left_over}")
+    print(f"pods that ended badly: {life.ended_badly}; left over: {life.left_over}")
     result = {
         "seconds": life.stages,
         "same_after_kill": same,
         "continued": life.continued,
         "answers_during_upgrade": life.during_upgrade,
         "wrong_during_upgrade": life.wrong,
-        "cut_short": life.cut_short,
+        "ended_badly": life.ended_badly,
         "left_over": life.left_over,
     }
     finish(result, arguments.save)

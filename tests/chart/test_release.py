@@ -68,5 +68,5 @@ async def test_a_release_answers_survives_a_dead_pod_and_an_upgrade_and_leaves_n
     assert life.continued == 1
     assert life.during_upgrade > 0
     assert life.wrong == []
-    assert life.cut_short == []
+    assert life.ended_badly == []
     assert life.left_over == []

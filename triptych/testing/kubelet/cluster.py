@@ -14,13 +14,15 @@ import contextlib
 import hashlib
 import json
 import secrets
+import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from triptych.testing.hosts import Network
+from triptych.testing.kubelet.container import Node
 from triptych.testing.kubelet.doors import Doors
-from triptych.testing.kubelet.pod import Node, Pod
+from triptych.testing.kubelet.pod import Pod
 from triptych.testing.kubelet.rollout import (
     PodView,
     Step,
@@ -113,6 +115,8 @@ class LocalCluster:
                 continue
             if manifest["kind"] != "Pod":
                 raise NotSettled(f"hook {manifest['kind']}: this stand-in runs Pods")
+            # What an earlier run left (before-hook-creation).
+            shutil.rmtree(self.node.state / manifest["metadata"]["name"], ignore_errors=True)
             pod = self._make_pod(f"Pod/{hook}", manifest["metadata"]["name"], manifest, {})
             try:
                 code = await pod.finished()
