@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
-from triptych.testing.kubelet.probes import Probe, Tally, back_off_s, look, port_number
+from triptych.testing.kubelet.probes import Probe, Tally, back_off_s, port_number
 
 CONTAINER = {"name": "worker", "ports": [{"name": "http", "containerPort": 8000}]}
 
@@ -40,24 +38,3 @@ def test_a_port_that_the_container_does_not_have_is_named() -> None:
 def test_a_kind_that_nobody_knows_is_an_error() -> None:
     with pytest.raises(KeyError, match="knows"):
         Probe.of({"grpc": {"port": 8000}})
-
-
-async def test_a_look_is_good_for_2xx_only_and_bad_when_nobody_listens() -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        status = b"200 OK" if b"GET /live " in head else b"503 Busy"
-        writer.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-
-    async def sees(path: str) -> bool:
-        probe = Probe.of({"httpGet": {"path": path, "port": port}, "timeoutSeconds": 5})
-        return await look(probe, CONTAINER, "127.0.0.1")
-
-    assert await sees("/live")
-    assert not await sees("/ready")
-    server.close()
-    await server.wait_closed()
-    assert not await sees("/live")
