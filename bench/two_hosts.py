@@ -152,9 +152,9 @@ async def run(config: ClusterConfig, options: argparse.Namespace, folder: Path) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mbit", type=float, nargs="*", default=[100.0, 1000.0])
+    parser.add_argument("--mbit", type=float, nargs="*", default=[20.0, 100.0, 1000.0])
     parser.add_argument("--chunk", type=int, default=256, help="tokens of a chunk")
-    parser.add_argument("--chunks", type=int, default=6, help="of the prompt")
+    parser.add_argument("--chunks", type=int, default=4, help="of the prompt")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="int4", choices=DTYPES)
@@ -174,7 +174,7 @@ def main() -> None:
             "transport.links=[tcp]",
             "speculation.mode=off",
             f"engine.chunk_tokens={options.chunk}",
-            "pools=[{name: prefill, role: prefill, threads: 1}, "
+            "pools=[{name: prefill, role: prefill}, "
             "{name: decode, role: decode, threads: 1}]",
             *options.set,
         ],
