@@ -174,8 +174,7 @@ def main() -> None:
             "transport.links=[tcp]",
             "speculation.mode=off",
             f"engine.chunk_tokens={options.chunk}",
-            "pools=[{name: prefill, role: prefill}, "
-            "{name: decode, role: decode, threads: 1}]",
+            "pools=[{name: prefill, role: prefill}, {name: decode, role: decode, threads: 1}]",
             *options.set,
         ],
     )
