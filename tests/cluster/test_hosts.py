@@ -19,6 +19,12 @@ pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(why_not() is not None, reason=f"no namespaces: {why_not()}"),
 ]
+SERVER = """
+import socket
+with socket.create_server(("", 8000)) as server:
+    while True:
+        server.accept()
+"""
 OWNER = """
 import asyncio, os
 from triptych.testing.hosts import Network
@@ -46,8 +52,7 @@ async def test_hosts_reach_each_other_while_their_cables_are_in() -> None:
         network.host("left") as left,
         network.host("right") as right,
     ):
-        serve = [sys.executable, "-m", "http.server", "8000", "--bind", "0.0.0.0"]
-        server = await right.start(serve)
+        server = await right.start([sys.executable, "-c", SERVER])
 
         async def listens() -> bool:
             return await reaches(left, 8000, right.address)

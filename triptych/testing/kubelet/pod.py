@@ -36,6 +36,7 @@ class Pod:
     def start(self) -> None:
         self._containers = [self._container(spec) for spec in self.spec["containers"]]
         self._life = asyncio.create_task(self._live(), name=self.identity.name)
+        self._life.add_done_callback(lambda _: self.changed())  # it may have failed
 
     @property
     def ready(self) -> bool:
