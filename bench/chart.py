@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -183,7 +184,7 @@ def badly_ended(pods: Sequence[Pod]) -> list[str]:
 
 def _traces(state: Path) -> set[str]:
     """Network namespaces, interfaces and mounts that there are, and pods' files but for logs."""
-    found = {f"interface {path.name}" for path in Path("/sys/class/net").iterdir()}
+    found = {f"interface {name}" for _, name in socket.if_nameindex()}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             found.add(f"namespace {os.readlink(process / 'ns/net')}")
