@@ -29,6 +29,7 @@ from bench.report import finish, print_table
 from bench.workload import DTYPES
 from triptych.config import ClusterConfig, load_config
 from triptych.hub import pull_model
+from triptych.testing.cluster import eventually
 from triptych.testing.distant_cluster import DistantCluster, distant_cluster
 from triptych.testing.hosts import Network
 
@@ -104,12 +105,17 @@ async def cut_in_transfer(cluster: DistantCluster, tokens: int, rate: float) -> 
     """The link goes down for `_CUT_S` while KV travels; the answer next to an undisturbed one."""
     draw = random.Random(1)
     prompt = random_prompt(draw, tokens)
-    body = {"model": "bench", "prompt": prompt, "max_tokens": 32, "temperature": 0}
-    body |= {"stream": False, "logprobs": 1, "return_token_ids": True}
+    body = {"model": "bench", "prompt": prompt, "max_tokens": 16, "temperature": 0}
     await limit(cluster, rate)
     calm = await answer(cluster, {**body, "cache_salt": "calm"})
+    before = await arrived_bytes(cluster)
     asked = asyncio.create_task(answer(cluster, {**body, "cache_salt": "cut"}))
-    await asyncio.sleep(calm[2] * 0.6)
+
+    async def under_way() -> bool:
+        return await arrived_bytes(cluster) > before
+
+    await eventually(under_way, timeout_s=120)
+    assert not asked.done(), "the first chunk is not the last one"
     host = cluster.hosts["prefill-0"]
     await host.cut()
     await asyncio.sleep(_CUT_S)
@@ -122,6 +128,12 @@ async def cut_in_transfer(cluster: DistantCluster, tokens: int, rate: float) -> 
         "same": calm[0] == disturbed[0],
         "fallbacks": disturbed[1]["fallbacks"],
     }
+
+
+async def arrived_bytes(cluster: DistantCluster) -> float:
+    """KV that the home has fetched and committed so far."""
+    page = await cluster.metrics("decode-0")
+    return page["triptych_kv_transfer_bytes_total", frozenset({("link", "tcp")})]
 
 
 async def answer(
