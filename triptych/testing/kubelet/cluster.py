@@ -38,6 +38,7 @@ _HASH = "pod-template-hash"
 _REVISION = "controller-revision-hash"
 _INDEX = "apps.kubernetes.io/pod-index"
 _HOOK = "helm.sh/hook"
+_OF_HOOK = "hook/"  # in place of a workload's name
 _NODES = 3  # how many names of nodes the pods of a workload go round
 
 
@@ -117,7 +118,7 @@ class LocalCluster:
                 raise NotSettled(f"hook {manifest['kind']}: this stand-in runs Pods")
             # What an earlier run left (before-hook-creation).
             shutil.rmtree(self.node.state / manifest["metadata"]["name"], ignore_errors=True)
-            pod = self._make_pod(f"Pod/{hook}", manifest["metadata"]["name"], manifest, {})
+            pod = self._make_pod(_OF_HOOK + hook, manifest["metadata"]["name"], manifest, {})
             try:
                 code = await pod.finished()
             finally:
@@ -147,17 +148,16 @@ class LocalCluster:
         for _, pod in self._pods.values():
             if pod.failure is not None:
                 raise NotSettled(self.report(f"{pod.identity.name}: {pod.failure!r}"))
-        rest = {name for name, (_, pod) in self._pods.items()}
+        others = set(self._pods)
         for workload in self._kind("Deployment", "StatefulSet"):
             pods = self.pods(workload["metadata"]["name"])
             wanted = workload["spec"].get("replicas", 1)
             views = [self._view(pod, workload) for pod in pods]
-            if len(views) != wanted or not all(
-                v.current and v.ready and not v.stopping for v in views
-            ):
+            good = [each for each in views if each.current and each.ready and not each.stopping]
+            if not len(good) == len(views) == wanted:
                 return False
-            rest -= {view.name for view in views}
-        return not rest
+            others -= {each.name for each in views}
+        return not others
 
     async def _keep(self) -> None:
         try:
@@ -171,16 +171,16 @@ class LocalCluster:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            owners = set()
             for workload in self._kind("Deployment", "StatefulSet"):
+                owners.add(workload["metadata"]["name"])
                 self._act(workload, self._step(workload))
-            names = {each["metadata"]["name"] for each in self._kind("Deployment", "StatefulSet")}
-            self._retire(
-                [
-                    pod
-                    for owner, pod in self._pods.values()
-                    if owner not in names and "/" not in owner
-                ]
-            )
+            orphans = [
+                pod
+                for owner, pod in self._pods.values()
+                if owner not in owners and not owner.startswith(_OF_HOOK)
+            ]
+            self._retire(orphans)
             self.doors.update(self._kind("Service"), self.pods())
             async with self._settled:
                 self._settled.notify_all()

@@ -82,6 +82,8 @@ class Pod:
     async def stop(self, grace_s: float | None = None) -> None:
         """Deletes it; 0 is `kubectl delete --force`: every process is killed. Idempotent."""
         if self.stopping:
+            if grace_s == 0 and self._host is not None:
+                await self._host.end()
             await self.gone.wait()
             return
         self.stopping = True
