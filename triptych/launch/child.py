@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,41 +30,20 @@ class BackOff:
         return min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 30))
 
 
-class Child:
-    """Runs `spec`, its output going to `log_file`; `report` hears of every change of state.
+class Kept(ABC):
+    """A process of the plan as its launcher knows it; `report` hears of every change of state."""
 
-    A child that ends by itself is started again for as long as `may_restart` says so. Each process
-    leads a session and a process group of its own: the terminal's Ctrl-C does not reach it, and
-    what it leaves behind is found by its group.
-    """
-
-    def __init__(
-        self,
-        spec: ProcessSpec,
-        log_file: Path,
-        *,
-        env: dict[str, str],  # on top of the plan's
-        back_off: BackOff,
-        may_restart: Callable[[], bool],
-        report: Callable[[ProcessEvent], None],
-    ) -> None:
+    def __init__(self, spec: ProcessSpec, report: Callable[[ProcessEvent], None]) -> None:
         self.spec = spec
         self.state = ProcessState.STARTING
         self.detail = ""
         self.restarts = 0
-        self._log_file = log_file
-        self._log_start = log_file.stat().st_size if log_file.exists() else 0
-        self._env = {**spec.env, **env}
-        self._back_off = back_off
-        self._may_restart = may_restart
         self._report = report
-        self._process: asyncio.subprocess.Process | None = None
-        self._told_to_end = asyncio.Event()
 
     @property
+    @abstractmethod
     def pid(self) -> int | None:
         """Also its process group's id; None while nothing runs."""
-        return None if self._process is None else self._process.pid
 
     @property
     def running(self) -> bool:
@@ -82,6 +62,61 @@ class Child:
             self.state, self.detail = state, detail
             self._report(self.event())
 
+    @abstractmethod
+    def last_message(self) -> str:
+        """The last line that it logged, as a person wants to read it; "" if none."""
+
+    @abstractmethod
+    def last_lines(self, count: int) -> list[str]: ...
+
+    @abstractmethod
+    async def spawn(self) -> None:
+        """Raises OSError when the system cannot start it."""
+
+    @abstractmethod
+    async def keep(self) -> None:
+        """Waits for the spawned process; starts it again when it ends. Returns when it may not."""
+
+    @abstractmethod
+    def terminate(self) -> None:
+        """Asks it to drain and end; it will not be started again."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Ends it and its helpers now; it will not be started again."""
+
+
+class Child(Kept):
+    """Runs `spec` as a child of this process, its output going to `log_file`.
+
+    A child that ends by itself is started again for as long as `may_restart` says so. Each process
+    leads a session and a process group of its own: the terminal's Ctrl-C does not reach it, and
+    what it leaves behind is found by its group.
+    """
+
+    def __init__(
+        self,
+        spec: ProcessSpec,
+        log_file: Path,
+        *,
+        env: dict[str, str],  # on top of the plan's
+        back_off: BackOff,
+        may_restart: Callable[[], bool],
+        report: Callable[[ProcessEvent], None],
+    ) -> None:
+        super().__init__(spec, report)
+        self._log_file = log_file
+        self._log_start = log_file.stat().st_size if log_file.exists() else 0
+        self._env = {**spec.env, **env}
+        self._back_off = back_off
+        self._may_restart = may_restart
+        self._process: asyncio.subprocess.Process | None = None
+        self._told_to_end = asyncio.Event()
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
     def last_message(self) -> str:
         return last_message(self._log_file, self._log_start)
 
@@ -89,7 +124,6 @@ class Child:
         return last_lines(self._log_file, count, self._log_start)
 
     async def spawn(self) -> None:
-        """Raises OSError when the system cannot start it."""
         # `env` replaces itself by the process: same pid, and no need to read our own environment.
         assignments = [f"{name}={value}" for name, value in self._env.items()]
         log = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -107,7 +141,6 @@ class Child:
             self._signal(signal.SIGTERM)  # told while it was being started
 
     async def keep(self) -> None:
-        """Waits for the spawned process; starts it again when it ends. Returns when it may not."""
         failures, born = 0, time.monotonic()
         while True:
             ended = await self._wait()
@@ -128,12 +161,10 @@ class Child:
                 await self.spawn()
 
     def terminate(self) -> None:
-        """Asks it to drain and end; it will not be started again."""
         self._told_to_end.set()
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Ends it and its helpers now; it will not be started again."""
         self._told_to_end.set()
         self._sweep()
 

@@ -13,6 +13,7 @@ from triptych.launch.commands.calibrate import calibrate
 from triptych.launch.commands.certs import certs
 from triptych.launch.commands.chat import chat
 from triptych.launch.commands.doctor import doctor
+from triptych.launch.commands.fetch import fetch
 from triptych.launch.commands.up import up
 
 USER_ERROR = 2  # exit code, as for wrong options
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.command()(up)
 app.command()(chat)
+app.command()(fetch)
 app.add_typer(models.app, name="models")
 app.add_typer(draft.app, name="draft")
 app.add_typer(plan.app, name="plan")

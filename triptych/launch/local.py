@@ -26,7 +26,7 @@ import httpx
 from triptych.config import ClusterConfig, dump_config
 from triptych.launch import guard
 from triptych.launch.base import LaunchError, ProcessEvent, ProcessState
-from triptych.launch.child import BackOff, Child
+from triptych.launch.child import BackOff, Child, Kept
 from triptych.launch.guarding import guarded
 from triptych.launch.logs import explain_delay, explain_end
 from triptych.launch.plan import ProcessSpec, plan, with_port
@@ -63,8 +63,8 @@ class LocalLauncher:
         self._probe = probe
         self._back_off = back_off or BackOff()
         self._margin_s = margin_s
-        self._children: list[Child] = []
-        self._keepers: dict[Child, asyncio.Task[None]] = {}
+        self._children: list[Kept] = []
+        self._keepers: dict[Kept, asyncio.Task[None]] = {}
         self._resources = contextlib.AsyncExitStack()
         self._watchers: set[asyncio.Queue[ProcessEvent | None]] = set()
         self._unsettled = asyncio.Event()  # something may run and not be ready
@@ -159,14 +159,18 @@ class LocalLauncher:
         if self._probe is None:
             client = await self._resources.enter_async_context(httpx.AsyncClient(trust_env=False))
             self._probe = RouterProbe(self.run_dir, client, self._config.router.names)
+        await self._prepare()
         for spec in self.specs:
-            await self._start_child(spec, mark)
+            await self._start_child(self._make_child(spec, mark))
         self._unsettled.set()
         self._attendant = asyncio.create_task(self._attend(self._probe), name="attend the cluster")
         self._attendant.add_done_callback(self._pass_on)
 
-    async def _start_child(self, spec: ProcessSpec, mark: str) -> None:
-        child = Child(
+    async def _prepare(self) -> None:
+        """What has to be there before the first process."""
+
+    def _make_child(self, spec: ProcessSpec, mark: str) -> Kept:
+        return Child(
             spec,
             self.run_dir.log_file(spec.name),
             env={guard.MARK_NAME: mark},
@@ -174,9 +178,11 @@ class LocalLauncher:
             may_restart=lambda: self._started_up,
             report=self._hear,
         )
+
+    async def _start_child(self, child: Kept) -> None:
         self._children.append(child)
         await child.spawn()
-        self._keepers[child] = asyncio.create_task(child.keep(), name=f"keep {spec.name}")
+        self._keepers[child] = asyncio.create_task(child.keep(), name=f"keep {child.spec.name}")
 
     def _hear(self, event: ProcessEvent) -> None:
         assert self._outcome is not None, "there are children"
@@ -236,7 +242,7 @@ class LocalLauncher:
         for queue in self._watchers:
             queue.put_nowait(None)
 
-    async def _end(self, children: Sequence[Child], deadline: float) -> None:
+    async def _end(self, children: Sequence[Kept], deadline: float) -> None:
         for child in children:
             child.terminate()
         keepers = {self._keepers[child]: child for child in children if child in self._keepers}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from triptych_kernels.cpu import build
 from triptych_kernels.cpu.build import COMPILERS, BuildError, build_library, default_cache
 from triptych_kernels.cpu.levels import LEVELS, Level, usable_levels
 
@@ -89,6 +90,21 @@ def test_processes_that_build_at_once_compile_once(sources: Path, tmp_path: Path
     assert answer_of(Path(answers.pop())) == 1
     links = [call for call in log.read_text().splitlines() if "-shared" in call]
     assert len(links) == 1
+
+
+@needs_compiler
+def test_what_an_image_brings_is_used_without_a_compiler_or_a_cache(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "PREBUILT", tmp_path / "prebuilt")
+    monkeypatch.setattr(build, "SOURCES", sources)
+    build.prebuild(build.PREBUILT)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for level in LEVELS:
+        library = build_library(level, tmp_path / "cache", sources)
+        assert library.parent == build.PREBUILT
+        assert library.name.startswith(level.name)
+    assert not (tmp_path / "cache").exists()
 
 
 @needs_compiler

@@ -22,7 +22,7 @@ def test_a_gguf_file_becomes_a_directory_and_the_result_is_told(tmp_path: Path) 
     result = run(app, ["models", "upcycle", str(file), str(out), *options])
     assert result.exit_code == 0, result.output
     progress = [line for line in result.output.splitlines() if line.startswith("writing ")]
-    assert len(progress) == 5 and progress[-1].endswith("MiB")
+    assert progress and " MiB" in progress[-1]
     assert f"{out}  MixtralForCausalLM, 0.00 GB" in result.output
     assert "3 of 4" in result.output and "an approximation" in result.output
     config = json.loads((out / "config.json").read_text())

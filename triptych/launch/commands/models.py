@@ -35,10 +35,17 @@ def pull(name: Annotated[str, typer.Argument(help="See `triptych models list`.")
 
 
 def ensure_model(name: str, console: Console) -> None:
-    """Downloads a known model that is not in the cache yet. Raises ModelError for no model."""
-    from triptych.hub import known_models, resolve_model
+    """Downloads what is not in the cache yet: a known model, or one that a source names.
 
-    if any(model.name == name and model.cached is None for model in known_models()):
+    Raises ModelError for no model.
+    """
+    from triptych.hub import known_models, resolve_model
+    from triptych.launch.commands.fetch import fetch_to
+    from triptych.weights.source import is_source
+
+    if is_source(name):
+        fetch_to(name, None, console)
+    elif any(model.name == name and model.cached is None for model in known_models()):
         pull_model(name, console)
     resolve_model(name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +11,17 @@ import typer
 from triptych.launch.commands.options import ConfigFile, Overrides
 
 
+class LauncherName(enum.StrEnum):
+    LOCAL = "local"
+    RAY = "ray"
+
+
 def up(
     model: Annotated[
         str | None,
-        typer.Argument(help="A known name, a Hugging Face directory or a .gguf file."),
+        typer.Argument(
+            help="A known name, a Hugging Face directory, a .gguf file or hf://org/name."
+        ),
     ] = None,
     config_file: ConfigFile = None,
     prefill: Annotated[
@@ -35,8 +43,15 @@ def up(
     run_dir: Annotated[
         Path | None, typer.Option(help="For sockets and logs; default: a temporary one.")
     ] = None,
+    launcher: Annotated[
+        LauncherName, typer.Option(help="Who runs the workers: this machine, or a Ray cluster.")
+    ] = LauncherName.LOCAL,
+    ray_address: Annotated[
+        str,
+        typer.Option(help="Of the Ray cluster; auto: the one that runs here; local: a new one."),
+    ] = "auto",
 ) -> None:
-    """Run a cluster on this machine: a router and pools of workers, one process each."""
+    """Run a cluster: a router and pools of workers, one process each, on this machine or on Ray."""
     import asyncio
     import json
 
@@ -65,9 +80,14 @@ def up(
     console = open_console()
     ensure_model(config.model, console)
     with own_or_temporary(run_dir) as place:
-        launcher = LocalLauncher(config, place)
         question = Question(prompt, max_tokens) if prompt is not None else None
-        asyncio.run(run_up(config, launcher, console, question, leave=leave))
+        if launcher is LauncherName.RAY:
+            from triptych.launch.ray_launcher import RayLauncher
+
+            chosen: LocalLauncher = RayLauncher(config, place, address=ray_address)
+        else:
+            chosen = LocalLauncher(config, place)
+        asyncio.run(run_up(config, chosen, console, question, leave=leave))
 
 
 def _absolute(model: str) -> str:
