@@ -7,6 +7,7 @@ processes.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,9 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError as error:
-        raise ModelError(f"{path}: file is missing") from error
+        # Said by safetensors of files, too, that this user may not read.
+        why = f"user {os.getuid()} may not read it" if path.exists() else "file is missing"
+        raise ModelError(f"{path}: {why}") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path}: not a complete safetensors file: {error}") from error
 

@@ -22,26 +22,11 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
-    """A running cluster. `url` is the router's, the first one's if there are several."""
+class ClusterView:
+    """A running cluster, seen from outside. `url` is the router's, the first one's of several."""
 
     url: str
-    launcher: LocalLauncher
     http: httpx.AsyncClient
-
-    def pid(self, name: str) -> int:
-        """Of worker `name`, or of the router, which must be running."""
-        pid = self.launcher.pid(name)
-        assert pid is not None, f"{name} is not running"
-        return pid
-
-    @contextlib.asynccontextmanager
-    async def at_router(self, name: str) -> AsyncIterator[Cluster]:
-        """The same cluster, asked at another one of its routers."""
-        url = self.launcher.run_dir.router_url(name)
-        assert url is not None, f"{name} does not listen"
-        async with httpx.AsyncClient(base_url=url, timeout=600.0) as http:
-            yield replace(self, url=url, http=http)
 
     async def workers(self) -> list[dict[str, Any]]:
         """The workers that are attached to the router."""
@@ -92,6 +77,27 @@ class Cluster:
         return await eventually(at_rest, timeout_s)
 
 
+@dataclass(frozen=True, slots=True)
+class Cluster(ClusterView):
+    """Of processes that we started on this machine."""
+
+    launcher: LocalLauncher
+
+    def pid(self, name: str) -> int:
+        """Of worker `name`, or of the router, which must be running."""
+        pid = self.launcher.pid(name)
+        assert pid is not None, f"{name} is not running"
+        return pid
+
+    @contextlib.asynccontextmanager
+    async def at_router(self, name: str) -> AsyncIterator[Cluster]:
+        """The same cluster, asked at another one of its routers."""
+        url = self.launcher.run_dir.router_url(name)
+        assert url is not None, f"{name} does not listen"
+        async with httpx.AsyncClient(base_url=url, timeout=600.0) as http:
+            yield replace(self, url=url, http=http)
+
+
 async def eventually(probe: Callable[[], Awaitable[_T | None]], timeout_s: float) -> _T:
     """The first answer of `probe` that is not None or False. Raises TimeoutError.
 
@@ -113,7 +119,7 @@ async def running_cluster(
     async with LocalLauncher(config, run_dir) as launcher:
         url = await launcher.wait_ready(timeout_s)
         async with httpx.AsyncClient(base_url=url, timeout=600.0) as http:
-            yield Cluster(url, launcher, http)
+            yield Cluster(url, http, launcher)
 
 
 def parse_metrics(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
