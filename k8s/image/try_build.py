@@ -13,7 +13,6 @@ The last line is a JSON object: seconds, megabytes and packages of each image.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import re
@@ -119,7 +118,7 @@ def read_stages(file: Path, scratch: Path, arguments: Mapping[str, str]) -> dict
     """By name, in the order of the file."""
     stages: dict[str, Stage] = {}
     stage: Stage | None = None
-    for step in DockerfileParser(fileobj=io.BytesIO(file.read_bytes())).structure:
+    for step in DockerfileParser(str(file)).structure:
         kind, value = step["instruction"], step["value"]
         if kind == "FROM":
             base, _, name = value.partition(" AS ")
