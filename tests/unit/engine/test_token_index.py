@@ -131,7 +131,7 @@ def test_where_all_tokens_may_be_chosen_it_is_v3_bit_for_bit(
 def prompts() -> list[list[int]]:
     draw = random.Random(2)
     shared = [draw.randrange(3, 250) for _ in range(70)]
-    own = [[draw.randrange(3, 250) for _ in range(n)] for n in (5, 23, 33, 140)]
+    own = [[draw.randrange(3, 250) for _ in range(n)] for n in (5, 23, 33, 300)]
     return [*own, shared, [*shared, 7, 8]]
 
 
@@ -153,7 +153,7 @@ def test_batches_caches_preemption_and_drafts_change_no_token(
     assert answers(crowded) == wanted
     assert answers(crowded) == wanted
     assert sum(sequence.num_cached for sequence in crowded.sequences) > 0
-    tight = make_home(blocks=12)
+    tight = make_home(blocks=24)
     assert answers(tight) == wanted
     assert tight.loop.scheduler.num_preemptions > 0
     for trees in (False, True):
