@@ -126,7 +126,7 @@ class DecodeService(DecodeWorkerServicer):
         check_resumed(request, vocab_size, parts.max_model_len)
         check_sampling(request.sampling, vocab_size)
         check_speculation(request.speculation, self._drafters)
-        check_sparse(request, parts.backend.kernels)
+        check_sparse(request, parts.backend.kernels, parts.model.config)
         asked = grammar_of(request.sampling)
         grammar = None if asked is None else await self._grammars.get(asked)
         return open_request(

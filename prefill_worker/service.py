@@ -72,7 +72,7 @@ class PrefillService(PrefillWorkerServicer):
         check_prompt(
             request.prompt_ids, self._parts.model.config.vocab_size, self._parts.max_model_len
         )
-        check_sparse(request, self._parts.backend.kernels)
+        check_sparse(request, self._parts.backend.kernels, self._parts.model.config)
         wanted = _wanted(request, self._parts.model.config.num_layers)
         if request.first_block * self._parts.layout.block_tokens >= len(request.prompt_ids):
             raise RequestError("first_block lies behind the prompt", param="first_block")

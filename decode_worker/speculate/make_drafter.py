@@ -59,8 +59,7 @@ class DrafterMaker:
             case DraftModelConfig():
                 return _draft_model(config, self._parts, self._sampler)
             case SparseConfig():
-                options = SparseOptions(config.ratio, config.min_tokens)
-                return SparseDrafter(self._parts.runner, self._sampler, options)
+                return _sparse(config, self._parts, self._sampler)
             case SwitchingConfig():
                 return SwitchingDrafter([self(part) for part in config.between])
             case RemoteConfig():
@@ -87,6 +86,16 @@ class DrafterMaker:
             )
         )
         return learning
+
+
+def _sparse(config: SparseConfig, parts: EngineParts, sampler: Sampler) -> SparseDrafter:
+    if parts.model.config.index is not None:
+        raise ConfigError(
+            "speculation.drafters: sparse: this model chooses by itself, token by token, what it "
+            "reads; take suffix or ngram"
+        )
+    options = SparseOptions(config.ratio, config.min_tokens)
+    return SparseDrafter(parts.runner, sampler, options)
 
 
 def _head_drafter(

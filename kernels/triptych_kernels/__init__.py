@@ -6,6 +6,7 @@ from triptych_kernels.reference import (
     apply_rotary,
     clamped_swiglu_mul,
     gelu_tanh_mul,
+    layer_norm,
     pad_rows,
     page_scores,
     paged_attention,
@@ -13,6 +14,7 @@ from triptych_kernels.reference import (
     rotary_cos_sin,
     silu_mul,
 )
+from triptych_kernels.reference_index import choose_tokens
 from triptych_kernels.routing import RoutingLike, combine, route
 from triptych_kernels.sampling import filter_logits, gumbel_noise
 
@@ -21,11 +23,13 @@ __all__ = [
     "RoutingLike",
     "append_kv",
     "apply_rotary",
+    "choose_tokens",
     "clamped_swiglu_mul",
     "combine",
     "filter_logits",
     "gelu_tanh_mul",
     "gumbel_noise",
+    "layer_norm",
     "pad_rows",
     "page_scores",
     "paged_attention",

@@ -23,8 +23,8 @@ ROW_TILE = 16
 K_CHUNK = 512
 KV_TILE = 128
 SWIGLU_LIMIT, SWIGLU_ALPHA = 7.0, 1.702  # of gpt-oss
-_QUERY_ROWS = 128
-_ROWS_AT_ONCE = 512  # query rows × KV tiles of one matmul: bounds memory, never changes bits
+QUERY_ROWS = 128
+ROWS_AT_ONCE = 512  # query rows × KV tiles of one matmul: bounds memory, never changes bits
 
 
 def pad_rows(x: Tensor) -> Tensor:
@@ -74,6 +74,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, weight_offset: float = 0.
     if weight_offset:
         return (normed * (weight.float() + weight_offset)).to(x.dtype)
     return normed.to(x.dtype) * weight
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """(x − mean) × rsqrt(variance + eps) × weight + bias over the last dimension, in float32."""
+    centred = x.float() - x.float().mean(-1, keepdim=True)
+    normed = centred * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + eps)
+    return (normed * weight + bias).to(x.dtype)
 
 
 def rotary_cos_sin(
@@ -132,6 +139,7 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    chosen: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of consecutive rows of one sequence over its paged KV.
 
@@ -139,27 +147,29 @@ def paged_attention(
     (strided views of one layer of the pool); blocks [n] int64: the sequence's blocks in order,
     holding at least start + R positions. A window of w lets position p see (p − w, p]. sinks [Hq]
     float32: a logit of each head that takes its share of the softmax and adds nothing (gpt-oss; the
-    idea is StreamingLLM's, arXiv 2309.17453). Returns [R, Hq, D].
+    idea is StreamingLLM's, arXiv 2309.17453). chosen bool [R, start + R]: the positions that a row
+    may see; without it all. Returns [R, Hq, D].
 
     Long chunks are cut: a piece sees only tiles up to its own end, and its scores stay in cache.
     Every tile is reduced alone (max, sum of exponentials, weighted values) and rescaled to the
     row's maximum, which is exact and order-free; the sums over tiles then run in position order.
     """
     rows, q_heads, dim = q.shape
-    if rows > _QUERY_ROWS:
+    if rows > QUERY_ROWS:
         pieces = [
             paged_attention(
                 piece,
                 keys,
                 values,
                 blocks,
-                start + number * _QUERY_ROWS,
+                start + number * QUERY_ROWS,
                 scale=scale,
                 window=window,
                 softcap=softcap,
                 sinks=sinks,
+                chosen=None if chosen is None else chosen[number * QUERY_ROWS :],
             )
-            for number, piece in enumerate(torch.split(q, _QUERY_ROWS))
+            for number, piece in enumerate(torch.split(q, QUERY_ROWS))
         ]
         return torch.cat(pieces)
     kv_heads = keys.shape[2]
@@ -175,10 +185,10 @@ def paged_attention(
     row_position = torch.arange(start, start + padded.shape[0]).clamp_(max=end - 1).repeat(group)
 
     parts = []
-    at_once = max(1, _ROWS_AT_ONCE // padded.shape[0])
+    at_once = max(1, ROWS_AT_ONCE // padded.shape[0])
     for tile in range(first_tile, last_tile, at_once):
         begin, count = tile * KV_TILE, min(at_once, last_tile - tile)
-        k = _gather_tiles(keys, blocks, begin, count, end).to(q.dtype)
+        k = gather_tiles(keys, blocks, begin, count, end).to(q.dtype)
         scores = torch.matmul(packed, k.transpose(2, 3)).float()  # [Hkv, tiles, G·R, KV_TILE]
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
@@ -188,6 +198,9 @@ def paged_attention(
             if window is not None:
                 masked |= position <= row_position[:, None] - window
             scores.masked_fill_(masked, -torch.inf)
+        if chosen is not None:
+            left_out = ~_chosen_tiles(chosen, padded.shape[0], begin, count)
+            scores.masked_fill_(left_out.repeat(1, group, 1), -torch.inf)
         parts.append(_reduce_tiles(scores, values, blocks, begin, end, q.dtype))
 
     best, total, out = (torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True))
@@ -242,7 +255,7 @@ def _reduce_tiles(
     """Each tile alone: row maximum, sum of exponentials, weighted values. scores [Hkv, tiles, G·R,
     KV_TILE].
     """
-    v = _gather_tiles(values, blocks, begin, scores.shape[1], end).to(dtype)
+    v = gather_tiles(values, blocks, begin, scores.shape[1], end).to(dtype)
     best = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
     weights = torch.exp(scores - best)
     return best, weights.sum(-1, keepdim=True), torch.matmul(weights.to(v.dtype), v).float()
@@ -267,7 +280,15 @@ def _merge_tiles(best: Tensor, total: Tensor, out: Tensor, sink: Tensor | None) 
     return all_out / all_total
 
 
-def _gather_tiles(pool: Tensor, blocks: Tensor, begin: int, count: int, end: int) -> Tensor:
+def _chosen_tiles(chosen: Tensor, rows: int, begin: int, count: int) -> Tensor:
+    """bool [count, rows, KV_TILE]; rows of padding have chosen nothing."""
+    width = count * KV_TILE
+    part = chosen[:rows, begin : begin + width]
+    part = torch.nn.functional.pad(part, (0, width - part.shape[1], 0, rows - part.shape[0]))
+    return part.view(rows, count, KV_TILE).transpose(0, 1)
+
+
+def gather_tiles(pool: Tensor, blocks: Tensor, begin: int, count: int, end: int) -> Tensor:
     """Positions [begin, begin + count × KV_TILE) as [Hkv, count, KV_TILE, D]; zeros from `end` on.
 
     What lies behind `end` in the last block is another owner's leftover and must not enter as NaN ×

@@ -45,6 +45,7 @@ class NativeRunner:
             layout.head_dim,
             layout.block_tokens,
             KV_TYPES[layout.dtype],
+            layout.index_dim,
         )
 
     def forward(self, jobs: Sequence[RowJob], taps: Sequence[Tap] = ()) -> Tensor:
@@ -67,6 +68,7 @@ class NativeRunner:
 
     @torch.inference_mode()
     def forward_pages(self, rows: Sequence[PageRow]) -> Tensor:
+        assert self.model.config.index is None, "a model that chooses its tokens reads no pages"
         hidden = self._native.embed(torch.tensor([row.token for row in rows], dtype=torch.int32))
         tables = [row.table.blocks(row.sequence) for row in rows]
         self._native.run(

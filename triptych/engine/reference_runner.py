@@ -6,7 +6,7 @@ The rows of all jobs stand one after the other, padded with dummy rows to a mult
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,9 @@ from triptych.engine.pages import PageRow, PageScores, ScoreWishes
 from triptych.engine.rows import RowJob, wanted_rows
 from triptych.engine.storage import KvStorage
 from triptych.models.model import Model
+from triptych.models.seams import IndexRows
 from triptych.models.taps import Tap
-from triptych_kernels import append_kv, pad_rows, page_scores, paged_attention
+from triptych_kernels import append_kv, choose_tokens, pad_rows, page_scores, paged_attention
 
 
 class ReferenceRunner:
@@ -116,14 +117,15 @@ class PagedView:
         window: int | None,
         softcap: float | None,
         sinks: Tensor | None,
+        index: IndexRows | None = None,
     ) -> Tensor:
         """Appends k and v of the real rows, then attends job by job. Padding rows come back as
         zeros.
         """
         real = self._slots.shape[0]
-        keys, values = self._storage.keys(layer), self._storage.values(layer)
-        append_kv(keys, k[:real], self._slots)
-        append_kv(values, v[:real], self._slots)
+        pools = self._storage.pools(layer)
+        for pool, kept in zip(pools, (k, v) if index is None else (k, v, index.keys), strict=True):
+            append_kv(pool, kept[:real].view(real, *pool.shape[2:]), self._slots)
         out = torch.zeros_like(q)
         attention = partial(
             paged_attention, scale=scale, window=window, softcap=softcap, sinks=sinks
@@ -133,13 +135,14 @@ class PagedView:
             nodes = end if job.draft.parents is None else end - len(job.draft)
             start = job.start - skipped
             if nodes > begin:
-                out[begin:nodes] = attention(q[begin:nodes], keys, values, blocks, start)
+                rows = slice(begin, nodes)
+                out[rows] = _attend(attention, q, index, rows, pools, blocks, start)
             for node in range(end - nodes):
-                row = nodes + node
-                path = _path_of(job, node, blocks, job.end - skipped, keys, values)
-                out[row : row + 1] = attention(q[row : row + 1], *path)
+                rows = slice(nodes + node, nodes + node + 1)
+                path = _path_of(job, node, blocks, job.end - skipped, pools)
+                out[rows] = _attend(attention, q, index, rows, *path)
         if window is None:
-            self._score(layer, q, keys, scale=scale, softcap=softcap, sinks=sinks)
+            self._score(layer, q, pools[0], scale=scale, softcap=softcap, sinks=sinks)
         return out
 
     def _score(self, layer: int, q: Tensor, keys: Tensor, **how: Any) -> None:
@@ -173,7 +176,9 @@ class ChosenPagesView:
         window: int | None,
         softcap: float | None,
         sinks: Tensor | None,
+        index: IndexRows | None = None,
     ) -> Tensor:
+        assert index is None, "a model that chooses its tokens reads no pages"
         real = len(self._starts)
         keys, values = self._storage.keys(layer), self._storage.values(layer)
         append_kv(keys, k[:real], self._slots)
@@ -199,18 +204,36 @@ def _positions(jobs: Sequence[RowJob]) -> Tensor:
     return torch.tensor([position for job in jobs for position in job.positions])
 
 
+def _attend(
+    attention: Callable[..., Tensor],
+    q: Tensor,
+    index: IndexRows | None,
+    rows: slice,
+    pools: Sequence[Tensor],
+    blocks: Tensor,
+    start: int,
+) -> Tensor:
+    """Some rows of q, which stand one behind the other from slot `start` on."""
+    chosen = None
+    if index is not None:
+        chosen = choose_tokens(
+            index.queries[rows], index.weights[rows], pools[2], blocks, start, index.top_k
+        )
+    return attention(q[rows], *pools[:2], blocks, start, chosen=chosen)
+
+
 def _path_of(
-    job: RowJob, node: int, blocks: Tensor, end: int, keys: Tensor, values: Tensor
-) -> tuple[Tensor, Tensor, Tensor, int]:
-    """KV of a node's path, which begins in slot `end`, as if it were alone: keys, values, blocks,
-    the node's slot.
+    job: RowJob, node: int, blocks: Tensor, end: int, pools: Sequence[Tensor]
+) -> tuple[list[Tensor], Tensor, int]:
+    """What is kept of a node's path, which begins in slot `end`, as if it were alone: pools,
+    blocks, the node's slot.
     """
     slots = torch.tensor([*range(end), *(end + step for step in job.draft.path(node))])
-    size = keys.shape[1]
+    size = pools[0].shape[1]
     count = -(-len(slots) // size)
     alone = []
-    for kept in (keys, values):
+    for kept in pools:
         own = kept.new_zeros(count * size, *kept.shape[2:])
         own[: len(slots)] = kept[blocks[slots // size], slots % size]
         alone.append(own.view(count, size, *kept.shape[2:]))
-    return alone[0], alone[1], torch.arange(count), len(slots) - 1
+    return alone, torch.arange(count), len(slots) - 1

@@ -41,14 +41,25 @@ class KvStorage:
         values = self._half(layer, 1).view(self.num_blocks, heads, dim, tokens)
         return values.permute(0, 3, 1, 2)
 
+    def index_keys(self, layer: int) -> Tensor:
+        """A view [num_blocks, block_tokens, 1, index_dim]: what tokens are chosen by."""
+        layout = self.layout
+        keys = self._layers[:, layer, layout.index_offset :].view(_DTYPES[layout.index_dtype])
+        return keys.view(self.num_blocks, layout.block_tokens, 1, layout.index_dim)
+
+    def pools(self, layer: int) -> tuple[Tensor, ...]:
+        """All that a layer keeps of a token, each [num_blocks, block_tokens, …]."""
+        kept = self.keys(layer), self.values(layer)
+        return (*kept, self.index_keys(layer)) if self.layout.index_dim else kept
+
     def move(self, blocks: Sequence[int], moves: Sequence[tuple[int, int]]) -> None:
-        """Copies keys and values from slot to slot of a sequence's blocks, in order. Not of int8,
-        whose scales lie apart.
+        """Copies what is kept of tokens from slot to slot of a sequence's blocks, in order. Not of
+        int8, whose scales lie apart.
         """
         assert self.layout.dtype != "int8", "the native kernels move these"
         size = self.layout.block_tokens
         for layer in range(self.layout.num_layers):
-            for kept in (self.keys(layer), self.values(layer)):
+            for kept in self.pools(layer):
                 for source, target in moves:
                     to = kept[blocks[target // size], target % size]
                     to.copy_(kept[blocks[source // size], source % size])

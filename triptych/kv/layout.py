@@ -1,5 +1,6 @@
 """The bytes of a block: layer after layer, keys [KV heads, tokens, head dim], then values
-transposed, [KV heads, head dim, tokens], then, of int8, a float32 scale per head and token of both.
+transposed, [KV heads, head dim, tokens], then, of int8, a float32 scale per head and token of both,
+then, of a model that chooses its tokens, the keys that it chooses by, [tokens, index dim].
 
 A head's keys lie together because it is read alone, and values lie the way a matrix product reads
 them. All layers of a block lie together, so a block is one run of bytes on the wire, and so is any
@@ -13,6 +14,8 @@ from dataclasses import asdict, dataclass
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 _SCALE_BYTES = 4
+# Of the keys that tokens are chosen by: a choice that is off by one takes or leaves a whole token.
+_INDEX_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,7 @@ class KvLayout:
     head_dim: int
     block_tokens: int
     dtype: str  # "float32" | "bfloat16" | "int8"
+    index_dim: int = 0  # of the one key a token that tokens are chosen by; 0: there is none
 
     @property
     def half_bytes(self) -> int:
@@ -29,10 +33,20 @@ class KvLayout:
         return self.block_tokens * self.num_kv_heads * self.head_dim * ITEM_BYTES[self.dtype]
 
     @property
-    def layer_bytes(self) -> int:
-        """Keys, values and scales of one layer of one block."""
+    def index_dtype(self) -> str:
+        return _INDEX_DTYPES[self.dtype]
+
+    @property
+    def index_offset(self) -> int:
+        """Where the index keys of one layer of one block begin: behind keys, values and scales."""
         scales = self.block_tokens * self.num_kv_heads * _SCALE_BYTES if self.dtype == "int8" else 0
         return 2 * (self.half_bytes + scales)
+
+    @property
+    def layer_bytes(self) -> int:
+        """One layer of one block."""
+        index = self.block_tokens * self.index_dim * ITEM_BYTES[self.index_dtype]
+        return self.index_offset + index
 
     @property
     def block_bytes(self) -> int:
@@ -51,4 +65,4 @@ class KvLayout:
         compute: what decides the bits of the KV beside the weights: kernels and weight type.
         """
         fields = {**asdict(self), "model": model, "weights": weights, "compute": compute}
-        return json.dumps({**fields, "version": 2}, sort_keys=True, separators=(",", ":"))
+        return json.dumps({**fields, "version": 3}, sort_keys=True, separators=(",", ":"))

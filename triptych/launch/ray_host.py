@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triptych.config import ClusterConfig, dump_config
-from triptych.hub import known_models, pull_model
 from triptych.launch import guard
 from triptych.launch.base import ProcessEvent, ProcessState
 from triptych.launch.child import BackOff, Child
+from triptych.launch.commands.models import ensure_model
+from triptych.launch.console import open_console
 from triptych.launch.guarding import guarded
 from triptych.launch.logs import plain_message
 from triptych.launch.plan import ProcessSpec, plan
@@ -110,7 +111,7 @@ class RayHost:
 
     async def _run(self) -> None:
         config = self._seat.config
-        await asyncio.to_thread(_fetch, config.model)
+        await asyncio.to_thread(ensure_model, config.model, open_console())
         with tempfile.TemporaryDirectory(prefix="triptych-") as folder:
             place = RunDir(Path(folder))
             with place.claim():
@@ -151,9 +152,3 @@ class RayHost:
 def _heard(event: ProcessEvent) -> None:
     """The launcher asks for the state; here it goes to the actor's log."""
     _log.info("%s %s %s", event.name, event.state, plain_message(event.detail))
-
-
-def _fetch(model: str) -> None:
-    """A known model that this node has not got yet; the worker itself tells of others."""
-    if any(known.name == model and known.cached is None for known in known_models()):
-        pull_model(model)

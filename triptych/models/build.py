@@ -14,6 +14,7 @@ from triptych.models.layers import Attention, DenseFfn, Heads, Layer, LocalExper
 from triptych.models.model import Model
 from triptych.models.rope import Rope
 from triptych.models.seams import DistantExperts
+from triptych.models.token_index import read_index
 from triptych.models.unit_names import mixture_names
 from triptych.models.units import may_leave, num_units, read_shared, read_unit, unit_prefixes
 from triptych.models.weights import WeightReader
@@ -104,6 +105,7 @@ def _read_attention(reader: WeightReader, config: ModelConfig, index: int) -> At
         heads = heads if config.qk_norm_whole else 1
         return _read_norm(reader, config, f"{prefix}.{name}", heads * config.head_dim)
 
+    qkv = _read_heads(reader, config, prefix)
     return Attention(
         layer=index,
         num_heads=config.num_heads,
@@ -112,7 +114,7 @@ def _read_attention(reader: WeightReader, config: ModelConfig, index: int) -> At
         scale=config.attention_scale,
         window=config.windows[index],
         softcap=config.attention_softcap,
-        qkv=_read_heads(reader, config, prefix),
+        qkv=qkv,
         output=reader.linear(
             [f"{prefix}.o_proj"],
             config.num_heads * config.value_dim,
@@ -123,6 +125,7 @@ def _read_attention(reader: WeightReader, config: ModelConfig, index: int) -> At
         k_norm=head_norm("k_norm", config.num_kv_heads),
         value_dim=config.value_dim,
         sinks=reader.tensor(f"{prefix}.sinks", config.num_heads) if config.sinks else None,
+        index=read_index(reader, config, qkv, prefix),
     )
 
 

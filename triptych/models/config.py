@@ -32,6 +32,15 @@ class LatentConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexConfig:
+    """Sizes of an indexer, which chooses the tokens that a row attends to; see token_index."""
+
+    num_heads: int
+    head_dim: int  # the first numbers of a head are rotated, as many as of the attention's
+    top_k: int  # tokens that a row attends to at most
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     architecture: str  # family: llama, mistral, qwen2, mixtral, …
     vocab_size: int  # rows of the embedding; may exceed the tokenizer's vocabulary
@@ -65,6 +74,7 @@ class ModelConfig:
     moe: MoeConfig | None = None  # none: every layer has one dense FFN
     branch_scale: float = 1.0  # of what attention and FFN add to the residual stream (Granite)
     latent: LatentConfig | None = None  # heads come out of low ranks; then all heads have own KV
+    index: IndexConfig | None = None  # none: a row attends to all that its window holds
     sinks: bool = False  # a learned logit of each head takes its share of the softmax
     draft_layers: int = 0  # stored behind the model's own, to draft with; not read
 
@@ -72,6 +82,11 @@ class ModelConfig:
     def rope_dim(self) -> int:
         """Numbers of a head, the first ones, that are rotated."""
         return self.head_dim if self.latent is None else self.latent.rope_dim
+
+    @property
+    def index_dim(self) -> int:
+        """Numbers of a token's index key, see IndexConfig; 0: it has none."""
+        return 0 if self.index is None else self.index.head_dim
 
     @property
     def value_dim(self) -> int:

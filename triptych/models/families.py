@@ -11,7 +11,11 @@ from dataclasses import replace
 
 from triptych.errors import ModelError
 from triptych.models.config import ModelConfig
-from triptych.models.families_deepseek import parse_deepseek_v2, parse_deepseek_v3
+from triptych.models.families_deepseek import (
+    parse_deepseek_v2,
+    parse_deepseek_v3,
+    parse_deepseek_v32,
+)
 from triptych.models.families_dense import (
     parse_gemma3,
     parse_llama,
@@ -46,6 +50,7 @@ _FAMILIES: dict[str, Callable[[Fields], ModelConfig]] = {
     "GraniteMoeSharedForCausalLM": parse_granitemoeshared,
     "DeepseekV2ForCausalLM": parse_deepseek_v2,
     "DeepseekV3ForCausalLM": parse_deepseek_v3,
+    "DeepseekV32ForCausalLM": parse_deepseek_v32,
     "GptOssForCausalLM": parse_gpt_oss,
 }
 

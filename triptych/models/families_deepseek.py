@@ -1,4 +1,5 @@
-"""DeepSeek-V2 and V3: attention out of low ranks, and mixtures behind the first, dense layers.
+"""DeepSeek-V2, V3 and V3.2: attention out of low ranks, and mixtures behind the first, dense
+layers.
 
 A key that is absent means what it means in transformers, but for `q_lora_rank`, whose absence means
 what null means there: queries have a projection of their own.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from triptych.models.config import LatentConfig, ModelConfig
+from triptych.models.config import IndexConfig, LatentConfig, ModelConfig
 from triptych.models.family_parts import common_config, plain_routing, rope_section
 from triptych.models.fields import Fields
 from triptych.models.moe import MoeConfig, Routing
@@ -54,6 +55,23 @@ def parse_deepseek_v3(fields: Fields) -> ModelConfig:
         moe=replace(moe, correction_bias=True),
         draft_layers=fields.size("num_nextn_predict_layers", 0, minimum=0),
     )
+
+
+def parse_deepseek_v32(fields: Fields) -> ModelConfig:
+    """A V3 whose rows attend to the tokens that an indexer chooses; it needs a rank of queries."""
+    config = parse_deepseek_v3(fields.with_defaults(q_lora_rank=1536))
+    index = IndexConfig(
+        fields.size("index_n_heads", 64),
+        _even(fields, "index_head_dim", 128),
+        fields.size("index_topk", 2048),
+    )
+    if index.head_dim < config.rope_dim:
+        problem = f"{index.head_dim} numbers, fewer than qk_rope_head_dim ({config.rope_dim})"
+        raise fields.error("index_head_dim", problem)
+    moe = config.moe
+    if moe is not None:
+        moe = replace(moe, layers=_sparse_layers(fields, moe.layers))
+    return replace(config, architecture="deepseek_v32", index=index, moe=moe)
 
 
 def _latent_model(fields: Fields, architecture: str, interleaved: bool) -> ModelConfig:
@@ -108,6 +126,18 @@ def _mixture(
         tuple(layer >= first and layer % period == 0 for layer in range(num_layers)),
         shared_size=fields.size("n_shared_experts", 0, minimum=0) * expert_size,
     )
+
+
+def _sparse_layers(fields: Fields, layers: tuple[bool, ...]) -> tuple[bool, ...]:
+    """Which layers are mixtures where `mlp_layer_types` says it, else `layers`."""
+    kinds = fields.get("mlp_layer_types")
+    if kinds is None:
+        return layers
+    if not isinstance(kinds, list) or any(kind not in ("dense", "sparse") for kind in kinds):
+        raise fields.error("mlp_layer_types", "expected a list of dense and sparse")
+    if len(kinds) != len(layers):
+        raise fields.error("mlp_layer_types", f"{len(kinds)} entries for {len(layers)} layers")
+    return tuple(kind == "sparse" for kind in kinds)
 
 
 def _grouped(fields: Fields, routing: Routing) -> Routing:

@@ -31,10 +31,20 @@ class LatentHeads:
     kv_norm: Norm
 
     def __call__(self, rows: Tensor, /) -> Tensor:
-        query_rank = 0 if self.query_norm is None else len(self.query_norm.weight)
-        sizes = [query_rank, len(self.kv_norm.weight), self.rope_dim]
-        query, kv, rotary_key = torch.split(self.down(rows), sizes, dim=-1)
+        query, kv, rotary_key = self._compressed(rows)
         queries = self.query_up(rows if self.query_norm is None else self.query_norm(query))
         heads = self.kv_up(self.kv_norm(kv)).view(len(rows), 2, self.num_heads, -1)
         heads[:, 0, :, : self.rope_dim] = rotary_key[:, None]
         return torch.cat([queries, heads.flatten(1)], dim=-1)
+
+    def query_latents(self, rows: Tensor) -> Tensor:
+        """What queries are made of, [M, query rank] (normed); there must be a rank."""
+        assert self.query_norm is not None
+        return self.query_norm(self._compressed(rows)[0])
+
+    def _compressed(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[M, query rank], [M, KV rank], [M, rope_dim]."""
+        query_rank = 0 if self.query_norm is None else len(self.query_norm.weight)
+        sizes = [query_rank, len(self.kv_norm.weight), self.rope_dim]
+        query, kv, rotary_key = torch.split(self.down(rows), sizes, dim=-1)
+        return query, kv, rotary_key

@@ -13,13 +13,23 @@ from torch import Tensor
 from triptych.errors import ModelError
 from triptych.models.lanes import LanedLayers
 from triptych.models.latent import LatentHeads
-from triptych.models.layers import DenseFfn, Heads, Layer, LocalExperts, Mixture, Norm
+from triptych.models.layers import (
+    DenseFfn,
+    Heads,
+    Layer,
+    LocalExperts,
+    Mixture,
+    Norm,
+    TokenIndex,
+)
 from triptych.models.model import Model
 from triptych.models.rope import Rope
 from triptych.models.seams import DistantExperts
 from triptych.models.taps import StateTap, Tap, runs_of, tell
+from triptych.models.token_index import Indexer
 from triptych_kernels import rotary_cos_sin
 from triptych_kernels.cpu.layers import (
+    NativeIndex,
     NativeLatent,
     NativeLayer,
     NativeLayers,
@@ -145,6 +155,7 @@ class NativeModel:
             mixture=mixture,
             branch_scale=self._model.config.branch_scale,
             norms_whole=self._model.config.qk_norm_whole,
+            index=_lower_index(attention.index),
         )
 
 
@@ -159,6 +170,22 @@ def _lower_heads(heads: Heads) -> NativeLinear | NativeLatent:
         kv_norm=_weight(heads.kv_norm),
         eps=heads.kv_norm.eps,
         rope_dim=heads.rope_dim,
+    )
+
+
+def _lower_index(index: TokenIndex | None) -> NativeIndex | None:
+    if index is None:
+        return None
+    assert isinstance(index, Indexer)
+    return NativeIndex(
+        query=cast(NativeLinear, index.query),
+        key=cast(NativeLinear, index.key),
+        weights=cast(NativeLinear, index.weights),
+        key_norm=index.key_norm,
+        key_norm_bias=index.key_norm_bias,
+        eps=index.eps,
+        scale=index.scale,
+        top_k=index.top_k,
     )
 
 

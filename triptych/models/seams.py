@@ -6,9 +6,23 @@ Everything else in a forward pass is row-wise: a row's numbers never depend on t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRows:
+    """What rows bring to choose the tokens that they attend to: DeepSeek-V3.2's sparse attention.
+
+    Row t is worth s what Σ_j weights[t, j] · ReLU(queries[t, j] · keys[s]) says.
+    """
+
+    queries: Tensor  # [M, J, D], rotated
+    weights: Tensor  # float32 [M, J], with all constant factors
+    keys: Tensor  # [M, D], rotated; kept beside the rows' KV
+    top_k: int
 
 
 class KvView(Protocol):
@@ -25,13 +39,16 @@ class KvView(Protocol):
         window: int | None,
         softcap: float | None,
         sinks: Tensor | None,
+        index: IndexRows | None = None,
     ) -> Tensor:
         """Stores k, v [M, Hkv, D] of the pass's rows, then attends causally: q [M, Hq, D] → same.
 
         Query head h reads KV head h // (Hq / Hkv). Scores are q · k × `scale`; with a `softcap` c
         they become c × tanh(scores / c). With a `window` w, position p sees (p − w, p]: itself and
         the w − 1 before. sinks [Hq] float32: a logit of each head that takes its share of the
-        softmax and adds nothing. Called once per layer, layers ascending. Arguments may be
+        softmax and adds nothing. With an `index` a row sees, of
+        these positions, the `top_k` that are worth most to it, the first of equal ones; its keys
+        are stored, too. Called once per layer, layers ascending. Arguments may be
         strided views (the last dimension is contiguous) and must not be kept. What padding rows get
         back is undefined, but it must not raise and no real row may see them.
         """

@@ -78,6 +78,7 @@ _MIXTURES: dict[str, MixtureNames] = {
     "olmoe": _PER_EXPERT,
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": _DEEPSEEK,
+    "deepseek_v32": _DEEPSEEK,
     "gpt_oss": MixtureNames(
         router="mlp.router",
         experts=UnitNames(

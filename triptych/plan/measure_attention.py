@@ -80,6 +80,7 @@ def time_attention(path: Path, backend: Backend, block_tokens: int) -> Attention
         head_dim=config.head_dim,
         block_tokens=block_tokens,
         dtype=backend.kv,
+        index_dim=config.index_dim,
     )
     shapes = [(rows, min(tokens, config.max_model_len - 1)) for rows, tokens in _SHAPES]
     blocks = max(rows * layout.blocks_for(tokens + 1) for rows, tokens in shapes)

@@ -18,12 +18,19 @@ from triptych.testing.tiny_tokenizers import byte_level, save_folder
 
 VOCAB_SIZE = 199  # of `tiny_checkpoint`
 WINDOW = 8  # of its sliding layers
+INDEX_TOP_K = 24  # tokens that a row of its deepseek_v32 attends to
 
 _CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+_TOKENIZER_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "eos_token": "<|im_end|>",
+    "chat_template": _CHATML,
+}
 
 # Of all that a cluster can serve.
 SERVED: dict[str, Any] = {
@@ -131,6 +138,16 @@ _MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {**_LATENT, "topk_method": "group_limited_greedy", "routed_scaling_factor": 1.5},
     ),
     "deepseek_v3": ("DeepseekV3Config", {**_LATENT, "n_shared_experts": 2}),
+    "deepseek_v32": (
+        "DeepseekV32Config",
+        {
+            **_LATENT,
+            "n_shared_experts": 2,
+            "index_n_heads": 8,
+            "index_head_dim": 20,
+            "index_topk": INDEX_TOP_K,
+        },
+    ),
     "gpt_oss": (
         "GptOssConfig",
         {
@@ -168,14 +185,9 @@ def save_served(
     backend = byte_level()
     vocab_size = backend.get_vocab_size()
     end = backend.token_to_id("<|im_end|>")
-    tokenizer_config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|im_end|>",
-        "chat_template": _CHATML,
-    }
     files = {
         "config.json": config | {"vocab_size": vocab_size, "eos_token_id": end},
-        "tokenizer_config.json": tokenizer_config,
+        "tokenizer_config.json": _TOKENIZER_CONFIG,
     }
     save_folder(path, backend, files)
     vocabulary = (vocab_size, config["hidden_size"])
@@ -209,6 +221,19 @@ def tiny_checkpoint(
         model = auto.from_config(config, dtype=torch.float32)
     fill_randomly(model, seed)
     model.save_pretrained(path, max_shard_size=max_shard_size)
+    return path
+
+
+def served_checkpoint(path: Path, family: str, *, seed: int = 0, **overrides: Any) -> Path:
+    """The same, with a tokenizer: any text encodes, as with `tiny_llama`."""
+    backend = byte_level()
+    sizes = {
+        "vocab_size": backend.get_vocab_size(),
+        "eos_token_id": backend.token_to_id("<|im_end|>"),
+        "max_position_embeddings": SERVED["max_position_embeddings"],
+    }
+    tiny_checkpoint(path, family, seed=seed, **(sizes | overrides))
+    save_folder(path, backend, {"tokenizer_config.json": _TOKENIZER_CONFIG})
     return path
 
 

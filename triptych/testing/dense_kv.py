@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from triptych.models.model import Model
+from triptych.models.seams import IndexRows
 from triptych_kernels import pad_rows
 
 
@@ -21,6 +22,7 @@ class DenseKv:
         self.rows = 0
         self._keys: list[Tensor | None] = [None] * num_layers
         self._values: list[Tensor | None] = [None] * num_layers
+        self._index: list[Tensor | None] = [None] * num_layers
 
     @property
     def length(self) -> int:
@@ -39,6 +41,7 @@ class DenseKv:
         window: int | None,
         softcap: float | None,
         sinks: Tensor | None,
+        index: IndexRows | None = None,
     ) -> Tensor:
         keys = self._keys[layer] = _append(self._keys[layer], k[: self.rows])
         values = self._values[layer] = _append(self._values[layer], v[: self.rows])
@@ -52,12 +55,23 @@ class DenseKv:
         visible = key <= row
         if window is not None:
             visible &= key > row - window
+        if index is not None:
+            visible = visible & self._chosen(layer, index, visible)
         scores = scores.masked_fill(~visible, -torch.inf)
         if sinks is not None:
             scores = torch.cat([scores, sinks.view(-1, 1, 1).expand(-1, self.rows, 1)], dim=-1)
         weights = scores.softmax(-1)[..., : len(key)].to(v.dtype)
         mixed = torch.einsum("hqk,khd->qhd", weights, values.repeat_interleave(group, 1))
         return torch.cat([mixed, q.new_zeros(q.shape[0] - self.rows, *q.shape[1:])])
+
+    def _chosen(self, layer: int, index: IndexRows, visible: Tensor) -> Tensor:
+        """bool [rows, positions], of those visible."""
+        keys = self._index[layer] = _append(self._index[layer], index.keys[: self.rows])
+        products = torch.einsum("qhd,kd->qhk", index.queries[: self.rows], keys).relu()
+        worth = torch.einsum("qh,qhk->qk", index.weights[: self.rows], products)
+        worth = worth.masked_fill(~visible, -torch.inf)
+        best = worth.topk(min(index.top_k, len(keys)), dim=-1).indices
+        return torch.zeros_like(visible).scatter(-1, best, True)
 
 
 class DenseSequence:

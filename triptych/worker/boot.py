@@ -176,6 +176,7 @@ def kv_layout(model: ModelConfig, block_tokens: int, dtype: str) -> KvLayout:
         head_dim=model.head_dim,
         block_tokens=block_tokens,
         dtype=dtype,
+        index_dim=model.index_dim,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 from transport.protos import worker_pb2 as pb
 from triptych.errors import ContextLengthError, RequestError
+from triptych.models.config import ModelConfig
 
 
 def check_prompt(prompt_ids: Sequence[int], vocab_size: int, max_model_len: int) -> None:
@@ -57,10 +58,19 @@ def check_speculation(asked: pb.Speculation, drafters: Collection[str]) -> None:
         )
 
 
-def check_sparse(request: pb.GenerateRequest | pb.PrefillRequest, kernels: str) -> None:
+def check_sparse(
+    request: pb.GenerateRequest | pb.PrefillRequest, kernels: str, model: ModelConfig
+) -> None:
     """Raises RequestError where attention cannot leave out anything."""
-    without = kernels == "torch" or kernels.startswith("triton")
-    if request.HasField("sparse_attention") and without:
+    if not request.HasField("sparse_attention"):
+        return
+    if model.index is not None:
+        raise RequestError(
+            "sparse_attention: this model chooses by itself, token by token, what it attends to; "
+            'leave it out, or say "off"',
+            param="sparse_attention",
+        )
+    if kernels == "torch" or kernels.startswith("triton"):
         raise RequestError(
             "sparse_attention: needs the native kernels, which this worker does not run; leave it "
             'out, or say "off"',

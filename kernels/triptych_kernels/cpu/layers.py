@@ -26,6 +26,7 @@ from triptych_kernels.cpu.structs import (
     LayerStruct,
     MixtureStruct,
     PassStruct,
+    TokenIndexStruct,
 )
 from triptych_kernels.routing import RoutingLike
 
@@ -41,6 +42,20 @@ class NativeLatent:
     kv_norm: Tensor
     eps: float
     rope_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class NativeIndex:
+    """What chooses a row's tokens; see Indexer in triptych/models/token_index.py."""
+
+    query: NativeLinear
+    key: NativeLinear
+    weights: NativeLinear  # [J, H] float32
+    key_norm: Tensor  # float32 [D]
+    key_norm_bias: Tensor
+    eps: float
+    scale: float
+    top_k: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +101,7 @@ class NativeLayer:
     mixture: NativeMixture | None = None  # in place of gate_up and down
     branch_scale: float = 1.0  # of what attention and FFN add to the residual stream
     norms_whole: bool = False  # query_norm and key_norm are of all heads together, else of each
+    index: NativeIndex | None = None  # only with NativeLatent
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +294,7 @@ def _struct(layer: NativeLayer) -> LayerStruct:
         None if layer.mixture is None else ctypes.pointer(_mixture_struct(layer.mixture)),
         layer.branch_scale,
         layer.norms_whole,
+        None if layer.index is None else ctypes.pointer(_index_struct(layer.index)),
     )
 
 
@@ -306,4 +323,19 @@ def _latent_struct(latent: NativeLatent) -> LatentStruct:
         rank,
         len(latent.kv_norm),
         latent.rope_dim,
+    )
+
+
+def _index_struct(index: NativeIndex) -> TokenIndexStruct:
+    return TokenIndexStruct(
+        index.query.handle,
+        index.key.handle,
+        index.weights.handle,
+        index.key_norm.data_ptr(),
+        index.key_norm_bias.data_ptr(),
+        index.eps,
+        index.scale,
+        index.weights.out_features,
+        len(index.key_norm),
+        index.top_k,
     )

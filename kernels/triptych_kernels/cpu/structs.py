@@ -20,6 +20,7 @@ class KvCacheStruct(ctypes.Structure):
         ("head_dim", _int32),
         ("block_tokens", _int32),
         ("type", _int32),
+        ("index_dim", _int32),
     ]
 
 
@@ -86,6 +87,23 @@ class LatentStruct(ctypes.Structure):
         ("query_rank", _int32),
         ("kv_rank", _int32),
         ("rope_dim", _int32),
+    ]
+
+
+class TokenIndexStruct(ctypes.Structure):
+    """TokenIndex in token_index.h."""
+
+    _fields_ = [
+        ("query", _pointer),
+        ("key", _pointer),
+        ("weights", _pointer),
+        ("key_norm", _pointer),
+        ("key_norm_bias", _pointer),
+        ("eps", _float),
+        ("scale", _float),
+        ("heads", _int32),
+        ("dim", _int32),
+        ("top_k", _int32),
     ]
 
 
@@ -177,6 +195,7 @@ class LayerStruct(ctypes.Structure):
         ("mixture", ctypes.POINTER(MixtureStruct)),
         ("branch_scale", _float),
         ("norms_whole", _int32),
+        ("index", ctypes.POINTER(TokenIndexStruct)),
     ]
 
 

@@ -66,6 +66,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("gemma3", {"attn_logit_softcapping": 1.5, "hidden_size": 80, "intermediate_size": 56}),
     ("deepseek_v3", {"first_k_dense_replace": 3}),
     ("deepseek_v3", {"first_k_dense_replace": 3, **ODD_LATENT}),
+    ("deepseek_v32", {"index_n_heads": 19, "index_head_dim": 14, "index_topk": 9}),
 ]
 
 
@@ -156,7 +157,7 @@ def test_chunks_and_threads_change_no_bit(checkpoint: Any, mode: str, variant: i
             assert torch.equal(logits_in_chunks(runner, prompt(), cut), whole)
 
 
-@pytest.mark.parametrize("variant", [0, 1, 4, 5, 18])
+@pytest.mark.parametrize("variant", [0, 1, 4, 5, 19, 21])
 @pytest.mark.parametrize("mode", NATIVE_MODES)
 def test_sequences_in_one_batch_do_not_meet(checkpoint: Any, mode: str, variant: int) -> None:
     runner = native_runner(checkpoint(variant), mode)

@@ -1,9 +1,10 @@
-"""DeepSeek-V2 and V3: heads out of low ranks, chosen groups of experts, weights of FP8."""
+"""DeepSeek-V2, V3 and V3.2: heads out of low ranks, chosen groups of experts, weights of FP8."""
 
 from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from triptych.errors import ModelError
-from triptych.models.config import LatentConfig, ModelConfig
+from triptych.models.config import IndexConfig, LatentConfig, ModelConfig
 from triptych.models.families import parse_config
 from triptych.models.fields import Fields
 from triptych.models.latent_weights import down_rows, kv_rows, query_rows
@@ -42,6 +43,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("deepseek_v3", {"rope_interleave": False, "n_group": 1, "topk_group": 1}),
     ("deepseek_v3", {"q_lora_rank": None, "attention_bias": True, "norm_topk_prob": False}),
     ("deepseek_v3", {"routed_scaling_factor": 1.0, "n_group": 6, "topk_group": 2}),
+    ("deepseek_v32", {"rope_parameters": YARN}),
+    ("deepseek_v32", {"index_topk": 5, "index_head_dim": 12, "attention_bias": True}),
+    ("deepseek_v32", {"index_topk": 1, "mlp_layer_types": ["sparse", "dense", "sparse"]}),
 ]
 
 V3: dict[str, Any] = {
@@ -91,6 +95,12 @@ V3: dict[str, Any] = {
     "topk_method": "noaux_tc",
     "v_head_dim": 128,
     "vocab_size": 129280,
+}
+V32: dict[str, Any] = V3 | {
+    "architectures": ["DeepseekV32ForCausalLM"],
+    "index_head_dim": 128,
+    "index_n_heads": 64,
+    "index_topk": 2048,
 }
 LITE: dict[str, Any] = V3 | {
     "architectures": ["DeepseekV2ForCausalLM"],
@@ -162,6 +172,15 @@ def test_v3_is_read_as_it_is_published() -> None:
     assert config.moe.correction_bias and config.moe.shared_size == 2048
 
 
+def test_v32_is_v3_with_an_indexer() -> None:
+    config, plain = parsed(V32), parsed(V3)
+    assert config.index == IndexConfig(num_heads=64, head_dim=128, top_k=2048)
+    assert replace(config, index=None, architecture="deepseek_v3") == plain
+    layers = ["sparse", "dense"] * 30 + ["sparse"]
+    moe = parsed(V32, mlp_layer_types=layers).moe
+    assert moe is not None and moe.layers == (True, False) * 30 + (True,)
+
+
 def test_v2_lite_has_no_rank_of_queries_and_no_groups() -> None:
     config = parsed(LITE)
     assert config.latent is not None and config.latent.query_rank is None
@@ -180,6 +199,11 @@ def test_v2_lite_has_no_rank_of_queries_and_no_groups() -> None:
         (V3, {"topk_group": 9}, "topk_group: 9 of 8 groups"),
         (V3, {"n_group": 256}, "topk_group: 4 groups of 1 for 8 experts"),
         (V3, {"v_head_dim": 256}, "v_head_dim: values wider than keys"),
+        (V32, {"index_head_dim": 32}, "index_head_dim: 32 numbers, fewer than qk_rope_head_dim"),
+        (V32, {"index_head_dim": 129}, "index_head_dim: must be even"),
+        (V32, {"index_topk": 0}, "index_topk: expected an integer ≥ 1"),
+        (V32, {"mlp_layer_types": ["dense"]}, "mlp_layer_types: 1 entries for 61 layers"),
+        (V32, {"mlp_layer_types": ["linear"]}, "mlp_layer_types: expected a list of dense and"),
         (V3, {"qk_rope_head_dim": 63}, "qk_rope_head_dim: must be even"),
         (
             V3,

@@ -82,6 +82,7 @@ def layer_config(target: ModelConfig, head: HeadConfig) -> ModelConfig:
         embed_scale=None,
         activation="silu",
         latent=None,
+        index=None,
         sinks=False,
         draft_layers=0,
     )

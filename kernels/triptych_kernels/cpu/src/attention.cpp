@@ -130,7 +130,7 @@ class Worker {
 
     // What follows the next tile.
     void expect(const Call& call, const LaneTask& task, int member, int at, int end) {
-        if (!reads_in_place(call.cache)) return;
+        if (!reads_in_place(call.cache) || call.chosen_by(*task.job) != nullptr) return;
         const KvTile<T> tile = read_tile(source_of(call, task, member), at, end, scratch_);
         const int folds = static_cast<int>(lanes_.size());
         fold_.expect(tile, task.job->skipping != nullptr ? Wanted::kKeys : Wanted::kBoth, folds);
@@ -149,11 +149,63 @@ class Worker {
             }
             return;
         }
+        if (const Chosen* chosen = call.chosen_by(*task.job)) {
+            return fold_chosen(call, task, member, at, end, *chosen, states);
+        }
         const KvTile<T> tile = read_tile(source, at, end, scratch_);
         for (int group = 0; group < task.groups; ++group) {
             const KvTile<T> seen = tile_seen(*task.job, group, at, tile);
             if (seen.parts > 0) fold_group(call, task, member, group, at, seen, nullptr, states);
         }
+    }
+
+    // The same where rows choose their tokens: what no row has chosen any of is not read.
+    void fold_chosen(const Call& call, const LaneTask& task, int member, int at, int end,
+                     const Chosen& chosen, const State* states) {
+        KvTile<T> tile{};
+        for (int group = 0; group < task.groups; ++group) {
+            std::uint16_t seen[kTileTokens];
+            if (!find_chosen(call, task, group, at, chosen, seen)) continue;
+            if (tile.parts == 0) tile = read_tile(source_of(call, task, member), at, end, scratch_);
+            const KvTile<T> kept = parts_chosen(tile_seen(*task.job, group, at, tile), seen);
+            fold_group(call, task, member, group, at, kept, seen, states);
+        }
+    }
+
+    // A tile without the parts of which nobody sees anything, and `seen` likewise: parts are added up
+    // one after the other, and weights of zero change no bit.
+    static KvTile<T> parts_chosen(const KvTile<T>& tile, std::uint16_t* seen) {
+        if (tile.key_scales != nullptr) return tile;  // which lie in order
+        KvTile<T> kept = tile;
+        kept.parts = 0;
+        for (int part = 0; part < tile.parts; ++part) {
+            const std::uint16_t* of_part = seen + part * kPartTokens;
+            if (std::all_of(of_part, of_part + kPartTokens, [](int lanes) { return lanes == 0; })) {
+                continue;
+            }
+            kept.keys[kept.parts] = tile.keys[part];
+            kept.values[kept.parts] = tile.values[part];
+            kept.value_stride[kept.parts] = tile.value_stride[part];
+            std::copy(of_part, of_part + kPartTokens, seen + kept.parts++ * kPartTokens);
+        }
+        return kept;
+    }
+
+    // Lanes of a group by slot of a tile that their rows have chosen. False: there are none.
+    bool find_chosen(const Call& call, const LaneTask& task, int group, int at, const Chosen& chosen,
+                     std::uint16_t* seen) const {
+        bool any = false;
+        std::fill(seen, seen + kTileTokens, 0);
+        for (int row = lanes_[group].first_row; row <= lanes_[group].last_row; ++row) {
+            const std::uint16_t lanes = lanes_of_row(call, task.first_group + group, row);
+            for (int word = at / 64; word < std::min(chosen.words, (at + kTileTokens) / 64); ++word) {
+                for (std::uint64_t left = chosen.row(row)[word]; left != 0; left &= left - 1) {
+                    seen[word * 64 - at + __builtin_ctzll(left)] |= lanes;
+                    any = true;
+                }
+            }
+        }
+        return any;
     }
 
     void fold_group(const Call& call, const LaneTask& task, int member, int group, int at,
@@ -211,9 +263,12 @@ class Worker {
         }
         while (!rows.empty()) {
             TreeTile tile(at, job.start);
+            const Chosen* chosen = call.chosen_by(job);
             const auto added = [&](int row) {
                 return tile.add(path_to(job, row), low_of(call, job, row),
-                                lanes_of_row(call, task.first_group + group, row));
+                                lanes_of_row(call, task.first_group + group, row), [&](int slot) {
+                                    return chosen == nullptr || chosen->has(row, slot);
+                                });
             };
             rows.erase(std::remove_if(rows.begin(), rows.end(), added), rows.end());
             visit(tile);
@@ -485,8 +540,9 @@ bool writes_operand(const Linear& next, int result_dim) {
 }
 
 void attend(const KvCache& cache, int layer, const AttentionShape& shape, const Job* jobs,
-            int num_jobs, const float* queries, int stride, Operand* out, float* floats) {
-    const Call call{cache, layer, shape, queries, stride, out, floats};
+            int num_jobs, const float* queries, int stride, Operand* out, float* floats,
+            const Chosen* chosen) {
+    const Call call{cache, layer, shape, queries, stride, out, floats, jobs, chosen};
     if (cache.type == KvType::kFloat) return run<FmaProducts<float>>(call, jobs, num_jobs);
 #if defined(TK_AMX)
     if (cache.head_dim % kBf16Depth == 0) return run<AmxProducts>(call, jobs, num_jobs);

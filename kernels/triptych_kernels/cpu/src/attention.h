@@ -53,6 +53,15 @@ struct Job {
     }
 };
 
+// The slots that a job's rows attend to, of those that they see.
+struct Chosen {
+    const std::uint64_t* bits = nullptr;  // [rows, words], a bit of each slot; null: all
+    int words = 0;
+
+    const std::uint64_t* row(int i) const { return bits + static_cast<std::size_t>(i) * words; }
+    bool has(int i, int slot) const { return row(i)[slot / 64] >> slot % 64 & 1; }
+};
+
 // Of row `row` of the job, in slots: what it sees lies before.
 int position_of(const Job& job, int row);
 
@@ -77,8 +86,9 @@ bool writes_operand(const Linear& next, int result_dim);
 
 // queries: [rows, stride] float32, a row's heads one after the other. The results go into `out`,
 // the operand of the layer that follows, or, where that is null, into `floats` [rows, heads ×
-// result_dim].
+// result_dim]. chosen: by job; null: the rows attend to all that they see.
 void attend(const KvCache& cache, int layer, const AttentionShape& shape, const Job* jobs,
-            int num_jobs, const float* queries, int stride, Operand* out, float* floats);
+            int num_jobs, const float* queries, int stride, Operand* out, float* floats,
+            const Chosen* chosen = nullptr);
 
 }  // namespace triptych

@@ -62,8 +62,15 @@ struct Call {
     int stride;
     Operand* out;
     float* floats;
+    const Job* jobs = nullptr;
+    const Chosen* chosen = nullptr;  // by job, or null
 
     int group() const { return shape.heads / cache.kv_heads; }  // query heads of a KV head
+    // Null: the job's rows attend to all that they see.
+    const Chosen* chosen_by(const Job& job) const {
+        return chosen == nullptr || chosen[&job - jobs].bits == nullptr ? nullptr
+                                                                       : &chosen[&job - jobs];
+    }
 };
 
 struct Begun;  // in attention_shared.h

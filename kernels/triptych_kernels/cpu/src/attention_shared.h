@@ -35,7 +35,7 @@ struct SharedPrefix {
 };
 
 inline bool may_share(const Call& call, const Job& job) {
-    return job.bundle != 0 && job.shared >= kTileTokens && job.skipping == nullptr &&
+    return call.chosen_by(job) == nullptr && job.bundle != 0 && job.shared >= kTileTokens && job.skipping == nullptr &&
            job.layer_stride == 0 && job.head_stride == 0 && call.shape.window == 0;
 }
 

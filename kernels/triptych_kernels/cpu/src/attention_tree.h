@@ -21,8 +21,11 @@ class TreeTile {
     TreeTile(int begin, int base) : begin_(begin), base_(base) { from_.fill(-1); }
 
     // Adds a path, the position in the cache of each of its tokens, for these lanes, which see
-    // positions from `low` on. False, and nothing changed, when there is no room.
-    bool add(const std::vector<std::int32_t>& path, int low, std::uint16_t lanes) {
+    // positions from `low` on, if `chosen(position in the cache)` says so. False, and nothing changed,
+    // when there is no room.
+    template <class ChosenAt>
+    bool add(const std::vector<std::int32_t>& path, int low, std::uint16_t lanes,
+             ChosenAt&& chosen) {
         int slots[kTileTokens], count = 0, last = -1;
         const int first = std::max(0, begin_ - base_);
         const int end = std::min(static_cast<int>(path.size()), begin_ + kTileTokens - base_);
@@ -31,11 +34,12 @@ class TreeTile {
             if (last < 0) return false;
         }
         for (int slot = std::max(0, low - begin_); slot < base_ - begin_; ++slot) {
-            seen_[slot] |= lanes;
+            if (chosen(begin_ + slot)) seen_[slot] |= lanes;
         }
         for (int i = 0; i < count; ++i) {
             from_[slots[i]] = path[first + i];
-            if (base_ + first + i >= low) seen_[slots[i]] |= lanes;
+            const bool sees = base_ + first + i >= low && chosen(path[first + i]);
+            if (sees) seen_[slots[i]] |= lanes;
             end_ = std::max(end_, slots[i] + 1);
         }
         end_ = std::max(end_, std::min(kTileTokens, base_ - begin_));

@@ -189,6 +189,9 @@ void move_kv(const KvCache& cache, int layer, const std::int32_t* blocks, int fr
                 cache.scales(layer, source, which, head)[from];
         }
     }
+    const std::size_t index = cache.index_dim * cache.index_item_bytes();
+    std::memcpy(cache.index_keys(layer, target) + to * index,
+                cache.index_keys(layer, source) + from * index, index);
 }
 
 template <class T>

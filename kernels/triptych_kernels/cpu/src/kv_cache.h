@@ -1,7 +1,8 @@
 // The paged KV cache, as the kernels see it.
 //
 // A block holds, layer after layer, keys [kv heads][tokens][head dim], then values transposed,
-// [kv heads][head dim][tokens], then, of int8, the scales float32 [2][kv heads][tokens]. Both lie
+// [kv heads][head dim][tokens], then, of int8, the scales float32 [2][kv heads][tokens], then what
+// tokens are chosen by, index keys [tokens][index dim]: float32, or else bfloat16. Keys and values lie
 // the way a tile product wants its left side: no key or value is ever shuffled to be used.
 #pragma once
 
@@ -19,6 +20,7 @@ struct KvCache {
     std::size_t block_bytes, layer_bytes;
     int kv_heads, head_dim, block_tokens;
     KvType type;
+    int index_dim;  // 0: no tokens are chosen
 
     int item_bytes() const {
         return type == KvType::kFloat ? 4 : type == KvType::kBf16 ? 2 : 1;
@@ -37,6 +39,11 @@ struct KvCache {
         return reinterpret_cast<float*>(keys(layer, block, 2 * kv_heads)) +
                (which * kv_heads + head) * block_tokens;
     }
+    std::uint8_t* index_keys(int layer, int block) const {
+        return type == KvType::kInt8 ? reinterpret_cast<std::uint8_t*>(scales(layer, block, 2, 0))
+                                     : keys(layer, block, 2 * kv_heads);
+    }
+    int index_item_bytes() const { return type == KvType::kFloat ? 4 : 2; }
 };
 
 // Writes one position of one head; key and value are float32 [head_dim]. Positions of a part (32
@@ -47,7 +54,7 @@ struct KvCache {
 void put_kv(const KvCache& cache, int layer, int block, int head, int offset, const float* key,
             const float* value);
 
-// Copies one position of all heads from slot `from` of a sequence's blocks to slot `to`.
+// Copies one position, of all heads and the index, from slot `from` of a sequence's blocks to slot `to`.
 void move_kv(const KvCache& cache, int layer, const std::int32_t* blocks, int from, int to);
 
 // Whether parts are read where they lie.

@@ -21,18 +21,28 @@ const Operand& normed_part(OperandBuffer& buffer, const Linear& next, const floa
     return to;
 }
 
+OperandBuffer& operand_buffer() {
+    static thread_local OperandBuffer buffer;
+    return buffer;
+}
+
 }  // namespace
+
+void expand_queries(const Latent& latent, const Linear& to, const float* compressed, int rows,
+                    float* out, int stride) {
+    apply(to,
+          normed_part(operand_buffer(), to, compressed, latent.down->out, rows, latent.query_norm,
+                      latent.eps),
+          {Epilogue::Action::kStore, out, stride});
+}
 
 void expand_latent(const Latent& latent, const float* compressed, int rows, int head_dim,
                    float* heads, int stride) {
-    static thread_local OperandBuffer buffer;
     const int width = latent.down->out, query_size = latent.query_up->out;
     if (latent.query_rank > 0) {
-        apply(*latent.query_up,
-              normed_part(buffer, *latent.query_up, compressed, width, rows, latent.query_norm,
-                          latent.eps),
-              {Epilogue::Action::kStore, heads, stride});
+        expand_queries(latent, *latent.query_up, compressed, rows, heads, stride);
     }
+    OperandBuffer& buffer = operand_buffer();
     const float* kv = compressed + latent.query_rank;
     apply(*latent.kv_up,
           normed_part(buffer, *latent.kv_up, kv, width, rows, latent.kv_norm, latent.eps),

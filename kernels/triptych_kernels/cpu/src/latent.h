@@ -22,4 +22,8 @@ struct Latent {
 void expand_latent(const Latent& latent, const float* compressed, int rows, int head_dim,
                    float* heads, int stride);
 
+// The normed first part of compressed rows, [rows, query rank], through `to`: → out [rows, stride].
+void expand_queries(const Latent& latent, const Linear& to, const float* compressed, int rows,
+                    float* out, int stride);
+
 }  // namespace triptych

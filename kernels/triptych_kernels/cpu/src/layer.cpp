@@ -18,7 +18,7 @@ namespace {
 // Buffers of a pass, kept by the thread that runs it.
 struct Workspace {
     OperandBuffer normed, mixed;
-    Buffer<float> qkv, floats, branch;
+    Buffer<float> qkv, floats, branch, index_queries, index_keys, index_weights;
 };
 
 Workspace& workspace() {
@@ -35,16 +35,6 @@ void norm_rows(const Number* x, int x_stride, int rows, int size, const float* w
     });
 }
 
-// Rotates two halves (GPT-NeoX), of a head or of its beginning.
-void rotate(float* head, int dim, const float* cosines, const float* sines) {
-    const int half = dim / 2;
-    for (int i = 0; i < half; ++i) {
-        const float first = head[i], second = head[half + i];
-        head[i] = first * cosines[i] - second * sines[i];
-        head[half + i] = second * cosines[i] + first * sines[i];
-    }
-}
-
 // Some heads of a row in place, together or each by itself. norm may be null.
 void norm_heads(const Layer& layer, const float* norm, float* heads, int count, int dim) {
     if (norm == nullptr) return;
@@ -56,7 +46,7 @@ void norm_heads(const Layer& layer, const float* norm, float* heads, int count, 
 
 // Norms and rotates queries and keys of a row in place, and stores key and value.
 void finish_row(const Layer& layer, int index, const Pass& pass, const Job& job, int i,
-                float* heads) {
+                float* heads, const IndexRows& index_rows) {
     const KvCache& cache = *pass.cache;
     const int dim = cache.head_dim;
     const std::size_t position = position_of(job, i) + job.skipped;
@@ -67,13 +57,18 @@ void finish_row(const Layer& layer, int index, const Pass& pass, const Job& job,
     norm_heads(layer, layer.query_norm, heads, layer.attention.heads, dim);
     norm_heads(layer, layer.key_norm, keys, cache.kv_heads, dim);
     for (int head = 0; head < layer.attention.heads + cache.kv_heads; ++head) {
-        rotate(heads + head * dim, layer.rope_dim, cosines, sines);
+        rotate_halves(heads + head * dim, layer.rope_dim, cosines, sines);
     }
     const int slot = job.start + i;
     for (int head = 0; head < cache.kv_heads; ++head) {
         const int block = job.blocks_of(index, head)[slot / cache.block_tokens];
         put_kv(cache, index, block, head, slot % cache.block_tokens, keys + head * dim,
                keys + (cache.kv_heads + head) * dim);
+    }
+    if (layer.index != nullptr) {
+        finish_index(*layer.index, cache, index, index_rows, job.first_row + i,
+                     job.blocks[slot / cache.block_tokens], slot % cache.block_tokens, cosines, sines,
+                     layer.rope_dim);
     }
 }
 
@@ -152,8 +147,23 @@ void project(const Layer& layer, const Pass& pass, const Linear& linear, float* 
           {Epilogue::Action::kStore, to, stride});
 }
 
-// Heads of queries, keys and values of all rows, as the projections give them: [rows, stride].
-void make_heads(const Layer& layer, const Pass& pass, float* heads, int stride) {
+// What all rows bring to choose their tokens, as the projections give it.
+IndexRows make_index(const Layer& layer, const Pass& pass, const float* compressed) {
+    Workspace& own = workspace();
+    const TokenIndex& index = *layer.index;
+    const std::size_t rows = pass.rows;
+    const int size = index.heads * index.dim;
+    IndexRows made{own.index_queries.take(rows * size), own.index_keys.take(rows * index.dim),
+                   own.index_weights.take(rows * index.heads)};
+    expand_queries(*layer.latent, *index.query, compressed, pass.rows, made.queries, size);
+    project(layer, pass, *index.key, made.keys, index.dim);
+    project(layer, pass, *index.weights, made.weights, index.heads);
+    return made;
+}
+
+// Heads of queries, keys and values of all rows, as the projections give them: [rows, stride]; and
+// `index`, where there is one.
+void make_heads(const Layer& layer, const Pass& pass, float* heads, int stride, IndexRows& index) {
     if (layer.latent == nullptr) return project(layer, pass, *layer.qkv, heads, stride);
     const Latent& latent = *layer.latent;
     const int width = latent.down->out;
@@ -161,6 +171,7 @@ void make_heads(const Layer& layer, const Pass& pass, float* heads, int stride) 
     project(layer, pass, *latent.down, compressed, width);
     if (latent.query_rank == 0) project(layer, pass, *latent.query_up, heads, stride);
     expand_latent(latent, compressed, pass.rows, pass.cache->head_dim, heads, stride);
+    if (layer.index != nullptr) index = make_index(layer, pass, compressed);
 }
 
 }  // namespace
@@ -170,24 +181,29 @@ void attention_half(const Layer& layer, int index, const Pass& pass) {
     const KvCache& cache = *pass.cache;
     const int stride = (layer.attention.heads + 2 * cache.kv_heads) * cache.head_dim;
     float* heads = own.qkv.take(static_cast<std::size_t>(pass.rows) * stride);
-    make_heads(layer, pass, heads, stride);
+    IndexRows index_rows{};
+    make_heads(layer, pass, heads, stride, index_rows);
     const std::vector<Piece> pieces = pieces_of(pass);
     parallel_for(static_cast<int>(pieces.size()), [&](int p) {
         const Job& job = *pieces[p].job;
         for (int i = pieces[p].begin; i < pieces[p].end; ++i) {
             const std::size_t row = job.first_row + i;
-            finish_row(layer, index, pass, job, i, heads + row * stride);
+            finish_row(layer, index, pass, job, i, heads + row * stride, index_rows);
         }
     });
+    const Chosen* chosen = nullptr;
+    if (layer.index != nullptr) {
+        chosen = choose_tokens(*layer.index, cache, index, pass.jobs, pass.num_jobs, index_rows).data();
+    }
     Operand& mixed = own.mixed.take(*layer.output, pass.rows);
     const int dim = layer.attention.result_dim(cache), size = layer.attention.heads * dim;
     if (writes_operand(*layer.output, dim)) {
         attend(cache, index, layer.attention, pass.jobs, pass.num_jobs, heads, stride, &mixed,
-               nullptr);
+               nullptr, chosen);
     } else {
         float* floats = own.floats.take(static_cast<std::size_t>(pass.rows) * size);
         attend(cache, index, layer.attention, pass.jobs, pass.num_jobs, heads, stride, nullptr,
-               floats);
+               floats, chosen);
         put_rows(mixed, pass.rows, floats, size);
     }
     score_pages(cache, index, layer.attention, pass.jobs, pass.num_jobs, heads, stride);

@@ -7,6 +7,7 @@
 #include "latent.h"
 #include "linear.h"
 #include "routing.h"
+#include "token_index.h"
 
 namespace triptych {
 
@@ -36,6 +37,7 @@ struct Layer {
     const Mixture* mixture;  // in place of gate_up and down, which are null then; or null
     float branch_scale;      // of what attention and FFN add to the residual stream
     int norms_whole;  // query_norm and key_norm are of all heads together, else of each
+    const TokenIndex* index;  // chooses the tokens that rows attend to, with `latent`; or null
 };
 
 // One forward pass. Tables of cosines and sines are float32 [positions, rope_dim / 2].

@@ -35,4 +35,14 @@ void rms_norm(const Number* x, int size, const float* weight, float eps, float* 
     for (i = 0; i < size; ++i) out[i] = value_of(x[i]) * factor * weight[i];
 }
 
+// Rotates two halves (GPT-NeoX), of a head or of its beginning.
+inline void rotate_halves(float* head, int dim, const float* cosines, const float* sines) {
+    const int half = dim / 2;
+    for (int i = 0; i < half; ++i) {
+        const float first = head[i], second = head[half + i];
+        head[i] = first * cosines[i] - second * sines[i];
+        head[half + i] = second * cosines[i] + first * sines[i];
+    }
+}
+
 }  // namespace triptych
