@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -123,7 +123,7 @@ def test_every_cpu_computes_the_same_float32(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("int")])
-@pytest.mark.parametrize("rows", [1, 19, 70])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 19, 70])
 def test_an_integer_layer_has_the_bits_of_its_weights_in_bfloat16(
     rows: int, kind: str, shape: tuple[int, int]
 ) -> None:
@@ -197,6 +197,26 @@ def test_a_row_that_is_not_a_number_says_so_and_harms_no_other(kind: str, bad: f
         assert not found[20].isfinite().any()
         assert torch.equal(found[rest], linear(x)[rest])
         assert torch.equal(linear(broken[20:21]).isfinite(), found[20:21].isfinite())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("kind", ["int4/32", "int8/64"])
+def test_a_weight_that_is_not_a_number_shows_whatever_the_number_of_rows(
+    kind: str, bad: float
+) -> None:
+    affine = make_weight(kind, 40, 150).packed
+    assert isinstance(affine, Affine)
+    scale = affine.scale.clone()
+    scale[5, 1] = bad
+    x = inputs(20, 150)
+    for library in LIBRARIES:
+        sound = NativePacker(library).affine(affine)(x)
+        linear = NativePacker(library).affine(replace(affine, scale=scale))
+        for rows in (1, 3, 20):
+            found = linear(x[:rows])
+            assert not found[:, 5].isfinite().any()
+            assert torch.equal(found[:, :5], sound[:rows, :5])
+            assert torch.equal(found[:, 6:], sound[:rows, 6:])
 
 
 def test_the_smallest_and_the_largest_inputs_stay_finite() -> None:

@@ -86,6 +86,10 @@ void pack_affine(Linear& linear, bool gated, const AffineSource& from, int panel
     }
 }
 
+bool all_finite(const std::uint16_t* halves, std::size_t count) {
+    return std::all_of(halves, halves + count, [](int half) { return (half & 0x7c00) != 0x7c00; });
+}
+
 std::unique_ptr<Linear> shape(Kind kind, int out, int in, int group, bool gated) {
     auto linear = std::make_unique<Linear>();
     const int columns = gated ? 2 * round_up(out / 2, kLanes) : out;
@@ -202,6 +206,8 @@ TK_EXPORT Linear* tk_linear_affine(int kind, int out, int in, int group, int gat
                                    const std::uint8_t* q, const std::uint16_t* scale,
                                    const std::uint16_t* low, const float* bias) {
     auto linear = triptych::shape(static_cast<Kind>(kind), out, in, group, gated);
+    const std::size_t groups = static_cast<std::size_t>(out) * ((in + group - 1) / group);
+    linear->finite = triptych::all_finite(scale, groups) && triptych::all_finite(low, groups);
     triptych::parallel_for(linear->panels, [&](int panel) {
         triptych::pack_affine(*linear, gated, {q, scale, low}, panel);
     });

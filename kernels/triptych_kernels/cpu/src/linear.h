@@ -31,6 +31,7 @@ struct Linear {
     int group = 0;     // of int4 and int8: 32, 64 or 128
     int panels = 0;    // ceil(out / kPanel)
     int depth = 0;     // K, rounded up to whole tiles or groups
+    bool finite = true;  // all scales and lows of int4 and int8 are
     std::size_t panel_bytes = 0;
     std::uint8_t* weights = nullptr;  // [panels][panel_bytes]
     float* bias = nullptr;            // [panels × kPanel], or null
@@ -139,5 +140,13 @@ inline Place place_of(Kind kind, int column, int k) {
 // 32 K of an int4 or int8 panel as the two tiles of a bfloat16 panel: each weight is
 // fma(scale, q, low), rounded.
 void unpack_step(const Linear& linear, int panel, int step, Bf16* tiles);
+
+#if !defined(__AVX512F__)
+constexpr int kFewRows = 4;
+
+// Sums [rows][32] of up to kFewRows rows x [rows][depth]; int4 or int8 that is finite. The bits are
+// those of unpacked weights.
+void sum_few_rows(const Linear& linear, int panel, const float* x, int rows, float* sums);
+#endif
 
 }  // namespace triptych

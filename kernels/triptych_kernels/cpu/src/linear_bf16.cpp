@@ -154,6 +154,22 @@ const float* as_floats(const Operand& x, int begin, int end) {
     return floats;
 }
 
+// A panel whose weights need not be written down before they are used; false: they do.
+bool in_one_go(const Linear& linear, const Epilogue& to, const float* x, int begin, int end,
+               int panel) {
+#if defined(__AVX512F__)
+    return false;
+#else
+    if (linear.kind == Kind::kBf16 || !linear.finite || end - begin > kFewRows) return false;
+    alignas(64) float sums[kFewRows * kPanel];
+    sum_few_rows(linear, panel, x, end - begin, sums);
+    Pending pending{linear, to};
+    pending.set(panel, sums, begin, end - begin);
+    pending.advance(end - begin);
+    return true;
+#endif
+}
+
 // Without AMX: the same order of K, one product at a time, in float32. Bits differ from AMX's.
 struct Bf16Rows {
     const Linear& linear;
@@ -261,6 +277,7 @@ void apply_bf16(const Linear& linear, const Operand& x, const Part& part, const 
         const int end = std::min(part.end, begin + kRowBlock);
         const float* floats = as_floats(x, begin, end);
         for (int panel = part.first; panel < part.last; ++panel) {
+            if (in_one_go(linear, to, floats, begin, end, panel)) continue;
             const Bf16* weights = whole_panel(linear, panel);
             in_few_rows(begin, end, Bf16Rows{linear, to, floats, begin, panel, weights});
         }
