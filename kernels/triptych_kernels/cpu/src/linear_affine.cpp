@@ -110,7 +110,8 @@ struct Weights {
     Weights(const __m256i (&q)[kQuarters], const Doubled& scale, const Doubled& low) {
         for (int i = 0; i < kQuarters; ++i) {
             const __m256 value = _mm256_cvtepi32_ps(q[i]);
-            quarters[i] = rounded<kFinite>(_mm256_fmadd_ps(scale.quarters[i], value, low.quarters[i]));
+            quarters[i] = rounded<kFinite>(
+                _mm256_fmadd_ps(scale.quarters[i], value, low.quarters[i]));
         }
     }
 };
@@ -158,8 +159,8 @@ void unpack(Kind kind, const std::uint8_t* from, const Doubled& scale, const Dou
     });
 }
 
-// The first (0x88) or the second (0xdd) neighbours in K of a pair's weights: columns 0-7 and 8-15, in
-// the order 0 1 4 5 2 3 6 7.
+// The first (0x88) or the second (0xdd) neighbours in K of a pair: columns 0-7 and 8-15, in the
+// order 0 1 4 5 2 3 6 7.
 template <int kWhich>
 struct Halves {
     Reg columns[2];
