@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -49,8 +50,8 @@ def config_of(options: argparse.Namespace, model: str) -> ClusterConfig:
 
 
 @contextlib.contextmanager
-def ray_nodes() -> Iterator[Any]:
-    """A ray.cluster_utils.Cluster."""
+def ray_nodes(folder: Path) -> Iterator[Any]:
+    """A ray.cluster_utils.Cluster. Ray keeps logs and sockets in `folder`, and never removes it."""
     os.environ |= {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_worker_prestart": "0",  # idle processes for each claimed core
@@ -59,9 +60,8 @@ def ray_nodes() -> Iterator[Any]:
     }
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-    )
+    head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(folder)}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=CORES, include_dashboard=False)
@@ -115,6 +115,25 @@ def with_ray(pids: Collection[int]) -> list[int]:
     return [pid for pid in pids if RAYS in Path(f"/proc/{pid}/maps").read_text()]
 
 
+def pids_of(launcher: RayLauncher) -> list[int]:
+    pids = [launcher.pid(name) for name in ("router", *WORKERS)]
+    assert None not in pids, "all of them run"
+    return [pid for pid in pids if pid is not None]
+
+
+def adopt_orphans() -> None:
+    """Descendants whose parents are killed become children of this process: none is overlooked."""
+    pr_set_child_subreaper = 36
+    if ctypes.CDLL(None, use_errno=True).prctl(pr_set_child_subreaper, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+
+
+def still_running() -> list[str]:
+    children = psutil.Process().children(recursive=True)
+    _, alive = psutil.wait_procs(children, timeout=5.0)  # zombies are reaped by it
+    return [process.name() for process in alive]
+
+
 class Restarts:
     """Workers that are ready again after a loss."""
 
@@ -145,8 +164,7 @@ async def measure(options: argparse.Namespace, cluster: Any, model: str, folder:
         watching = asyncio.create_task(restarts.watch())
         async with httpx.AsyncClient(base_url=url, timeout=options.patience) as http:
             undisturbed, _ = await streamed(http, options.tokens)
-            pids = [launcher.pid(name) for name in ("router", *WORKERS)]
-            of_ray = with_ray([pid for pid in pids if pid is not None])
+            of_ray = with_ray(pids_of(launcher))
             driver = with_ray([os.getpid()])
             lost: list[str] = []
             killed_at = 0.0
@@ -163,6 +181,7 @@ async def measure(options: argparse.Namespace, cluster: Any, model: str, folder:
                 await restarts.wait_for(lost)
             whole_s = time.monotonic() - killed_at
             again, _ = await streamed(http, options.tokens)
+            of_ray += with_ray(pids_of(launcher))  # and the restarted ones
         stop_began = time.monotonic()
     await watching
     return {
@@ -194,15 +213,16 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=240.0, help="seconds, for each step")
     parser.add_argument("--save", type=Path, help="keep the result with machine and commit")
     options = parser.parse_args()
+    adopt_orphans()
     with tempfile.TemporaryDirectory(prefix="triptych-") as folder:
         model = options.model
         if model == "tiny":
             model = str(tiny_llama(Path(folder) / "tiny"))
         elif model == "smollm2-135m":
             pull_model(model)
-        with ray_nodes() as cluster:
+        with ray_nodes(Path(folder) / "ray") as cluster:
             result = asyncio.run(measure(options, cluster, model, Path(folder)))
-    left = [p.name() for p in psutil.Process().children(recursive=True)]
+    left = still_running()
     result["left_running"] = left
     print_table("a node of Ray dies", ["", "value"], [[*item] for item in result.items()])
     finish(result, options.save)

@@ -160,7 +160,8 @@ async def test_a_home_that_hangs_is_left_and_comes_back_to_no_harm(
     start_cluster: StartCluster,
 ) -> None:
     async with start_cluster(POOLS, "engine.chunk_tokens=64") as cluster:
-        bodies = [body_of(kind) for kind in ("greedy", "choices", "schema", "logprobs")]
+        kinds = ("greedy", "choices", "schema", "logprobs")
+        bodies = [body_of(kind, max_tokens=1200) for kind in kinds]  # still told when it hangs
         expected = [await calmly_told(cluster, body) for body in bodies]
         async with streaming(cluster, bodies) as running:
             home = await busiest_home(cluster)

@@ -133,5 +133,5 @@ def _check_installed() -> None:
         import ray  # noqa: F401 - only here is it known that it will be needed
     except ImportError as error:
         raise ConfigError(
-            f'--launcher ray: {error}; install it with `pip install "triptych[ray]"`'
+            f'--launcher ray: {error}; install it with `pip install "triptych-runtime[ray]"`'
         ) from error

@@ -9,7 +9,7 @@ from typing import Literal
 from triptych.config import ClusterConfig, PoolConfig
 from triptych.errors import ConfigError
 
-Strategy = Literal["PACK", "SPREAD", "STRICT_SPREAD"]
+Strategy = Literal["SPREAD", "STRICT_SPREAD"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,8 @@ def what_is_missing(places: Places, nodes: Sequence[Mapping[str, float]]) -> str
     """Why a group is not placed yet; `nodes`: what each one has, taken or not."""
     fits = [_times(places.each, node) for node in nodes]
     room = sum(map(bool, fits)) if places.strategy == "STRICT_SPREAD" else sum(fits)
-    return f"waits for {places.words}; Ray's {len(nodes)} nodes hold {room} when they are free"
+    have = f"Ray's {len(nodes)} nodes hold" if len(nodes) != 1 else "Ray's only node holds"
+    return f"pool {places.pool} waits for {places.words}; {have} {room} when free"
 
 
 def _times(each: Mapping[str, float], node: Mapping[str, float]) -> int:

@@ -39,7 +39,8 @@ def setup_tracing(config: TracingConfig, process: str) -> Callable[[], None]:
         from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
     except ImportError as error:
         raise ConfigError(
-            f"tracing.endpoint: needs OpenTelemetry's SDK ({error}); pip install triptych[tracing]"
+            f"tracing.endpoint: needs OpenTelemetry's SDK ({error}); "
+            'install it with `pip install "triptych-runtime[tracing]"`'
         ) from error
     resource = Resource.create({"service.name": "triptych", "service.instance.id": process})
     provider = TracerProvider(sampler=ParentBasedTraceIdRatio(config.sample), resource=resource)

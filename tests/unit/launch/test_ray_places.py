@@ -49,7 +49,7 @@ def test_who_waits_says_for_what_and_what_the_nodes_hold() -> None:
     apart = Places("ffn", "STRICT_SPREAD", {"CPU": 4.0}, 3)
     nodes = [{"CPU": 8.0}, {"CPU": 4.0}, {"CPU": 2.0}]
     assert what_is_missing(apart, nodes) == (
-        "waits for 3 × 4 CPU, each on another node; Ray's 3 nodes hold 2 when they are free"
+        "pool ffn waits for 3 × 4 CPU, each on another node; Ray's 3 nodes hold 2 when free"
     )
     anywhere = Places("decode", "SPREAD", {"CPU": 4.0, "GPU": 1.0}, 4)
     assert "hold 0" in what_is_missing(anywhere, nodes)
