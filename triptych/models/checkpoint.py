@@ -9,6 +9,7 @@ from typing import Any
 from triptych.errors import ModelError
 from triptych.models.config import ModelConfig
 from triptych.models.families import parse_config
+from triptych.models.families_nsa import common_name
 from triptych.models.fields import Fields
 from triptych.models.gguf_config import config_fields
 from triptych.models.gguf_header import read_header
@@ -28,7 +29,9 @@ def load_config(path: Path) -> ModelConfig:
 def open_checkpoint(path: Path) -> tuple[ModelConfig, WeightSource]:
     """Of a directory or a file as above; its weights are read when they are asked for."""
     if path.is_dir():
-        return _directory_config(path), PackedSource(SafetensorsSource(path))
+        config = _directory_config(path)
+        names = {"names": common_name} if config.nsa is not None else {}
+        return config, PackedSource(SafetensorsSource(path, **names))
     header = read_header(path)
     config = parse_config(config_fields(header, str(path)))
     return config, GgufSource(path, header, config)
