@@ -140,7 +140,7 @@ def _attend_chosen(
     chosen: Tensor,
     scale: float,
 ) -> Tensor:
-    """Each KV head's query heads over the positions that it has chosen, bool [R, Hkv, start + R]."""
+    """Query heads over the positions that their KV head has chosen, bool [R, Hkv, start + R]."""
     kv_heads = keys.shape[2]
     heads = [
         paged_attention(

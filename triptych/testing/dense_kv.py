@@ -109,9 +109,7 @@ def _append(held: Tensor | None, rows: Tensor) -> Tensor:
     return rows.clone() if held is None else torch.cat([held, rows])
 
 
-def _three_parts(
-    q: Tensor, keys: Tensor, values: Tensor, brought: NsaRows, scale: float
-) -> Tensor:
+def _three_parts(q: Tensor, keys: Tensor, values: Tensor, brought: NsaRows, scale: float) -> Tensor:
     """NSA (arXiv 2502.11089, equations 5 to 11) of the last rows of a sequence, one after the other
     as the paper has it: q [R, Hq, D]; keys, values [T, Hkv, D] → [R, Hq, D].
     """
