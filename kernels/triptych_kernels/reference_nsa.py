@@ -44,7 +44,9 @@ def nsa_attention(
     seen = torch.arange(start + 1, end + 1) // block_tokens
     parts = [
         _attend_means(piece, *means, seen=count, scale=scale)
-        for piece, count in zip(q.split(QUERY_ROWS), seen.split(QUERY_ROWS), strict=True)
+        for piece, count in zip(
+            torch.split(q, QUERY_ROWS), torch.split(seen, QUERY_ROWS), strict=True
+        )
     ]
     out, shares = (torch.cat(rows) for rows in zip(*parts, strict=True))
     out = out * gates[..., :1]

@@ -119,7 +119,9 @@ def _three_parts(q: Tensor, keys: Tensor, values: Tensor, brought: NsaRows, scal
         own, position = slice(head * group, (head + 1) * group), len(keys) - len(q) + i
         k, v = keys[: position + 1, head], values[: position + 1, head]
         behind = (position + 1) // size
-        k_means, v_means = (x[: behind * size].unflatten(0, (behind, size)).mean(1) for x in (k, v))
+        k_means, v_means = (
+            x[: behind * size].view(behind, size, x.shape[-1]).mean(1) for x in (k, v)
+        )
         shares = (q[i, own] @ k_means.t() * scale).softmax(-1)
         blocks = _best_blocks(shares.sum(0), position // size, brought.top_k)
         chosen = torch.isin(torch.arange(position + 1) // size, blocks)

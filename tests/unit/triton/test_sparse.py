@@ -94,7 +94,7 @@ def test_chosen_blocks_are_read_from_pages(dtype: torch.dtype, device: torch.dev
 
 
 def test_together_they_are_the_attention_of_nsa_models(device: torch.device) -> None:
-    """Blocks are averaged and chosen in one size, without overlap; the window is a dense kernel's."""
+    """Blocks are averaged and chosen in one size, without overlap. Windows are dense."""
     tokens, size, chosen, at = 150, 16, 4, torch.tensor([0, 15, 31, 80, 149])
     chance = torch.Generator().manual_seed(10)
     q, gates = (torch.randn(tokens, 3 * KV_HEADS, n, generator=chance) for n in (DIM, 3))
