@@ -22,11 +22,27 @@ class Slo:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """What ends in it is counted, whenever it was sent, so that neither the filling of an idle
+    cluster nor its emptying is. Times are perf_counter seconds."""
+
+    begins: float
+    ends: float
+
+    @property
+    def seconds(self) -> float:
+        return self.ends - self.begins
+
+    def has(self, attempt: Attempt) -> bool:
+        return self.begins <= attempt.ended_at < self.ends
+
+
+@dataclass(frozen=True, slots=True)
 class Phase:
     """A load, and its answers."""
 
     offered: float  # requests per second
-    seconds: float
+    window: Window
     asked: Sequence[Asked]
     slo: Slo
     cores: dict[str, float]
@@ -35,8 +51,13 @@ class Phase:
     rest: Rest
 
     @property
+    def seconds(self) -> float:
+        return self.window.seconds
+
+    @property
     def attempts(self) -> list[Attempt]:
-        return [attempt for each in self.asked for attempt in each.attempts]
+        every = (attempt for each in self.asked for attempt in each.attempts)
+        return [attempt for attempt in every if self.window.has(attempt)]
 
     @property
     def goodput(self) -> float:
@@ -57,7 +78,7 @@ class Phase:
         """Tokens of each tenant's answered requests over its weight; the largest is 1."""
         served: Counter[str] = Counter()
         for each in self.asked:
-            if each.attempts and each.attempts[-1].whole:
+            if each.attempts and each.attempts[-1].whole and self.window.has(each.attempts[-1]):
                 served[each.plan.tenant] += self._tokens(each)
         shares = [served[name] / weight for name, weight in weights.items()]
         return [share / (max(shares) or 1.0) for share in shares]
@@ -97,7 +118,7 @@ class Phase:
         return dict(found.most_common())
 
     def _good(self, each: Asked) -> bool:
-        return any(map(self.slo.kept, each.attempts))
+        return any(self.window.has(a) and self.slo.kept(a) for a in each.attempts)
 
     def _tokens(self, each: Asked) -> int:
         return len(each.plan.prompt) + each.attempts[-1].tokens
