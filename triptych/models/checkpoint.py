@@ -15,7 +15,7 @@ from triptych.models.gguf_config import config_fields
 from triptych.models.gguf_header import read_header
 from triptych.models.gguf_source import GgufSource
 from triptych.models.packed_source import PackedSource
-from triptych.models.safetensors_source import SafetensorsSource
+from triptych.models.safetensors_source import SafetensorsSource, text_name
 from triptych.models.sources import WeightSource
 
 
@@ -30,8 +30,8 @@ def open_checkpoint(path: Path) -> tuple[ModelConfig, WeightSource]:
     """Of a directory or a file as above; its weights are read when they are asked for."""
     if path.is_dir():
         config = _directory_config(path)
-        names = {"names": common_name} if config.nsa is not None else {}
-        return config, PackedSource(SafetensorsSource(path, **names))
+        names = text_name if config.nsa is None else common_name
+        return config, PackedSource(SafetensorsSource(path, names))
     header = read_header(path)
     config = parse_config(config_fields(header, str(path)))
     return config, GgufSource(path, header, config)

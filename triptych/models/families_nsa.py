@@ -26,6 +26,7 @@ _COMMON_NAMES = {
 
 def parse_nsa(fields: Fields) -> ModelConfig:
     """Raises ModelError."""
+    own_kv = fields.is_null("num_kv_heads")  # for each head; an absent key means something else
     fields = fields.with_defaults(
         hidden_size=2048,
         num_hidden_layers=24,
@@ -38,10 +39,13 @@ def parse_nsa(fields: Fields) -> ModelConfig:
     if fields.get("attnres_block_size") is not None:
         raise fields.error("attnres_block_size", "residuals that attend are not supported")
     heads = fields.size("num_heads")
+    kv_heads = heads if own_kv else fields.size("num_kv_heads", 4)
+    if heads % kv_heads:
+        raise fields.error("num_kv_heads", f"{kv_heads} does not divide {heads}")
     common = common_config(
         fields.replaced(
             num_attention_heads=heads,
-            num_key_value_heads=fields.size("num_kv_heads", heads),
+            num_key_value_heads=kv_heads,
             intermediate_size=_inner_size(fields),
             rms_norm_eps=fields.positive("norm_eps", 1e-6),
             hidden_act=_activation(fields),

@@ -30,7 +30,8 @@ _TEXT_PREFIXES = {
 }
 
 
-def _text_name(stored: str) -> str:
+def text_name(stored: str) -> str:
+    """What the text model of a multimodal checkpoint calls a tensor by itself."""
     for prefix, plain in _TEXT_PREFIXES.items():
         if stored.startswith(prefix):
             return plain + stored.removeprefix(prefix)
@@ -40,8 +41,8 @@ def _text_name(stored: str) -> str:
 class SafetensorsSource:
     """A directory of safetensors. Raises ModelError naming the damaged or missing file."""
 
-    def __init__(self, directory: Path, names: Callable[[str], str] = _text_name) -> None:
-        """`names`: Hugging Face's name of a tensor, given the one that it is stored under."""
+    def __init__(self, directory: Path, names: Callable[[str], str] = text_name) -> None:
+        """`names`: the name that a tensor goes by here, given the one that it is stored under."""
         self._directory = directory
         self._files = {path: _open(path) for path in _weight_files(directory)}
         self._places = {

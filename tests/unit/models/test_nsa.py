@@ -77,7 +77,8 @@ def test_what_is_absent_has_the_default_of_the_library() -> None:
     config = parse_config(Fields(few, "config.json"))
     assert config.nsa == NsaConfig(block_tokens=64, top_k=16, window=512)
     assert (config.hidden_size, config.num_layers, config.vocab_size) == (2048, 24, 32000)
-    assert (config.num_heads, config.head_dim, config.intermediate_size) == (64, 32, 5632)
+    assert (config.num_heads, config.num_kv_heads, config.head_dim) == (64, 4, 32)
+    assert config.intermediate_size == 5632
     assert config.max_model_len == 2048 and config.eos_token_ids == (2,)
 
 
@@ -89,7 +90,7 @@ def test_what_is_absent_has_the_default_of_the_library() -> None:
         ({"window_size": -1}, "window_size: expected an integer ≥ 0"),
         ({"hidden_act": "powlu"}, "hidden_act: 'powlu' is not supported"),
         ({"attnres_block_size": 4}, "attnres_block_size: residuals that attend"),
-        ({"num_kv_heads": 3}, "3 does not divide 32"),
+        ({"num_kv_heads": 3}, "num_kv_heads: 3 does not divide 32"),
     ],
 )
 def test_what_is_not_supported_is_named(changes: dict[str, Any], complaint: str) -> None:

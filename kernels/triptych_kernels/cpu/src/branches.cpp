@@ -16,7 +16,7 @@ namespace {
 
 using P = FmaProducts<float>;
 
-constexpr int kParts3 = 3;  // gates of a head: means, chosen blocks, window
+constexpr int kGates = 3;  // of a head: means, chosen blocks, window
 
 // Where the positions lie that a row sees: in the slots of the same number before `start`, then where
 // its path says.
@@ -180,7 +180,7 @@ struct BranchCall {
 
     int group() const { return shape.heads / cache.kv_heads; }
     float gate(std::size_t row, int head, int which) const {
-        const float x = gates[(row * shape.heads + head) * kParts3 + which];
+        const float x = gates[(row * shape.heads + head) * kGates + which];
         return 1.0f / (1.0f + std::exp(-x));
     }
 };
