@@ -84,7 +84,7 @@ class ModelConfig:
     branch_scale: float = 1.0  # of what attention and FFN add to the residual stream (Granite)
     latent: LatentConfig | None = None  # heads come out of low ranks; then all heads have own KV
     index: IndexConfig | None = None  # none: a row attends to all that its window holds
-    nsa: NsaConfig | None = None  # in place of all this: three parts with a gate each
+    nsa: NsaConfig | None = None  # none: attention has one part; else three, and gates
     sinks: bool = False  # a learned logit of each head takes its share of the softmax
     draft_layers: int = 0  # stored behind the model's own, to draft with; not read
 
