@@ -203,7 +203,9 @@ class Gate:
             return None
         self._predictor.paced(room.pace)
         prefill = self._predictor.prefill_within(self._ttft_s, now)
-        return room if prefill is None else room.in_time(_AT_WORKERS * prefill)
+        if prefill is None:
+            return room
+        return room.in_time(_AT_WORKERS * prefill, _AT_WORKERS * self._ttft_s)
 
     def _goes(self, room: Room | None) -> bool:
         """Somebody who came now would go to the workers at once."""

@@ -29,6 +29,9 @@ class Line:
     def seconds(self, prefill: float) -> float:
         return self.fixed_s + self.per_token_s * prefill
 
+    def prefill_within(self, seconds: float) -> float:
+        return max(0.0, seconds - self.fixed_s) / max(self.per_token_s, 1e-9)
+
 
 class TtftPredictor(Protocol):
     """`queued`: cost of what waits at the router before the request, in tokens as the fair queue
@@ -80,7 +83,7 @@ class MeasuredTtft:
         fixed, one = self._at_workers(0.0, now), self._at_workers(1.0, now)
         if fixed is None or one is None:
             return None
-        return max(0.0, seconds - fixed) / max(one - fixed, 1e-9)  # both parts are lines
+        return Line(fixed, one - fixed).prefill_within(seconds)  # a sum of lines
 
     def drained(self, cost: float, seconds: float) -> None:
         keep = math.exp(-seconds / _MEMORY_S)

@@ -43,9 +43,14 @@ class Room:
     def limited(self, sequences: float) -> Room:
         return self if sequences >= self.sequences else replace(self, sequences=sequences)
 
-    def in_time(self, prefill: float) -> Room:
-        """With no more prompt tokens than are computed in time; `next_steps` all the same."""
-        most = max(prefill, self.next_steps)
+    def in_time(self, prefill: float, seconds: float) -> Room:
+        """With no more prompt tokens than are computed in time. All the same with `next_steps`, as
+        far as these do not take longer than so many seconds by the workers' own measure.
+        """
+        steps = self.next_steps
+        if self.pace is not None:
+            steps = min(steps, self.pace.prefill_within(seconds))
+        most = max(prefill, steps)
         return self if most >= self.prefill else replace(self, prefill=most)
 
     def takes_more(self, load: Load) -> bool:

@@ -134,11 +134,13 @@ def test_a_home_takes_as_many_sequences_as_can_decode_at_the_pace_that_is_promis
     assert room.sequences == pytest.approx(64 + 0.08 / 0.0021)
 
 
-def test_workers_have_their_next_steps_however_long_those_take() -> None:
-    pace = Pace(prefill=StepCost(0.1, 0.001, 0.0), chunk_tokens=100)
+def test_workers_have_their_next_steps_unless_those_take_too_long() -> None:
+    pace = Pace(prefill=StepCost(0.1, 0.001, 0.0), chunk_tokens=100)  # 500 tokens a second
     room = room_of("m", [replace(HOME, pace=pace)] * 2, LIMITS, Load())
     assert room is not None
-    assert [room.in_time(n).prefill for n in (0, 500, 9000)] == [200, 500, 4000]
+    assert [room.in_time(n, seconds=10).prefill for n in (0, 500, 9000)] == [200, 500, 4000]
+    hurried = [room.in_time(n, seconds=0.2).prefill for n in (0, 500)]
+    assert hurried == [pytest.approx(100), 500], "0.1 s, and 0.1 s of tokens"
 
 
 def test_slow_tokens_lower_the_number_of_sequences_and_fast_ones_raise_it_again() -> None:
