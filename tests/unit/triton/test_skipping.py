@@ -171,7 +171,7 @@ def test_scaled_thresholds_are_a_rows_scale_over_what_it_sees(
     attend, window: int | None, device: torch.device
 ) -> None:
     """As requests ask for it; so the threshold is not the chunk's."""
-    length, rows, scale = 500, 3, 8.0
+    length, rows, scale = 500, 3, 32.0
     batch = paged_batch(device, group=2, lengths=[length], rows=[rows], peak=4.0)
     shape = AttentionShape(0.125, window)
     scales = torch.full((1,), scale, device=device)
