@@ -89,10 +89,10 @@ class DrafterMaker:
 
 
 def _sparse(config: SparseConfig, parts: EngineParts, sampler: Sampler) -> SparseDrafter:
-    if parts.model.config.index is not None:
+    if parts.model.config.chooses:
         raise ConfigError(
-            "speculation.drafters: sparse: this model chooses by itself, token by token, what it "
-            "reads; take suffix or ngram"
+            "speculation.drafters: sparse: this model chooses by itself what it reads; take suffix "
+            "or ngram"
         )
     options = SparseOptions(config.ratio, config.min_tokens)
     return SparseDrafter(parts.runner, sampler, options)

@@ -15,6 +15,7 @@ from triptych_kernels.reference import (
     silu_mul,
 )
 from triptych_kernels.reference_index import choose_tokens
+from triptych_kernels.reference_nsa import nsa_attention
 from triptych_kernels.routing import RoutingLike, combine, route
 from triptych_kernels.sampling import filter_logits, gumbel_noise
 
@@ -30,6 +31,7 @@ __all__ = [
     "gelu_tanh_mul",
     "gumbel_noise",
     "layer_norm",
+    "nsa_attention",
     "pad_rows",
     "page_scores",
     "paged_attention",

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from triptych.testing.checkpoints import tiny_llama
+from triptych.testing.checkpoints import served_checkpoint, tiny_llama
 from triptych.testing.cluster import Cluster, eventually
 from triptych.testing.tiny_mixture import tiny_mixture
 from triptych_kernels.cpu.native import native
@@ -44,10 +44,11 @@ DICE = [
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A mixture, and a dense model."""
+    """A mixture, a dense model, and one with names and attention of its own."""
     return {
         "mixture": tiny_mixture(tmp_path_factory.mktemp("mixture")),
         "dense": tiny_llama(tmp_path_factory.mktemp("dense")),
+        "nsa": served_checkpoint(tmp_path_factory.mktemp("nsa"), "nsa"),
     }
 
 
@@ -120,6 +121,7 @@ TOPOLOGIES = {
         [WITH_FFN, *DICE, "experts.copies=1", "experts.micro_batches=2"],
     ),
     "dense, prefill and decode, drafts by dice": ("dense", [WITH_PREFILL, *DICE]),
+    "NSA, three lanes, drafts by dice": ("nsa", [WITH_FFN, *DICE, "experts.micro_batches=3"]),
     "dense, layers divided": (
         "dense",
         [WITH_FFN, "experts.copies=1", "experts.dense=layer", "experts.micro_batches=2"],

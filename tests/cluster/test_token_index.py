@@ -1,4 +1,6 @@
-"""DeepSeek-V3.2 in a cluster: index keys travel with the KV; to be sparse twice is refused."""
+"""Models that choose their tokens in a cluster: what DeepSeek-V3.2 chooses by travels with the KV,
+NSA makes it of that; to be sparse twice is refused.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module")]
 StartCluster = Callable[..., contextlib.AbstractAsyncContextManager[Cluster]]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"model={served_checkpoint(tmp_path_factory.mktemp('chooses'), 'deepseek_v32')}"
+@pytest.fixture(scope="module", params=["deepseek_v32", "nsa"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"model={served_checkpoint(tmp_path_factory.mktemp('chooses'), request.param)}"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

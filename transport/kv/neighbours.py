@@ -30,14 +30,19 @@ class Found:
     views: _Views
     block: int
     generation: int
-    hash: bytes
+    name: bytes  # its hash, or what names an unfinished one
+
+    @property
+    def rows(self) -> int:
+        """Of an unfinished one: how many tokens' KV is in it, at least."""
+        return int(self.views.hashes[self.block].view(np.uint16)[-1])
 
     def copy_to(self, target: NDArray[np.uint8]) -> bool:
         """u8 [block bytes]. False: it became another block meanwhile; the copy is worth nothing."""
         target[:] = self.views.blocks[self.block]
-        # A source forgets the hash and raises the generation before it writes; see ShmSession.
+        # A source forgets the name and raises the generation before it writes; see ShmSession.
         same = int(self.views.generations[self.block]) == self.generation
-        return same and self.views.hashes[self.block].tobytes() == self.hash
+        return same and self.views.name(self.block, len(self.name)) == self.name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,12 +53,15 @@ class _Views:
     hashes: NDArray[np.uint8]
     blocks: NDArray[np.uint8]
 
-    def find(self, block_hash: bytes) -> Found | None:
-        head = np.frombuffer(block_hash, np.uint64, 1)[0]
+    def name(self, block: int, length: int) -> bytes:
+        return self.hashes[block, :length].tobytes()
+
+    def find(self, name: bytes) -> Found | None:
+        head = np.frombuffer(name, np.uint64, 1)[0]
         for block in np.flatnonzero(self.hashes.view(np.uint64)[:, 0] == head).tolist():
             generation = int(self.generations[block])
-            if self.hashes[block].tobytes() == block_hash:
-                return Found(self, block, generation, block_hash)
+            if self.name(block, len(name)) == name:
+                return Found(self, block, generation, name)
         return None
 
 
@@ -103,10 +111,7 @@ class Neighbours:
 
     def find(self, hashes: Sequence[bytes]) -> list[Found]:
         """Where the first of these blocks are, up to one that nobody has."""
-        with self._lock:
-            regions = [neighbour.region for neighbour in self._by_pool.values()]
-            pools = [_Views(each.generations, each.hashes, each.blocks) for each in regions]
-        found: list[Found] = []
+        pools, found = self._views(), list[Found]()
         for block_hash in hashes:
             hits = (hit for views in pools if (hit := views.find(block_hash)) is not None)
             hit = next(hits, None)
@@ -115,9 +120,21 @@ class Neighbours:
             found.append(hit)
         return found
 
+    def find_unfinished(self, name: bytes, rows: int) -> Found | None:
+        """A block of this name (triptych/engine/tails.py) with so many rows at least. Homes that
+        gave the request up earlier may have fewer.
+        """
+        hits = (hit for views in self._views() if (hit := views.find(name)) is not None)
+        return next((hit for hit in hits if hit.rows >= rows), None)
+
     def close(self) -> None:
         for pool in list(self._by_pool):
             self._drop(pool)
+
+    def _views(self) -> list[_Views]:
+        with self._lock:
+            regions = [neighbour.region for neighbour in self._by_pool.values()]
+            return [_Views(each.generations, each.hashes, each.blocks) for each in regions]
 
     def _add(self, pool: str, path: Path) -> None:
         try:

@@ -70,8 +70,8 @@ def calibrate(
     path = resolve_model(config.model)
     ids = Tokenizer.load(path).encode(text)
     model = load_model(path, dtype=backend.weights, group=backend.group, packer=backend.packer)
-    if model.config.index is not None:
-        raise ConfigError("model: this one chooses by itself, token by token, what it attends to")
+    if model.config.chooses:
+        raise ConfigError("model: this one chooses by itself what it attends to")
     torch.set_num_threads(1)
     chosen = lengths_of(lengths, len(ids), model.config.max_model_len)
     texts = [LongText(model, backend, ids[:tokens], config.kv.block_tokens) for tokens in chosen]

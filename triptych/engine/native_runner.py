@@ -68,7 +68,7 @@ class NativeRunner:
 
     @torch.inference_mode()
     def forward_pages(self, rows: Sequence[PageRow]) -> Tensor:
-        assert self.model.config.index is None, "a model that chooses its tokens reads no pages"
+        assert not self.model.config.chooses, "a model that chooses its tokens reads no pages"
         hidden = self._native.embed(torch.tensor([row.token for row in rows], dtype=torch.int32))
         tables = [row.table.blocks(row.sequence) for row in rows]
         self._native.run(

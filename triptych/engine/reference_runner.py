@@ -17,9 +17,16 @@ from triptych.engine.pages import PageRow, PageScores, ScoreWishes
 from triptych.engine.rows import RowJob, wanted_rows
 from triptych.engine.storage import KvStorage
 from triptych.models.model import Model
-from triptych.models.seams import IndexRows
+from triptych.models.seams import IndexRows, NsaRows
 from triptych.models.taps import Tap
-from triptych_kernels import append_kv, choose_tokens, pad_rows, page_scores, paged_attention
+from triptych_kernels import (
+    append_kv,
+    choose_tokens,
+    nsa_attention,
+    pad_rows,
+    page_scores,
+    paged_attention,
+)
 
 
 class ReferenceRunner:
@@ -117,19 +124,29 @@ class PagedView:
         window: int | None,
         softcap: float | None,
         sinks: Tensor | None,
-        index: IndexRows | None = None,
+        index: IndexRows | NsaRows | None = None,
     ) -> Tensor:
         """Appends k and v of the real rows, then attends job by job. Padding rows come back as
         zeros.
         """
         real = self._slots.shape[0]
         pools = self._storage.pools(layer)
-        for pool, kept in zip(pools, (k, v) if index is None else (k, v, index.keys), strict=True):
+        brought = (k, v, index.keys) if isinstance(index, IndexRows) else (k, v)
+        for pool, kept in zip(pools, brought, strict=True):
             append_kv(pool, kept[:real].view(real, *pool.shape[2:]), self._slots)
         out = torch.zeros_like(q)
         attention = partial(
             paged_attention, scale=scale, window=window, softcap=softcap, sinks=sinks
         )
+        if isinstance(index, NsaRows):
+            assert window is None and softcap is None and sinks is None, "no part knows of these"
+            attention = partial(
+                nsa_attention,
+                scale=scale,
+                block_tokens=index.block_tokens,
+                top_k=index.top_k,
+                window=index.window,
+            )
         views = zip(self.spans, self._jobs, self._blocks, self._skipped, strict=True)
         for (begin, end), job, blocks, skipped in views:
             nodes = end if job.draft.parents is None else end - len(job.draft)
@@ -176,7 +193,7 @@ class ChosenPagesView:
         window: int | None,
         softcap: float | None,
         sinks: Tensor | None,
-        index: IndexRows | None = None,
+        index: IndexRows | NsaRows | None = None,
     ) -> Tensor:
         assert index is None, "a model that chooses its tokens reads no pages"
         real = len(self._starts)
@@ -207,13 +224,15 @@ def _positions(jobs: Sequence[RowJob]) -> Tensor:
 def _attend(
     attention: Callable[..., Tensor],
     q: Tensor,
-    index: IndexRows | None,
+    index: IndexRows | NsaRows | None,
     rows: slice,
     pools: Sequence[Tensor],
     blocks: Tensor,
     start: int,
 ) -> Tensor:
     """Some rows of q, which stand one behind the other from slot `start` on."""
+    if isinstance(index, NsaRows):
+        return attention(q[rows], *pools, blocks, start, index.gates[rows])
     chosen = None
     if index is not None:
         chosen = choose_tokens(

@@ -16,12 +16,23 @@ from collections.abc import Callable
 
 from triptych.engine.rows import RowJob
 from triptych.engine.sequence import Sequence
+from triptych.engine.tails import Tails
 from triptych.kv.pool import BlockPool
 
 
 class Scheduler:
-    def __init__(self, pool: BlockPool, *, block_tokens: int, chunk_tokens: int, max_running: int):
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        block_tokens: int,
+        chunk_tokens: int,
+        max_running: int,
+        tails: Tails | None = None,
+    ) -> None:
+        """`tails` None: nobody could read unfinished blocks."""
         self._pool = pool
+        self._tails = tails
         self._block_tokens = block_tokens
         self._chunk_tokens = chunk_tokens
         self._max_running = max_running
@@ -88,6 +99,8 @@ class Scheduler:
         sequence.num_computed = job.end + accepted
         if sequence.num_computed >= (sequence.num_committed + 1) * self._block_tokens:
             self.commit_blocks(sequence)
+        if self._tails is not None and sequence.params is not None:
+            self._tails.note(sequence)
 
     def commit_blocks(self, sequence: Sequence) -> None:
         full = sequence.num_computed // self._block_tokens
@@ -200,6 +213,8 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _release(self, sequence: Sequence) -> None:
+        if self._tails is not None:
+            self._tails.forget(sequence)
         blocks, sequence.blocks = sequence.blocks, []
         self._pool.release(blocks)
 
@@ -234,6 +249,9 @@ class Scheduler:
         sequence.num_committed = reservation.num_cached
         if len(sequence.tokens) == sequence.num_given:
             sequence.num_cached = sequence.num_computed
+        if sequence.on_place is not None:
+            on_place, sequence.on_place = sequence.on_place, None
+            sequence.num_computed += on_place(reservation.blocks, reservation.num_cached)
         return True
 
     def _take_out(self, sequence: Sequence) -> None:

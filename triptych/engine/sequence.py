@@ -58,6 +58,9 @@ class Sequence:
     # Set: the sequence waits its turn for blocks only; called, once, when it has them. Its KV then
     # comes from elsewhere.
     on_room: Callable[[], object] | None = None
+    # Set: called, once, with its blocks and how many of them were cached; brings KV into the next
+    # one, and says of how many tokens.
+    on_place: Callable[[list[int], int], int] | None = None
 
     num_prompt: int = field(init=False)
     num_given: int = field(init=False)  # tokens that it began with: prompt and resumed ones
@@ -66,6 +69,7 @@ class Sequence:
     num_cached: int = 0  # given tokens found in the prefix cache
     likely_cached: int = 0  # those that were there when it was queued
     blocks: list[int] = field(default_factory=list)
+    tail: tuple[int, bytes] | None = None  # the unfinished block that neighbours are told, its name
     finished: bool = False
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None

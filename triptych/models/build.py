@@ -10,8 +10,18 @@ from torch import Tensor
 from triptych.models.config import ModelConfig
 from triptych.models.gguf_source import ROPE_FACTORS
 from triptych.models.latent_weights import read_latent
-from triptych.models.layers import Attention, DenseFfn, Heads, Layer, LocalExperts, Mixture, Norm
+from triptych.models.layers import (
+    Attention,
+    Chooser,
+    DenseFfn,
+    Heads,
+    Layer,
+    LocalExperts,
+    Mixture,
+    Norm,
+)
 from triptych.models.model import Model
+from triptych.models.nsa import read_branches
 from triptych.models.rope import Rope
 from triptych.models.seams import DistantExperts
 from triptych.models.token_index import read_index
@@ -125,7 +135,7 @@ def _read_attention(reader: WeightReader, config: ModelConfig, index: int) -> At
         k_norm=head_norm("k_norm", config.num_kv_heads),
         value_dim=config.value_dim,
         sinks=reader.tensor(f"{prefix}.sinks", config.num_heads) if config.sinks else None,
-        index=read_index(reader, config, qkv, prefix),
+        index=_read_chooser(reader, config, qkv, prefix),
     )
 
 
@@ -136,6 +146,14 @@ def _read_heads(reader: WeightReader, config: ModelConfig, prefix: str) -> Heads
     names = [f"{prefix}.{name}_proj" for name in "qkv"]
     sizes = [q_size, kv_size, kv_size]
     return reader.linear(names, config.hidden_size, sizes, bias=config.qkv_bias)
+
+
+def _read_chooser(
+    reader: WeightReader, config: ModelConfig, heads: Heads, prefix: str
+) -> Chooser | None:
+    if config.nsa is not None:
+        return read_branches(reader, config, config.nsa, prefix)
+    return read_index(reader, config, heads, prefix)
 
 
 def _read_mixture(reader: WeightReader, config: ModelConfig, index: int) -> Mixture | None:

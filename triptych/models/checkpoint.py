@@ -9,12 +9,13 @@ from typing import Any
 from triptych.errors import ModelError
 from triptych.models.config import ModelConfig
 from triptych.models.families import parse_config
+from triptych.models.families_nsa import common_name
 from triptych.models.fields import Fields
 from triptych.models.gguf_config import config_fields
 from triptych.models.gguf_header import read_header
 from triptych.models.gguf_source import GgufSource
 from triptych.models.packed_source import PackedSource
-from triptych.models.safetensors_source import SafetensorsSource
+from triptych.models.safetensors_source import SafetensorsSource, text_name
 from triptych.models.sources import WeightSource
 
 
@@ -28,7 +29,9 @@ def load_config(path: Path) -> ModelConfig:
 def open_checkpoint(path: Path) -> tuple[ModelConfig, WeightSource]:
     """Of a directory or a file as above; its weights are read when they are asked for."""
     if path.is_dir():
-        return _directory_config(path), PackedSource(SafetensorsSource(path))
+        config = _directory_config(path)
+        names = text_name if config.nsa is None else common_name
+        return config, PackedSource(SafetensorsSource(path, names))
     header = read_header(path)
     config = parse_config(config_fields(header, str(path)))
     return config, GgufSource(path, header, config)

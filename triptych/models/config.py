@@ -41,6 +41,15 @@ class IndexConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class NsaConfig:
+    """Sizes of native sparse attention, which chooses blocks of tokens; see nsa."""
+
+    block_tokens: int  # of a block, as it is averaged and as it is chosen
+    top_k: int  # blocks that a row reads token by token
+    window: int  # positions that a row sees in any case, itself included; 0: there is no such part
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     architecture: str  # family: llama, mistral, qwen2, mixtral, …
     vocab_size: int  # rows of the embedding; may exceed the tokenizer's vocabulary
@@ -75,6 +84,7 @@ class ModelConfig:
     branch_scale: float = 1.0  # of what attention and FFN add to the residual stream (Granite)
     latent: LatentConfig | None = None  # heads come out of low ranks; then all heads have own KV
     index: IndexConfig | None = None  # none: a row attends to all that its window holds
+    nsa: NsaConfig | None = None  # none: attention has one part; else three, and gates
     sinks: bool = False  # a learned logit of each head takes its share of the softmax
     draft_layers: int = 0  # stored behind the model's own, to draft with; not read
 
@@ -82,6 +92,11 @@ class ModelConfig:
     def rope_dim(self) -> int:
         """Numbers of a head, the first ones, that are rotated."""
         return self.head_dim if self.latent is None else self.latent.rope_dim
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a row attends to what it chooses by itself."""
+        return self.index is not None or self.nsa is not None
 
     @property
     def index_dim(self) -> int:

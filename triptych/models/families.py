@@ -32,6 +32,7 @@ from triptych.models.families_moe import (
     parse_qwen2_moe,
     parse_qwen3_moe,
 )
+from triptych.models.families_nsa import parse_nsa
 from triptych.models.fields import Fields
 from triptych.models.packed_tensors import FP8_BLOCK
 
@@ -52,6 +53,7 @@ _FAMILIES: dict[str, Callable[[Fields], ModelConfig]] = {
     "DeepseekV3ForCausalLM": parse_deepseek_v3,
     "DeepseekV32ForCausalLM": parse_deepseek_v32,
     "GptOssForCausalLM": parse_gpt_oss,
+    "NSAForCausalLM": parse_nsa,
 }
 
 

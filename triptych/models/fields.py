@@ -30,6 +30,10 @@ class Fields:
     def get(self, key: str) -> Any:
         return self._values.get(key)
 
+    def is_null(self, key: str) -> bool:
+        """Whether the key is there, and null."""
+        return key in self._values and self._values[key] is None
+
     def size(self, key: str, default: int | None = None, *, minimum: int = 1) -> int:
         """An integer from `minimum` up."""
         value = self._value(key, default)

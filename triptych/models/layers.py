@@ -11,7 +11,7 @@ from torch import Tensor
 
 from triptych.models.config import Activation
 from triptych.models.moe import Routing
-from triptych.models.seams import IndexRows, KvView
+from triptych.models.seams import IndexRows, KvView, NsaRows
 from triptych_kernels import (
     apply_rotary,
     clamped_swiglu_mul,
@@ -55,10 +55,10 @@ class Heads(Protocol):
         """rows [M, H] (normed) → [M, (Hq + 2·Hkv)·D]: query heads, key heads, value heads."""
 
 
-class TokenIndex(Protocol):
-    """What a layer chooses the tokens by that its rows attend to; see token_index."""
+class Chooser(Protocol):
+    """What a layer's rows choose by what they attend to; see token_index and nsa."""
 
-    def __call__(self, rows: Tensor, cos: Tensor, sin: Tensor, /) -> IndexRows:
+    def __call__(self, rows: Tensor, cos: Tensor, sin: Tensor, /) -> IndexRows | NsaRows:
         """rows [M, H] (normed); cos, sin [M, R/2]."""
 
 
@@ -82,7 +82,7 @@ class Attention:
     k_norm: Norm | None
     value_dim: int  # of a head: its values' first numbers, the others are zero
     sinks: Tensor | None  # float32 [num_heads], see KvView
-    index: TokenIndex | None = None  # none: a row attends to all that its window holds
+    index: Chooser | None = None  # none: a row attends to all that its window holds
 
     def __call__(self, rows: Tensor, cos: Tensor, sin: Tensor, kv: KvView) -> Tensor:
         heads = self.qkv(rows).view(rows.shape[0], -1, self.head_dim)

@@ -14,21 +14,23 @@ from triptych.errors import ModelError
 from triptych.models.lanes import LanedLayers
 from triptych.models.latent import LatentHeads
 from triptych.models.layers import (
+    Chooser,
     DenseFfn,
     Heads,
     Layer,
     LocalExperts,
     Mixture,
     Norm,
-    TokenIndex,
 )
 from triptych.models.model import Model
+from triptych.models.nsa import Branches
 from triptych.models.rope import Rope
 from triptych.models.seams import DistantExperts
 from triptych.models.taps import StateTap, Tap, runs_of, tell
 from triptych.models.token_index import Indexer
 from triptych_kernels import rotary_cos_sin
 from triptych_kernels.cpu.layers import (
+    NativeBranches,
     NativeIndex,
     NativeLatent,
     NativeLayer,
@@ -155,7 +157,7 @@ class NativeModel:
             mixture=mixture,
             branch_scale=self._model.config.branch_scale,
             norms_whole=self._model.config.qk_norm_whole,
-            index=_lower_index(attention.index),
+            chooser=_lower_chooser(attention.index),
         )
 
 
@@ -173,9 +175,13 @@ def _lower_heads(heads: Heads) -> NativeLinear | NativeLatent:
     )
 
 
-def _lower_index(index: TokenIndex | None) -> NativeIndex | None:
+def _lower_chooser(index: Chooser | None) -> NativeIndex | NativeBranches | None:
     if index is None:
         return None
+    if isinstance(index, Branches):
+        sizes = index.sizes
+        gate = cast(NativeLinear, index.gate)
+        return NativeBranches(gate, sizes.block_tokens, sizes.top_k, sizes.window)
     assert isinstance(index, Indexer)
     return NativeIndex(
         query=cast(NativeLinear, index.query),

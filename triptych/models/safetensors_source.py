@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,23 @@ _TEXT_PREFIXES = {
 }
 
 
+def text_name(stored: str) -> str:
+    """What the text model of a multimodal checkpoint calls a tensor by itself."""
+    for prefix, plain in _TEXT_PREFIXES.items():
+        if stored.startswith(prefix):
+            return plain + stored.removeprefix(prefix)
+    return stored
+
+
 class SafetensorsSource:
     """A directory of safetensors. Raises ModelError naming the damaged or missing file."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, names: Callable[[str], str] = text_name) -> None:
+        """`names`: the name that a tensor goes by here, given the one that it is stored under."""
         self._directory = directory
         self._files = {path: _open(path) for path in _weight_files(directory)}
         self._places = {
-            _text_name(stored): (stored, path)
+            names(stored): (stored, path)
             for path, file in self._files.items()
             for stored in file.keys()  # noqa: SIM118 (not a mapping)
         }
@@ -106,10 +115,3 @@ def _open(path: Path) -> Any:
         raise ModelError(f"{path}: {why}") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path}: not a complete safetensors file: {error}") from error
-
-
-def _text_name(stored: str) -> str:
-    for prefix, plain in _TEXT_PREFIXES.items():
-        if stored.startswith(prefix):
-            return plain + stored.removeprefix(prefix)
-    return stored

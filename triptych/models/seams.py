@@ -25,6 +25,16 @@ class IndexRows:
     top_k: int
 
 
+@dataclass(frozen=True, slots=True)
+class NsaRows:
+    """What rows bring to native sparse attention (NSA), whose three parts a row weighs."""
+
+    gates: Tensor  # [M, Hq, 3]: of the means of blocks, of the blocks chosen by them, of the window
+    block_tokens: int
+    top_k: int  # blocks that a row reads token by token
+    window: int  # positions, the row's own included; 0: there is no such part
+
+
 class KvView(Protocol):
     """The KV that one forward pass may read and extend. It knows which row belongs to whom."""
 
@@ -39,7 +49,7 @@ class KvView(Protocol):
         window: int | None,
         softcap: float | None,
         sinks: Tensor | None,
-        index: IndexRows | None = None,
+        index: IndexRows | NsaRows | None = None,
     ) -> Tensor:
         """Stores k, v [M, Hkv, D] of the pass's rows, then attends causally: q [M, Hq, D] → same.
 
@@ -48,7 +58,8 @@ class KvView(Protocol):
         the w − 1 before. sinks [Hq] float32: a logit of each head that takes its share of the
         softmax and adds nothing. With an `index` a row sees, of
         these positions, the `top_k` that are worth most to it, the first of equal ones; its keys
-        are stored, too. Called once per layer, layers ascending. Arguments may be
+        are stored, too. With `NsaRows` it attends as `triptych_kernels.nsa_attention` says, and
+        has neither window nor sinks. Called once per layer, layers ascending. Arguments may be
         strided views (the last dimension is contiguous) and must not be kept. What padding rows get
         back is undefined, but it must not raise and no real row may see them.
         """

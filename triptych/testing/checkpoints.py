@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from triptych.testing.nsa_checkpoint import tiny_nsa
 from triptych.testing.tiny_tokenizers import byte_level, save_folder
 
 VOCAB_SIZE = 199  # of `tiny_checkpoint`
@@ -207,10 +208,12 @@ def save_served(
 def tiny_checkpoint(
     path: Path, family: str, *, seed: int = 0, max_shard_size: str = "1GB", **overrides: Any
 ) -> Path:
-    """A random model of a family, as transformers saves it; `overrides` are configuration values.
+    """A random model of a family, as its library saves it; `overrides` are configuration values.
 
     Weights are large enough for attention to matter. Sliding layers see `WINDOW` positions.
     """
+    if family == "nsa":  # which transformers does not have
+        return tiny_nsa(path, seed=seed, **({"vocab_size": VOCAB_SIZE} | overrides))
     import transformers
 
     class_name, values = (_FAMILIES | _MIXTURES)[family]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from triptych.models.model import Model
-from triptych.models.seams import IndexRows
+from triptych.models.seams import IndexRows, NsaRows
 from triptych_kernels import pad_rows
 
 
@@ -41,10 +42,13 @@ class DenseKv:
         window: int | None,
         softcap: float | None,
         sinks: Tensor | None,
-        index: IndexRows | None = None,
+        index: IndexRows | NsaRows | None = None,
     ) -> Tensor:
         keys = self._keys[layer] = _append(self._keys[layer], k[: self.rows])
         values = self._values[layer] = _append(self._values[layer], v[: self.rows])
+        if isinstance(index, NsaRows):
+            mixed = _three_parts(q[: self.rows], keys, values, index, scale)
+            return torch.cat([mixed, q.new_zeros(q.shape[0] - self.rows, *q.shape[1:])])
         group = q.shape[1] // k.shape[1]
         scores = torch.einsum("qhd,khd->hqk", q[: self.rows], keys.repeat_interleave(group, 1))
         scores = scores.float() * scale
@@ -103,3 +107,42 @@ def greedy_tokens(model: Model, prompt_ids: Sequence[int], count: int) -> list[i
 
 def _append(held: Tensor | None, rows: Tensor) -> Tensor:
     return rows.clone() if held is None else torch.cat([held, rows])
+
+
+def _three_parts(q: Tensor, keys: Tensor, values: Tensor, brought: NsaRows, scale: float) -> Tensor:
+    """NSA (arXiv 2502.11089, equations 5 to 11) of the last rows of a sequence, one after the other
+    as the paper has it: q [R, Hq, D]; keys, values [T, Hkv, D] → [R, Hq, D].
+    """
+    size, group = brought.block_tokens, q.shape[1] // keys.shape[1]
+    out = torch.zeros_like(q)
+    for i, head in itertools.product(range(len(q)), range(keys.shape[1])):
+        own, position = slice(head * group, (head + 1) * group), len(keys) - len(q) + i
+        k, v = keys[: position + 1, head], values[: position + 1, head]
+        behind = (position + 1) // size
+        k_means, v_means = (
+            x[: behind * size].view(behind, size, x.shape[-1]).mean(1) for x in (k, v)
+        )
+        shares = (q[i, own] @ k_means.t() * scale).softmax(-1)
+        blocks = _best_blocks(shares.sum(0), position // size, brought.top_k)
+        chosen = torch.isin(torch.arange(position + 1) // size, blocks)
+        parts = [
+            shares @ v_means,
+            (q[i, own] @ k[chosen].t() * scale).softmax(-1) @ v[chosen],
+        ]
+        if brought.window:
+            near = slice(-brought.window, None)
+            parts.append((q[i, own] @ k[near].t() * scale).softmax(-1) @ v[near])
+        gates = brought.gates[i, own].unbind(-1)
+        out[i, own] = sum(
+            (gate[:, None] * part for gate, part in zip(gates, parts, strict=False)),
+            torch.zeros_like(q[i, own]),
+        )
+    return out
+
+
+def _best_blocks(shares: Tensor, own: int, top_k: int) -> Tensor:
+    """Numbers of the blocks that a row of block `own` reads token by token."""
+    always = sorted({0, max(0, own - 1), own})
+    others = [block for block in range(own) if block not in always]
+    others.sort(key=lambda block: -float(shares[block]))
+    return torch.tensor([*always, *others[: top_k - len(always)]])

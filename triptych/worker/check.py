@@ -64,10 +64,10 @@ def check_sparse(
     """Raises RequestError where attention cannot leave out anything."""
     if not request.HasField("sparse_attention"):
         return
-    if model.index is not None:
+    if model.chooses:
         raise RequestError(
-            "sparse_attention: this model chooses by itself, token by token, what it attends to; "
-            'leave it out, or say "off"',
+            "sparse_attention: this model chooses by itself what it attends to; leave it out, or "
+            'say "off"',
             param="sparse_attention",
         )
     if kernels == "torch":

@@ -1,9 +1,9 @@
 """KV that another home computed for a stream that goes on here, read from its memory.
 
 A stream whose home died, hangs or leaves brings its tokens, not their KV. Where the old home was on
-this host, its full blocks are still in memory, and to copy one takes a thousandth of computing it.
-They enter the prefix cache, where the scheduler finds them like any others; what is not found, the
-last, unfinished block above all, is computed.
+this host, its blocks are still in memory, and to copy one takes a thousandth of computing it. Full
+ones enter the prefix cache, where the scheduler finds them like any others. The last, unfinished
+one waits beside the sequence until that has its own blocks. What is not found is computed.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import contextlib
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+import numpy as np
+
 from transport.kv.neighbours import Neighbours
 from transport.kv.region import Region
 from triptych.engine.sequence import Sequence
+from triptych.engine.tails import tail_name
 from triptych.kv.pool import BlockPool, Holder
 from triptych.obs.metrics import WorkerMetrics
 
@@ -35,8 +38,8 @@ class Salvager:
         """
         if self.neighbours is None:
             return 0
-        wanted = [sequence.reusable_hashes() for sequence in sequences if sequence.resumed]
-        return sum([await asyncio.to_thread(self._fetch, hashes) for hashes in wanted])
+        resumed = [sequence for sequence in sequences if sequence.resumed]
+        return sum([await asyncio.to_thread(self._bring, sequence) for sequence in resumed])
 
     async def tend(self) -> None:
         """Now and then."""
@@ -46,6 +49,32 @@ class Salvager:
     def close(self) -> None:
         if self.neighbours is not None:
             self.neighbours.close()
+
+    def _bring(self, sequence: Sequence) -> int:
+        found = self._fetch(sequence.reusable_hashes()) + self._fetch_tail(sequence)
+        self.metrics.kv_salvaged_blocks.inc(found)
+        return found
+
+    def _fetch_tail(self, sequence: Sequence) -> int:
+        """All of its rows but the last, which is computed in any case: it predicts a token."""
+        assert self.neighbours is not None, "the caller asked"
+        index, rows = divmod(len(sequence.tokens) - 1, sequence.block_tokens)
+        if not rows:
+            return 0
+        found = self.neighbours.find_unfinished(tail_name(sequence, index), rows)
+        content = np.empty(self.region.shape.block_bytes, np.uint8)
+        if found is None or not found.copy_to(content):
+            return 0
+
+        def place(blocks: list[int], num_cached: int) -> int:
+            """On the engine's thread. Rows behind a gap are worth nothing."""
+            if num_cached != index:
+                return 0
+            self.region.blocks[blocks[index]] = content
+            return rows
+
+        sequence.on_place = place
+        return 1
 
     def _fetch(self, hashes: list[bytes]) -> int:
         assert self.neighbours is not None, "the caller asked"
@@ -60,7 +89,6 @@ class Salvager:
             for block, source in zip(blocks, found, strict=True):
                 if not source.copy_to(self.region.blocks[block]):
                     break
-                self.pool.commit(block, source.hash)
+                self.pool.commit(block, source.name)
                 fetched += 1
-        self.metrics.kv_salvaged_blocks.inc(fetched)
         return fetched

@@ -20,6 +20,7 @@ from triptych_kernels.cpu.structs import (
     GATES,
     ROW_TYPES,
     AttentionShapeStruct,
+    BranchesStruct,
     JobStruct,
     KvCacheStruct,
     LatentStruct,
@@ -56,6 +57,16 @@ class NativeIndex:
     eps: float
     scale: float
     top_k: int
+
+
+@dataclass(frozen=True, slots=True)
+class NativeBranches:
+    """The three parts of native sparse attention; see Branches in triptych/models/nsa.py."""
+
+    gate: NativeLinear  # [heads · 3, H] float32
+    block_tokens: int
+    top_k: int
+    window: int  # 0: there is no such part
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +112,7 @@ class NativeLayer:
     mixture: NativeMixture | None = None  # in place of gate_up and down
     branch_scale: float = 1.0  # of what attention and FFN add to the residual stream
     norms_whole: bool = False  # query_norm and key_norm are of all heads together, else of each
-    index: NativeIndex | None = None  # only with NativeLatent
+    chooser: NativeIndex | NativeBranches | None = None  # an index only with NativeLatent
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +293,8 @@ def _struct(layer: NativeLayer) -> LayerStruct:
     latent = layer.qkv if isinstance(layer.qkv, NativeLatent) else None
     qkv = layer.qkv if isinstance(layer.qkv, NativeLinear) else None
     linears = (qkv, layer.output, layer.gate_up, layer.down)
+    index = layer.chooser if isinstance(layer.chooser, NativeIndex) else None
+    branches = layer.chooser if isinstance(layer.chooser, NativeBranches) else None
     return LayerStruct(
         *(None if norm is None else norm.data_ptr() for norm in norms),
         *(None if linear is None else linear.handle for linear in linears),
@@ -294,7 +307,8 @@ def _struct(layer: NativeLayer) -> LayerStruct:
         None if layer.mixture is None else ctypes.pointer(_mixture_struct(layer.mixture)),
         layer.branch_scale,
         layer.norms_whole,
-        None if layer.index is None else ctypes.pointer(_index_struct(layer.index)),
+        None if index is None else ctypes.pointer(_index_struct(index)),
+        None if branches is None else ctypes.pointer(_branches_struct(branches)),
     )
 
 
@@ -338,4 +352,10 @@ def _index_struct(index: NativeIndex) -> TokenIndexStruct:
         index.weights.out_features,
         len(index.key_norm),
         index.top_k,
+    )
+
+
+def _branches_struct(branches: NativeBranches) -> BranchesStruct:
+    return BranchesStruct(
+        branches.gate.handle, branches.block_tokens, branches.top_k, branches.window
     )

@@ -107,6 +107,17 @@ class TokenIndexStruct(ctypes.Structure):
     ]
 
 
+class BranchesStruct(ctypes.Structure):
+    """Branches in branches.h."""
+
+    _fields_ = [
+        ("gate", _pointer),
+        ("block_tokens", _int32),
+        ("top_k", _int32),
+        ("window", _int32),
+    ]
+
+
 class UnitStruct(ctypes.Structure):
     """Unit in experts.h."""
 
@@ -196,6 +207,7 @@ class LayerStruct(ctypes.Structure):
         ("branch_scale", _float),
         ("norms_whole", _int32),
         ("index", ctypes.POINTER(TokenIndexStruct)),
+        ("branches", ctypes.POINTER(BranchesStruct)),
     ]
 
 

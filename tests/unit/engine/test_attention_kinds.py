@@ -27,7 +27,8 @@ from triptych.testing.heads import head_drafter, random_head
 from triptych.training.first_weights import start_from_target
 from triptych.worker.boot import kv_layout
 
-FAMILIES = ("gpt_oss", "deepseek_v2", "deepseek_v3", "deepseek_v32")
+FAMILIES = ("gpt_oss", "deepseek_v2", "deepseek_v3", "deepseek_v32", "nsa")
+CHOOSING = ("deepseek_v32", "nsa")
 SOME_MODES = ("torch", "float32", "bfloat16", "int8 KV")
 PROMPT = torch.randint(3, 190, (150,), generator=torch.Generator().manual_seed(4)).tolist()
 SAMPLED = SamplingParams(seed=3, max_tokens=16, temperature=0.9, top_p=0.9, ignore_eos=True)
@@ -83,7 +84,7 @@ def test_a_node_of_a_tree_has_the_bits_of_plain_decoding(model: Model, mode: str
         assert torch.equal(rows[1 + node], last_row(other, [*PROMPT, *path])), f"node {node}"
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "deepseek_v32"])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in CHOOSING])
 @in_some_modes
 def test_rows_that_read_pages_draft_what_plain_decoding_says(
     model: Model, make_home: Callable[..., Any]

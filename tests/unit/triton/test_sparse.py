@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from triptych_kernels import reference_sparse
+from triptych_kernels import nsa_attention, reference_sparse
 from triptych_kernels.reference_sparse import NsaShape
 from triptych_kernels.triton import indexer, nsa, top_k
 
@@ -91,6 +91,32 @@ def test_chosen_blocks_are_read_from_pages(dtype: torch.dtype, device: torch.dev
         q[4:], k, v, table, of[4:], at[4:], picked[4:], SHAPE.selected, SCALE
     )
     assert torch.equal(alone[0], out[4])
+
+
+def test_together_they_are_the_attention_of_nsa_models(device: torch.device) -> None:
+    """Blocks are averaged and chosen in one size, without overlap. Windows are dense."""
+    tokens, size, chosen, at = 150, 16, 4, torch.tensor([0, 15, 31, 80, 149])
+    chance = torch.Generator().manual_seed(10)
+    q, gates = (torch.randn(tokens, 3 * KV_HEADS, n, generator=chance) for n in (DIM, 3))
+    pools = torch.randn(2, 20, 8, KV_HEADS, DIM, generator=chance)
+    pages = torch.randperm(20, generator=chance)[:19]
+    expected = nsa_attention(
+        q, *pools, pages, 0, gates, block_tokens=size, top_k=chosen, window=0, scale=SCALE
+    )
+    shape = NsaShape(length=size, stride=size, selected=size)
+    count = tokens // size
+    means = (x[pages].flatten(0, 1)[: count * size].unflatten(0, (count, size)) for x in pools)
+    keys, values = (x.mean(1).contiguous().to(device) for x in means)
+    rows, positions = q[at].to(device), at.int().to(device)
+    starts = torch.zeros_like(positions)
+    seen, lse = nsa.compressed_attention(rows, keys, values, starts, positions, shape, SCALE)
+    scores = nsa.block_scores(rows, keys, lse, starts, positions, shape, SCALE, count + 1)
+    picked = top_k.select_best(scores.flatten(0, 1), chosen).view(len(at), KV_HEADS, chosen)
+    table = pages[None].int().to(device)
+    kept = (x.to(device) for x in pools)
+    read, _ = nsa.selected_attention(rows, *kept, table, starts, positions, picked, size, SCALE)
+    of_means, of_chosen, _ = gates[at].to(device).split(1, dim=-1)
+    assert_near(seen * of_means + read * of_chosen, expected[at], torch.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -13,16 +13,21 @@ import pytest
 from transport.kv.neighbours import Neighbours
 from transport.kv.region import Region, RegionShape
 from transport.kv.shm import ShmLink, ShmSource
+from triptych.engine.rows import RowJob
+from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import Sequence
+from triptych.engine.tails import Tails, tail_name
 from triptych.kv.hashing import root_hash
 from triptych.kv.pool import BlockPool
 from triptych.obs.metrics import WorkerMetrics, new_registry
+from triptych.request import SamplingParams
 from triptych.worker.salvage import Salvager
 
 SHAPE = RegionShape(block_bytes=4096, num_blocks=16)
 BLOCK_TOKENS = 4
 ROOT = root_hash(model="", weights="", layout="tiny")
 KEEP_S = 10.0
+PARAMS = SamplingParams(seed=1, max_tokens=100)
 TOKENS = list(range(100, 118))  # four full blocks and a half
 
 
@@ -43,6 +48,16 @@ class Worker:
         self.pool.release(blocks)
         return blocks
 
+    def begin(self, sequence: Sequence, rows: int) -> Scheduler:
+        """Computes so many rows of it, in one step: block n is filled with n + 1."""
+        scheduler = scheduler_of(self)
+        scheduler.add(sequence)
+        [job] = scheduler.next_batch()
+        for index, block in enumerate(sequence.blocks):
+            self.region.blocks[block] = index + 1
+        scheduler.advance(RowJob(sequence, job.start, rows))
+        return scheduler
+
     def die(self) -> None:
         """As far as others can see: its socket closes, whoever has its memory mapped keeps it."""
         self.source.close()
@@ -52,9 +67,19 @@ class Worker:
 Start = Callable[..., Worker]
 
 
+def scheduler_of(worker: Worker) -> Scheduler:
+    return Scheduler(
+        worker.pool,
+        block_tokens=BLOCK_TOKENS,
+        chunk_tokens=64,
+        max_running=4,
+        tails=Tails(worker.region.hashes),
+    )
+
+
 def sequence_of(tokens: list[int], resumed: int = 0) -> Sequence:
     head, tail = tokens[: len(tokens) - resumed], tokens[len(tokens) - resumed :]
-    return Sequence("r", head, ROOT, BLOCK_TOKENS, resumed=tuple(tail))
+    return Sequence("r", head, ROOT, BLOCK_TOKENS, PARAMS, resumed=tuple(tail))
 
 
 @pytest.fixture
@@ -160,6 +185,77 @@ def test_the_memory_of_the_dead_is_given_back_in_time(old: Worker, neighbours: N
     neighbours.look(now=101.0 + KEEP_S)
     assert neighbours.find(hashes) == []
     assert kept[0].copy_to(np.zeros(SHAPE.block_bytes, np.uint8)), "a copy under way goes on"
+
+
+async def test_an_unfinished_block_is_taken_over_too(
+    old: Worker, heir: Worker, neighbours: Neighbours
+) -> None:
+    old.begin(sequence_of(TOKENS), rows=17)  # four full blocks and one token
+    neighbours.look()
+    old.die()
+    going_on = sequence_of(TOKENS, resumed=6)
+    assert await salvager_of(heir, neighbours).salvage([going_on]) == 5
+    scheduler = scheduler_of(heir)
+    scheduler.add(going_on)
+    [job] = scheduler.next_batch()
+    assert (job.start, job.end) == (17, 18), "only the last token, which predicts the next one"
+    assert (heir.region.blocks[going_on.blocks[4]] == 5).all()
+
+
+@pytest.mark.parametrize("rows", [14, 16])
+async def test_of_an_unfinished_block_that_lags_behind_nothing_is_believed(
+    old: Worker, heir: Worker, neighbours: Neighbours, rows: int
+) -> None:
+    """A home that hangs may have fewer tokens than another one drew after it."""
+    old.begin(sequence_of(TOKENS), rows)
+    neighbours.look()
+    going_on = sequence_of([*TOKENS, 118], resumed=7)
+    assert await salvager_of(heir, neighbours).salvage([going_on]) == rows // BLOCK_TOKENS
+    assert going_on.on_place is None
+
+
+async def test_an_unfinished_block_behind_a_gap_is_not_used(
+    old: Worker, heir: Worker, neighbours: Neighbours
+) -> None:
+    old.begin(sequence_of(TOKENS), rows=17)
+    neighbours.look()
+    going_on = sequence_of(TOKENS, resumed=6)
+    assert await salvager_of(heir, neighbours).salvage([going_on]) == 5
+    heir.pool.clear_cache()
+    scheduler = scheduler_of(heir)
+    scheduler.add(going_on)
+    [job] = scheduler.next_batch()
+    assert job.start == 0
+
+
+@pytest.mark.parametrize("end", ["remove", "restart"])
+def test_a_block_is_not_called_unfinished_when_its_sequence_has_left_it(
+    old: Worker, neighbours: Neighbours, end: str
+) -> None:
+    sequence = sequence_of(TOKENS)
+    name = tail_name(sequence, 4)
+    scheduler = old.begin(sequence, rows=17)
+    neighbours.look()
+    found = neighbours.find_unfinished(name, rows=1)
+    assert found is not None and found.rows == 1
+    getattr(scheduler, end)(sequence)
+    assert neighbours.find_unfinished(name, rows=1) is None
+    assert not found.copy_to(np.zeros(SHAPE.block_bytes, np.uint8))
+    assert len(neighbours.find(sequence.hashes())) == 4, "full blocks stay what they are"
+
+
+def test_a_full_block_has_its_hash_and_the_next_one_a_name(
+    old: Worker, neighbours: Neighbours
+) -> None:
+    sequence = sequence_of(TOKENS)
+    scheduler = old.begin(sequence, rows=15)
+    neighbours.look()
+    assert neighbours.find_unfinished(tail_name(sequence, 3), rows=3) is not None
+    scheduler.advance(RowJob(sequence, 15, 18))
+    assert neighbours.find_unfinished(tail_name(sequence, 3), rows=3) is None
+    assert neighbours.find_unfinished(tail_name(sequence, 4), rows=2) is not None
+    assert neighbours.find_unfinished(tail_name(sequence, 4), rows=3) is None
+    assert len(neighbours.find(sequence.hashes())) == 4
 
 
 def test_nobody_is_its_own_neighbour(heir: Worker, neighbours: Neighbours) -> None:

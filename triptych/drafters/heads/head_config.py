@@ -83,6 +83,7 @@ def layer_config(target: ModelConfig, head: HeadConfig) -> ModelConfig:
         activation="silu",
         latent=None,
         index=None,
+        nsa=None,
         sinks=False,
         draft_layers=0,
     )

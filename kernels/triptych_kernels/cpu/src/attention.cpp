@@ -142,7 +142,7 @@ class Worker {
         const KvSource source = source_of(call, task, member);
         if (is_tree(*task.job, at)) {
             for (int group = 0; group < task.groups; ++group) {
-                visit_paths(call, task, group, at, [&](const TreeTile& tile) {
+                visit_paths(call, task, member, group, at, [&](const TreeTile& tile) {
                     fold_group(call, task, member, group, at, read_tree(source, tile, scratch_),
                                tile.seen(), states);
                 });
@@ -165,7 +165,7 @@ class Worker {
         KvTile<T> tile{};
         for (int group = 0; group < task.groups; ++group) {
             std::uint16_t seen[kTileTokens];
-            if (!find_chosen(call, task, group, at, chosen, seen)) continue;
+            if (!find_chosen(call, task, member, group, at, chosen, seen)) continue;
             if (tile.parts == 0) tile = read_tile(source_of(call, task, member), at, end, scratch_);
             const KvTile<T> kept = parts_chosen(tile_seen(*task.job, group, at, tile), seen);
             fold_group(call, task, member, group, at, kept, seen, states);
@@ -192,14 +192,15 @@ class Worker {
     }
 
     // Lanes of a group by slot of a tile that their rows have chosen. False: there are none.
-    bool find_chosen(const Call& call, const LaneTask& task, int group, int at, const Chosen& chosen,
-                     std::uint16_t* seen) const {
+    bool find_chosen(const Call& call, const LaneTask& task, int member, int group, int at,
+                     const Chosen& chosen, std::uint16_t* seen) const {
         bool any = false;
+        const int head = task.head_of(member);
         std::fill(seen, seen + kTileTokens, 0);
         for (int row = lanes_[group].first_row; row <= lanes_[group].last_row; ++row) {
             const std::uint16_t lanes = lanes_of_row(call, task.first_group + group, row);
             for (int word = at / 64; word < std::min(chosen.words, (at + kTileTokens) / 64); ++word) {
-                for (std::uint64_t left = chosen.row(row)[word]; left != 0; left &= left - 1) {
+                for (std::uint64_t left = chosen.row(row, head)[word]; left != 0; left &= left - 1) {
                     seen[word * 64 - at + __builtin_ctzll(left)] |= lanes;
                     any = true;
                 }
@@ -228,7 +229,7 @@ class Worker {
             store(seed, max(rules_[group].keeps(at) ? top : set1(kNothing), load(seed)));
         };
         if (is_tree(*task.job, at)) {
-            return visit_paths(call, task, group, at, [&](const TreeTile& tile) {
+            return visit_paths(call, task, member, group, at, [&](const TreeTile& tile) {
                 look(read_tree(source, tile, scratch_), tile.seen());
             });
         }
@@ -253,10 +254,13 @@ class Worker {
         return job.parents != nullptr && at + kTileTokens > job.start;
     }
 
-    // A tree's tile: each row sees tokens of its own. As many rows at a time as find room.
+    // A tree's tile in the head that begins with `member`: each row sees tokens of its own. As many rows
+    // at a time as find room.
     template <class Visit>
-    void visit_paths(const Call& call, const LaneTask& task, int group, int at, Visit&& visit) {
+    void visit_paths(const Call& call, const LaneTask& task, int member, int group, int at,
+                     Visit&& visit) {
         const Job& job = *task.job;
+        const int head = task.head_of(member);
         std::vector<int> rows;
         for (int row = lanes_[group].first_row; row <= lanes_[group].last_row; ++row) {
             if (position_of(job, row) >= at) rows.push_back(row);
@@ -267,7 +271,7 @@ class Worker {
             const auto added = [&](int row) {
                 return tile.add(path_to(job, row), low_of(call, job, row),
                                 lanes_of_row(call, task.first_group + group, row), [&](int slot) {
-                                    return chosen == nullptr || chosen->has(row, slot);
+                                    return chosen == nullptr || chosen->has(row, head, slot);
                                 });
             };
             rows.erase(std::remove_if(rows.begin(), rows.end(), added), rows.end());

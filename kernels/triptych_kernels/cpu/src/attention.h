@@ -55,11 +55,14 @@ struct Job {
 
 // The slots that a job's rows attend to, of those that they see.
 struct Chosen {
-    const std::uint64_t* bits = nullptr;  // [rows, words], a bit of each slot; null: all
+    std::uint64_t* bits = nullptr;  // [rows, heads, words], a bit of each slot; null: all
     int words = 0;
+    int heads = 1;  // KV heads that choose apart from each other; 1: all of them alike
 
-    const std::uint64_t* row(int i) const { return bits + static_cast<std::size_t>(i) * words; }
-    bool has(int i, int slot) const { return row(i)[slot / 64] >> slot % 64 & 1; }
+    std::uint64_t* row(int i, int head) const {
+        return bits + (static_cast<std::size_t>(i) * heads + (heads > 1 ? head : 0)) * words;
+    }
+    bool has(int i, int head, int slot) const { return row(i, head)[slot / 64] >> slot % 64 & 1; }
 };
 
 // Of row `row` of the job, in slots: what it sees lies before.

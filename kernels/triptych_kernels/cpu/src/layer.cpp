@@ -18,7 +18,7 @@ namespace {
 // Buffers of a pass, kept by the thread that runs it.
 struct Workspace {
     OperandBuffer normed, mixed;
-    Buffer<float> qkv, floats, branch, index_queries, index_keys, index_weights;
+    Buffer<float> qkv, floats, branch, index_queries, index_keys, index_weights, gates;
 };
 
 Workspace& workspace() {
@@ -174,6 +174,21 @@ void make_heads(const Layer& layer, const Pass& pass, float* heads, int stride, 
     if (layer.index != nullptr) index = make_index(layer, pass, compressed);
 }
 
+// Attention in three parts.
+void mix_branches(const Layer& layer, int index, const Pass& pass, const float* heads, int stride,
+                  Operand& mixed) {
+    Workspace& own = workspace();
+    const std::size_t rows = pass.rows;
+    const int size = layer.attention.heads * pass.cache->head_dim;
+    const int num_gates = layer.branches->gate->out;
+    float* gates = own.gates.take(rows * num_gates);
+    project(layer, pass, *layer.branches->gate, gates, num_gates);
+    float* floats = own.floats.take(rows * size);
+    attend_branches(*layer.branches, *pass.cache, index, layer.attention, pass.jobs, pass.num_jobs,
+                    heads, stride, gates, floats);
+    put_rows(mixed, pass.rows, floats, size);
+}
+
 }  // namespace
 
 void attention_half(const Layer& layer, int index, const Pass& pass) {
@@ -197,7 +212,9 @@ void attention_half(const Layer& layer, int index, const Pass& pass) {
     }
     Operand& mixed = own.mixed.take(*layer.output, pass.rows);
     const int dim = layer.attention.result_dim(cache), size = layer.attention.heads * dim;
-    if (writes_operand(*layer.output, dim)) {
+    if (layer.branches != nullptr) {
+        mix_branches(layer, index, pass, heads, stride, mixed);
+    } else if (writes_operand(*layer.output, dim)) {
         attend(cache, index, layer.attention, pass.jobs, pass.num_jobs, heads, stride, &mixed,
                nullptr, chosen);
     } else {

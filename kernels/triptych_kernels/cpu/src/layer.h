@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention.h"
+#include "branches.h"
 #include "experts.h"
 #include "kv_cache.h"
 #include "latent.h"
@@ -38,6 +39,7 @@ struct Layer {
     float branch_scale;      // of what attention and FFN add to the residual stream
     int norms_whole;  // query_norm and key_norm are of all heads together, else of each
     const TokenIndex* index;  // chooses the tokens that rows attend to, with `latent`; or null
+    const Branches* branches;  // attention is in three parts; or null
 };
 
 // One forward pass. Tables of cosines and sines are float32 [positions, rope_dim / 2].

@@ -2,20 +2,19 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 
 #include "attention_lanes.h"
 #include "attention_tile.h"
 #include "memory.h"
 #include "norms.h"
 #include "pool.h"
+#include "ranks.h"
 
 namespace triptych {
 namespace {
 
 constexpr int kRowsOfBlock = 8;  // that share the reading of a tile
 constexpr int kRowsAtOnce = 64;  // whose worths are kept at the same time
-constexpr std::uint32_t kUnknown = 0xffffffff;  // a NaN's rank: above all
 
 // Rows of a job that are scored together.
 struct RowBlock {
@@ -29,15 +28,6 @@ struct RowBlock {
 };
 
 int words_for(const Job& job) { return (job.start + job.rows + 63) / 64; }
-
-// The numbers' order as that of integers, -0 as 0.
-std::uint32_t rank_of(float worth) {
-    if (worth != worth) return kUnknown;
-    const float plain = worth + 0.0f;
-    std::uint32_t bits;
-    std::memcpy(&bits, &plain, sizeof bits);
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
 
 // Index keys of a tile, where they lie or in a copy. What lies behind `end` scores for nobody.
 template <class T>
@@ -146,22 +136,11 @@ void choose_of_row(const RowBlock& block, int i, int top_k) {
     const float* worth = block.worth + static_cast<std::size_t>(i) * block.width;
     std::uint64_t* bits = block.bits + static_cast<std::size_t>(i) * block.words;
     std::memset(bits, 0, sizeof(std::uint64_t) * block.words);
-    std::uint32_t last = 0;  // the lowest rank that is chosen; no number has 0
-    int of_last = 0;         // how many of these
-    if (static_cast<int>(slots.size()) > top_k) {
-        ranks.clear();
-        for (const int slot : slots) ranks.push_back(rank_of(worth[slot]));
-        std::nth_element(ranks.begin(), ranks.begin() + (top_k - 1), ranks.end(), std::greater<>());
-        last = ranks[top_k - 1];
-        const auto above = [&](std::uint32_t rank) { return rank > last; };
-        of_last = top_k - static_cast<int>(std::count_if(ranks.begin(), ranks.end(), above));
-    }
-    for (const int slot : slots) {
-        const std::uint32_t rank = rank_of(worth[slot]);
-        if (rank > last || (rank == last && of_last-- > 0)) {
-            bits[slot / 64] |= std::uint64_t{1} << slot % 64;
-        }
-    }
+    ranks.clear();
+    for (const int slot : slots) ranks.push_back(rank_of(worth[slot]));
+    keep_best(ranks, top_k, [&](int place) {
+        bits[slots[place] / 64] |= std::uint64_t{1} << slots[place] % 64;
+    });
 }
 
 template <class P>
