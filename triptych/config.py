@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Role = Literal["prefill", "decode", "draft", "ffn"]
 LinkName = Literal["shm", "tcp", "nixl"]
+PathName = LinkName | Literal["nixl:rdma"]  # a link, or one of its paths
 RowsLinkName = Literal["shm", "tcp"]
 PlacementName = Literal[
     "predicted", "least-loaded", "power-of-two", "round-robin", "cache-aware", "block-cost"
@@ -92,7 +93,9 @@ class TransportConfig(_Frozen):
     """How KV blocks travel from prefill to decode workers."""
 
     links: tuple[LinkName, ...] = Field(("shm", "tcp"), min_length=1, description="best first")
-    require: LinkName | None = Field(None, description="refuse to serve over any other link")
+    require: PathName | None = Field(
+        None, description="refuse to move KV over any other link; nixl:rdma: nor over NIXL's others"
+    )
     digest: Annotated[Literal["full", "sampled", "off"], yaml_off] = Field(
         "full", description="which blocks are checked after the copy"
     )
@@ -307,7 +310,7 @@ class ClusterConfig(_Frozen):
         if not self.has_workers("decode"):
             raise ValueError("pools: a cluster needs at least one decode worker")
         required = self.transport.require
-        if required is not None and required not in self.transport.links:
+        if required is not None and required.partition(":")[0] not in self.transport.links:
             raise ValueError(f"transport.require: {required} is not among transport.links")
         for drafter in self.speculation.drafters:
             if isinstance(drafter, RemoteConfig) and drafter.pool is not None:

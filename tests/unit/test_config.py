@@ -50,6 +50,7 @@ def test_every_wrong_key_is_named_at_once() -> None:
         (["pools=[{name: a, role: decode}, {name: a, role: decode}]"], "two pools share a name"),
         (["pools=[{name: A_b, role: decode}]"], "pools.0.name: "),
         (["transport.require=nixl"], "transport.require: nixl is not among transport.links"),
+        (["transport.require=nixl:rdma"], "nixl:rdma is not among transport.links"),
         (["transport.links=[]"], "transport.links: "),
         (
             ["pools=[{name: a, role: decode}, {name: b, role: prefill, kv: {block_tokens: 64}}]"],

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from transport.kv.links import takes
 from triptych.config import ClusterConfig
 from triptych.errors import TriptychError
 from triptych.launch.client import ChatClient
@@ -78,7 +79,7 @@ def judge_paths(config: ClusterConfig, worker_id: str, metrics: str) -> list[Fin
         for sample in family.samples:
             if sample.name == "triptych_kv_path_info":
                 peer, path = sample.labels["peer"], sample.labels["path"]
-                wrong = required is not None and path.partition(":")[0] != required
+                wrong = required is not None and not takes(path, required)
                 problem = f"transport.require says {required}" if wrong else ""
                 found.append(Finding("KV path", f"{peer} to {worker_id}: {path}", problem))
     return found

@@ -79,7 +79,7 @@ def _serve(args: WorkerArgs, parts: EngineParts, without: Collection[str]) -> di
         try:
             sources[link.name] = link.serve(parts.region)
         except LinkUnusable as error:
-            if transport.require == link.name:
+            if transport.require is not None and takes(transport.require, link.name):
                 raise
             log.warning("KV link %s is not served: %s", link.name, error)
     return sources

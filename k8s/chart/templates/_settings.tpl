@@ -86,7 +86,7 @@
 {{- if eq $require "shm" -}}
 {{- fail "config.transport.require: pods share no memory; require tcp or nixl, or nothing" -}}
 {{- end -}}
-{{- if and $require (not (has $require (dig "transport" "links" list .Values.config))) -}}
+{{- if and $require (not (has (first (splitList ":" $require)) (dig "transport" "links" list .Values.config))) -}}
 {{- fail (printf "config.transport.require: %s is not among config.transport.links" $require) -}}
 {{- end -}}
 {{- if .Values.config.tls -}}

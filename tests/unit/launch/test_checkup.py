@@ -53,6 +53,22 @@ def refused() -> httpx.Response:
     raise httpx.ConnectError("connection refused")
 
 
+@pytest.mark.parametrize(
+    ("required", "path", "wrong"),
+    [
+        ("nixl", "nixl:rdma", False),
+        ("nixl", "nixl:tcp", False),
+        ("nixl", "tcp", True),
+        ("nixl:rdma", "nixl:rdma", False),
+        ("nixl:rdma", "nixl:tcp", True),
+    ],
+)
+def test_a_path_that_is_not_the_required_one_is_told(required: str, path: str, wrong: bool) -> None:
+    config = load_config(None, ["transport.links=[nixl, tcp]", f"transport.require={required}"])
+    [finding] = judge_paths(config, "d-0", PATHS.replace("nixl:rdma", path))
+    assert bool(finding.problem) == wrong
+
+
 async def test_a_cluster_that_is_well_has_no_problem_and_shows_its_workers_and_paths() -> None:
     found = await check_cluster(CONFIG, "http://router:8000", None, cluster())
     assert not [finding for finding in found if finding.problem]

@@ -11,6 +11,7 @@ import pytest
 
 from transport.kv import nixl
 from transport.kv.base import LinkUnusable, PeerGone
+from transport.kv.links import PeerLinks
 from transport.kv.nixl import NixlLink
 from transport.kv.nixl_agent import REMEDY, library_present
 from transport.kv.region import Region, RegionShape
@@ -80,3 +81,21 @@ def test_a_fence_fails_the_neighbours_of_a_fetch(source: Region, make_pool: Make
         with pytest.raises(PeerGone):
             session.start(whole_blocks([1], [2], SHAPE.block_bytes)).wait(WAIT_S)
         assert not session.alive
+
+
+@needs_library
+def test_where_rdma_is_required_no_other_path_of_nixl_is_taken(
+    source: Region, make_pool: MakePool
+) -> None:
+    with closing(NixlLink().serve(source)) as served:
+        endpoints = {"nixl": served.endpoint}
+        free = PeerLinks([NixlLink()], endpoints, make_pool(SHAPE))
+        path = free.session("nixl").path
+        free.close()
+        if path == "nixl:rdma":
+            pytest.skip("this machine has RDMA")
+
+        peer = PeerLinks([NixlLink()], endpoints, make_pool(SHAPE), require="nixl:rdma")
+        with pytest.raises(LinkUnusable, match=f"it takes {path}, nixl:rdma is required"):
+            peer.session("nixl")
+        assert peer.reasons().keys() == {"nixl"}
