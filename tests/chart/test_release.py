@@ -34,7 +34,7 @@ BODY: dict[str, Any] = {
     "messages": [QUESTION],
     "seed": 7,
     "ignore_eos": True,
-    "max_tokens": 600,
+    "max_tokens": 2000,  # so many that a report tells of it before it is done
 }
 
 
