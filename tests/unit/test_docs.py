@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Metric
@@ -115,3 +116,22 @@ def families() -> list[Metric]:
 def test_every_link_to_a_file_leads_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+def told_defaults() -> list[tuple[str, str]]:
+    """(setting, default) of the tables in docs/operations.md."""
+    row = r"^\| `([a-z_]+(?:\.[a-z_]+)+)` \| ([\d.]+|none|true|false) \|"
+    return re.findall(row, OPERATIONS, re.M)
+
+
+def test_the_guide_tells_the_defaults_that_settings_have() -> None:
+    config = load_config(None, ["model=m"])
+    words = {"none": None, "true": True, "false": False}
+    told = told_defaults()
+    assert len(told) > 20
+    for name, default in told:
+        actual: Any = config
+        for part in name.split("."):
+            actual = getattr(actual, part)
+        expected = words[default] if default in words else float(default)
+        assert actual == expected or (expected is None and actual == ()), name
