@@ -1,6 +1,6 @@
 """Homes (decode workers) of a made-up pace behind the real contract, for our router.
 
-    python -m bench.routers.homes --model smollm2-135m --registry unix:RUN/registry.sock
+    python -m bench.routers.homes --model smollm2-135m --registry unix:RUN/router.sock
 
 One process with several homes. Everything but the tokens is a worker's own code: lanes, membership,
 and the prefix cache that is published to the router, with the blocks of the prompts that came.

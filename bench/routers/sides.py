@@ -77,7 +77,7 @@ async def _ours(owned: contextlib.AsyncExitStack, folder: Path, model: str) -> S
 
     url = await eventually(where, _START_S)
     homes = [sys.executable, "-m", "bench.routers.homes", "--model", model]
-    await owned.enter_async_context(_child([*homes, "--registry", f"unix:{folder}/registry.sock"]))
+    await owned.enter_async_context(_child([*homes, "--registry", f"unix:{folder}/router.sock"]))
     return Side("triptych", url, psutil.Process(router.pid))
 
 
