@@ -39,7 +39,17 @@ async def test_a_prompt_is_computed_and_handed_over_on_devices_as_on_cpus(
                 cluster, prompt=PROMPT, max_tokens=3, ignore_eos=True, return_token_ids=True
             )
             moved = await cluster.metrics("decode-0")
+            sparse = await complete(
+                cluster,
+                prompt=PROMPT,
+                max_tokens=3,
+                ignore_eos=True,
+                return_token_ids=True,
+                sparse_attention={"scale": 0},
+            )
         said[device] = answer["choices"][0]["token_ids"]
+        assert sparse["choices"][0]["token_ids"] == said[device], "a scale of 0 leaves out nothing"
+        assert sparse["usage"]["sparse_attention"]["tiles"] > 0
         fetched = [value for (name, _), value in moved.items() if "kv_transfer_bytes" in name]
         assert sum(fetched) > 0, f"{device}: the prompt's KV came over a link"
     assert said["cuda"] == said["cpu"]

@@ -40,8 +40,10 @@ def bucket_for(rows: int, tokens: int, max_tokens: int) -> Bucket | None:
 
 
 def is_plain_decode(jobs: Seq[RowJob]) -> bool:
-    """Every sequence computes one row, and none drafts. Pure."""
-    return all(job.num_rows == 1 and not job.first_block for job in jobs)
+    """Every sequence computes one row of dense attention, and none drafts. Pure."""
+    return all(
+        job.num_rows == 1 and not job.first_block and job.sequence.sparse is None for job in jobs
+    )
 
 
 class DecodeBuffers:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from triptych.engine.device_kv import DeviceKv
 from triptych.engine.rows import RowJob
+from triptych.engine.sequence import Sequence
+from triptych.engine.triton_skips import TileTally
 from triptych_kernels.triton.attention import Attended, AttentionShape, PagedKv, tiles_for
 from triptych_kernels.triton.column_scores import column_scores
 from triptych_kernels.triton.decode import paged_decode
@@ -29,9 +31,17 @@ class Span(NamedTuple):
     kind: Kind
     first: int
     num_rows: int
+    sequence: Sequence
     blocks: Seq[int]
     length: int
     masks: Seq[int] = ()  # of a tree, see triton/tree.py
+
+    @property
+    def kernel(self) -> tuple[Kind, bool]:
+        """Spans of the same one attend in one call. Dense rows never run the kernel that leaves out
+        tiles: who else is in their batch must not show.
+        """
+        return self.kind, self.sequence.sparse is not None
 
 
 def spans_of(jobs: Seq[RowJob], block_tokens: int) -> Iterator[Span]:
@@ -45,10 +55,11 @@ def spans_of(jobs: Seq[RowJob], block_tokens: int) -> Iterator[Span]:
         if chain:
             kind: Kind = "few" if chain <= FEW_ROWS else "chunk"
             length = end if is_tree else end + len(job.draft)
-            yield Span(kind, first, chain, blocks, length)
+            yield Span(kind, first, chain, job.sequence, blocks, length)
         if nodes:
             masks = [sum(1 << step for step in job.draft.path(node)) for node in range(nodes)]
-            yield Span("tree", first + chain, nodes, blocks, end + nodes, masks)
+            begin = first + chain
+            yield Span("tree", begin, nodes, job.sequence, blocks, end + nodes, masks)
         first += job.num_rows
 
 
@@ -74,18 +85,34 @@ class Part:
     max_rows: int
     max_length: int
     trees: Trees | None = None
+    tally: TileTally | None = None  # None: attention is dense
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, shape: AttentionShape) -> Attended:
+        attended = self._attend(q, keys, values, shape)
+        if self.tally is not None:
+            self.tally.add(attended)
+        return attended
+
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, shape: AttentionShape) -> Attended:
         """All three kernels get tiles of the same shape: then tensor cores give a row the same bits
         in all of them (docs/kernels.md).
         """
         kv = PagedKv(keys, values, self.tables, self.lengths)
+        skipping = None if self.tally is None else self.tally.skipping
         if self.kind == "chunk":
-            return paged_prefill(q, kv, self.row_starts, shape, max_rows=self.max_rows)
+            return paged_prefill(
+                q, kv, self.row_starts, shape, max_rows=self.max_rows, skipping=skipping
+            )
         tile = rows_for(tiles_for(q.dtype, q.shape[2]))
         if self.trees is not None:
             return verify_attention(
-                q, kv, self.trees, shape, max_length=self.max_length, block_rows=tile
+                q,
+                kv,
+                self.trees,
+                shape,
+                max_length=self.max_length,
+                skipping=skipping,
+                block_rows=tile,
             )[0]
         return paged_decode(
             q,
@@ -94,6 +121,7 @@ class Part:
             shape,
             max_rows=self.max_rows,
             max_length=self.max_length,
+            skipping=skipping,
             block_rows=tile,
         )
 
@@ -101,15 +129,17 @@ class Part:
 def parts_of(jobs: Seq[RowJob], block_tokens: int, device: torch.device) -> list[Part]:
     """One of each kind of attention that the jobs need."""
     spans = list(spans_of(jobs, block_tokens))
-    kinds = sorted({span.kind for span in spans})
+    kernels = sorted({span.kernel for span in spans})
     parts = []
-    for kind in kinds:
-        own = [span for span in spans if span.kind == kind]
+    for kernel in kernels:
+        kind, sparse = kernel
+        own = [span for span in spans if span.kernel == kernel]
+        counts = [span.num_rows for span in own]
         places = None
-        if len(kinds) > 1:
+        if len(kernels) > 1:
             rows = [row for span in own for row in range(span.first, span.first + span.num_rows)]
             places = torch.tensor(rows, device=device)
-        starts = torch.tensor([0, *(span.num_rows for span in own)]).cumsum(0)
+        starts = torch.tensor([0, *counts]).cumsum(0)
         parts.append(
             Part(
                 kind,
@@ -117,9 +147,10 @@ def parts_of(jobs: Seq[RowJob], block_tokens: int, device: torch.device) -> list
                 starts.to(device, torch.int32),
                 _tables([span.blocks for span in own], device),
                 torch.tensor([span.length for span in own], dtype=torch.int32, device=device),
-                max(span.num_rows for span in own),
+                max(counts),
                 max(span.length for span in own),
                 make_trees([span.masks for span in own], device) if kind == "tree" else None,
+                TileTally([span.sequence for span in own], counts, device) if sparse else None,
             )
         )
     return parts
@@ -140,6 +171,12 @@ class BatchView:
     slots: Tensor
     parts: Seq[Part]
     scores: Seq[Scored] = ()
+
+    def count_tiles(self) -> None:
+        """Behind the last layer: tells sequences with sparse attention what they left out."""
+        for part in self.parts:
+            if part.tally is not None:
+                part.tally.tell()
 
     def pool(self, layer: int) -> tuple[Tensor, Tensor]:
         return self.kv.keys(layer), self.kv.values(layer)

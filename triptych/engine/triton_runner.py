@@ -1,7 +1,7 @@
 """Row jobs on Triton's kernels, in a device's memory. Interpreted and compiled, not run on a GPU.
 
 Decode steps are filled up to a bucket and recorded (step_graph.py); all else, chunks of prompts,
-drafts and steps that somebody watches, is launched kernel by kernel.
+drafts, sparse attention and steps that somebody watches, is launched kernel by kernel.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ class TritonRunner:
         positions = self._whole([position for job in jobs for position in job.positions])
         self._triton.run(hidden, positions, view, self.kv.dtype, [*down.taps, *taps])
         down.rest()
+        view.count_tiles()
         return hidden
 
     def _decode(self, jobs: Sequence[RowJob]) -> Tensor | None:

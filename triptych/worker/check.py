@@ -70,10 +70,10 @@ def check_sparse(
             'say "off"',
             param="sparse_attention",
         )
-    if kernels == "torch" or kernels.startswith("triton"):
+    if kernels == "torch":
         raise RequestError(
-            "sparse_attention: needs the native kernels, which this worker does not run; leave it "
-            'out, or say "off"',
+            "sparse_attention: needs the native kernels or those of device: cuda, and this worker "
+            'runs neither; leave it out, or say "off"',
             param="sparse_attention",
         )
 

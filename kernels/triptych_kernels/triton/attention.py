@@ -104,13 +104,15 @@ class Skipping:
     """Leave out what weighs little; see skipping.py. Numbers change, so it is opt-in.
 
     thresholds float32 [B]: the share of the largest weight below which a tile is left out; 0 leaves
-    nothing out, and neither does what is not below 1. budgets float32 [B]: no row's ε becomes more.
+    nothing out, and neither does what is not below 1. scaled: a row's threshold is its sequence's
+    over the positions that it sees, as for requests. budgets float32 [B]: no row's ε becomes more.
     record: tell which rows left out which tiles, for tests and calibration.
     """
 
     thresholds: Tensor
     budgets: Tensor | None = None
     record: bool = False
+    scaled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,5 +204,6 @@ def constants(
         "CAPPED": shape.softcap is not None,
         "WINDOWED": shape.window is not None,
         "SKIP": skipping is not None,
+        "SCALED": skipping is not None and skipping.scaled,
         "RECORD": skipping is not None and skipping.record,
     }

@@ -18,7 +18,7 @@ _OPTIONAL = {  # arguments that are None unless a kernel is compiled for a featu
     "TREE": ("owners_of", "paths", "leaves_of", "masks"),
     "RECORD": ("record",),
 }
-_FLAGS = ("CAPPED", "WINDOWED", *_OPTIONAL)
+_FLAGS = ("CAPPED", "WINDOWED", "SCALED", *_OPTIONAL)
 _ELEMENTS = {"q", "keys", "values", "out", "parts", "low", "high"}
 _FLOATS = {"lse", "part_lse", "sinks", "thresholds", "budgets", "eps", "states", "outs", "scores"}
 _POINTERS = {

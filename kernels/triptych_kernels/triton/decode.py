@@ -45,7 +45,7 @@ from triptych_kernels.triton.common import NO_FUSION
 from triptych_kernels.triton.skipping import (
     largest,
     left_out,
-    log_threshold,
+    log_thresholds,
 )
 
 STAGES = 3  # blocks' numbers are fetched one ahead of keys and values
@@ -125,6 +125,7 @@ def split_kernel(
     WINDOWED: tl.constexpr,
     TREE: tl.constexpr,
     SKIP: tl.constexpr,
+    SCALED: tl.constexpr,
     RECORD: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -167,7 +168,7 @@ def split_kernel(
     )
 
     if SKIP:
-        log_thr = log_threshold(tl.load(thresholds + seq))
+        log_thr = log_thresholds(thresholds, seq, positions, window, WINDOWED, SCALED)
         own_tile = positions // TILE
         first_tile = positions * 0
         if WINDOWED:
@@ -365,6 +366,7 @@ AOT_CASES = tuple(
         ("bf16", 128, 16, ()),
         ("bf16", 128, 16, ("SKIP",)),
         ("bf16", 128, 64, ()),
+        ("bf16", 128, 64, ("SKIP", "SCALED")),
         ("bf16", 128, 64, ("TREE",)),
         ("bf16", 128, 64, ("TREE", "SKIP")),
         ("bf16", 64, 16, ("WINDOWED",)),

@@ -39,7 +39,7 @@ from triptych_kernels.triton.skipping import (
     certificate,
     largest,
     left_out,
-    log_threshold,
+    log_thresholds,
     merge_omitted,
 )
 
@@ -96,6 +96,7 @@ def prefill_kernel(
     WINDOWED: tl.constexpr,
     SINKS: tl.constexpr,
     SKIP: tl.constexpr,
+    SCALED: tl.constexpr,
     RECORD: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -128,7 +129,7 @@ def prefill_kernel(
     )
 
     if SKIP:
-        log_thr = log_threshold(tl.load(thresholds + seq))
+        log_thr = log_thresholds(thresholds, seq, positions, window, WINDOWED, SCALED)
         first_tile = positions * 0
         if WINDOWED:
             first_tile = tl.maximum(0, positions - window + 1) // TILE
@@ -284,6 +285,7 @@ AOT_CASES = tuple(
     for dtype, dim, rows, on in (
         ("bf16", 128, 64, ()),
         ("bf16", 128, 64, ("SKIP",)),
+        ("bf16", 128, 64, ("SKIP", "SCALED")),
         ("bf16", 64, 64, ("WINDOWED", "SINKS")),
         ("bf16", 256, 32, ("CAPPED",)),
         ("bf16", 256, 32, ("SKIP",)),

@@ -1,9 +1,10 @@
 """BLASST (arXiv 2512.12087): tiles whose logits are far below the largest one are not weighed.
 
 A row leaves a tile out when 2^(its largest logit there − the largest one that the row knows) is
-below its threshold, and the CTA does not weigh the tile at all when all its rows do. Otherwise the
-tile weighs exactly nothing for those that leave it out. So a row's result is its own, as without
-skipping: neither its neighbours nor the chunk that it came in decide for it.
+below its threshold: its sequence's, or, scaled, that over the positions that the row sees. The CTA
+does not weigh the tile at all when all its rows do. Otherwise the tile weighs exactly nothing for
+those that leave it out. So a row's result is its own, as without skipping: neither its neighbours
+nor the chunk that it came in decide for it.
 
 Splits do not know each other's logits. So what a row knows begins with the seed: the largest logit
 of the first tile that it sees (attention sinks) and of the tile that it stands in. Both are never
@@ -28,6 +29,20 @@ def log_threshold(threshold):
     """log2 of thresholds in (0, 1); −inf, which leaves nothing out, of other numbers and of NaN."""
     usable = (threshold > 0.0) & (threshold < 1.0)
     return tl.where(usable, tl.log2(tl.where(usable, threshold, 0.5)), NOTHING)
+
+
+@triton.jit
+def log_thresholds(
+    thresholds, seq, positions, window, WINDOWED: tl.constexpr, SCALED: tl.constexpr
+):
+    """log2 of the sequence's threshold, or, SCALED, of each row's: that over what the row sees."""
+    threshold = tl.load(thresholds + seq)
+    if SCALED:
+        seen = tl.maximum(positions + 1, 1)
+        if WINDOWED:
+            seen = tl.minimum(seen, window)
+        threshold = threshold / seen.to(tl.float32)
+    return log_threshold(threshold)
 
 
 @triton.jit

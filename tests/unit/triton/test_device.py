@@ -12,6 +12,7 @@ import torch
 from decode_worker.loop import DecodeLoop
 from decode_worker.speculate.fixed import Fixed
 from decode_worker.speculate.speculator import Speculator
+from transport.protos import worker_pb2 as pb
 from triptych.config import parse_config
 from triptych.drafters.ngram import NgramDrafter
 from triptych.engine import backend
@@ -24,13 +25,14 @@ from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import Sequence
 from triptych.engine.step_graph import Bucket, DecodeBuffers, bucket_for
 from triptych.engine.storage import plain_storage
-from triptych.errors import ConfigError, ModelError
+from triptych.errors import ConfigError, ModelError, RequestError
 from triptych.kv.pool import BlockPool
 from triptych.models.load import load_config, load_model
 from triptych.obs.metrics import WorkerMetrics, new_registry
 from triptych.request import SamplingParams
 from triptych.testing.checkpoints import tiny_checkpoint
 from triptych.testing.on_triton import BLOCK_TOKENS, TINY, layout_of, sequence_of
+from triptych.worker.check import check_sparse
 from triptych.worker.on_device import check_settings, make_sampler
 from triptych_kernels.triton import common
 
@@ -180,6 +182,15 @@ def test_settings_that_do_not_run_on_a_device_are_refused(
     check_settings(parse_config({"device": "cuda"}), model)
     with pytest.raises(ConfigError, match=told):
         check_settings(parse_config({"device": "cuda", **settings}), model)
+
+
+@pytest.mark.parametrize("kernels", ["triton-interpreted", "triton-sm_90", "avx2"])
+def test_sparse_attention_is_refused_by_plain_torch_alone(checkpoint: Path, kernels: str) -> None:
+    request = pb.GenerateRequest(sparse_attention=pb.SparseAttention(scale=1.0))
+    model = load_config(checkpoint)
+    check_sparse(request, kernels, model)
+    with pytest.raises(RequestError, match="native kernels or those of device: cuda"):
+        check_sparse(request, "torch", model)
 
 
 @pytest.mark.parametrize(

@@ -163,3 +163,32 @@ def test_thresholds_of_the_wrong_size_are_refused(device: torch.device) -> None:
     batch = paged_batch(device, lengths=[20], rows=[1])
     with pytest.raises(ValueError, match=r"skipping.thresholds must be float32 \[1\]"):
         decode(batch, AttentionShape(0.125), Skipping(torch.zeros(2, device=device)))
+
+
+@KERNELS
+@pytest.mark.parametrize("window", [None, 300])
+def test_scaled_thresholds_are_a_rows_scale_over_what_it_sees(
+    attend, window: int | None, device: torch.device
+) -> None:
+    """As requests ask for it; so the threshold is not the chunk's."""
+    length, rows, scale = 500, 3, 32.0
+    batch = paged_batch(device, group=2, lengths=[length], rows=[rows], peak=4.0)
+    shape = AttentionShape(0.125, window)
+    scales = torch.full((1,), scale, device=device)
+    found = attend(batch, shape, Skipping(scales, record=True, scaled=True))
+    logits = exact_logits(batch, 0, scale=0.125, window=window)
+    left = 0
+    for row in range(rows):
+        position = length - rows + row
+        for head in range(2):
+            told = replay_skipping(
+                logits[row, head],
+                position,
+                threshold=scale / min(position + 1, window or length),
+                budget=NO_BUDGET,
+                tile=TILE,
+                split=SPLIT_TOKENS,
+            )
+            assert torch.nonzero(found.tiles_left_out[row, head]).flatten().tolist() == told.tiles
+            left += len(told.tiles)
+    assert left > 0, "these logits are too flat to prove anything"
