@@ -20,6 +20,7 @@ from transport.protos.worker_pb2_grpc import (
     add_DecodeWorkerServicer_to_server,
     add_KvHolderServicer_to_server,
 )
+from triptych.engine.tails import Tails
 from triptych.engine.thread import StepThread
 from triptych.grammar.cache import GrammarCache
 from triptych.grammar.vocabulary import grammar_vocabulary
@@ -79,7 +80,10 @@ def build_role(
     # Not over nixl: what homes lend is worth no second transport process.
     holder = KvHolder(args, parts, without=["nixl"])
     lender = Lender(args, parts, holder)
-    salvager = Salvager(parts.pool, parts.region, _neighbours(args, parts), metrics)
+    neighbours = _neighbours(args, parts)
+    salvager = Salvager(parts.pool, parts.region, neighbours, metrics)
+    if neighbours is not None and not parts.backend.on_triton:  # there blocks are on the device
+        parts.scheduler.tails = Tails(parts.region.hashes)
     service.connect(Intake(parts.pool, peers, fetcher, loop, thread, transport, lender, salvager))
 
     speculator.start()

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,10 @@ class _Views:
         return None
 
 
+def _hits(pools: Iterable[_Views], name: bytes) -> Iterator[Found]:
+    return (hit for views in pools if (hit := views.find(name)) is not None)
+
+
 @dataclass(slots=True)
 class _Neighbour:
     connection: socket.socket
@@ -113,8 +117,7 @@ class Neighbours:
         """Where the first of these blocks are, up to one that nobody has."""
         pools, found = self._views(), list[Found]()
         for block_hash in hashes:
-            hits = (hit for views in pools if (hit := views.find(block_hash)) is not None)
-            hit = next(hits, None)
+            hit = next(_hits(pools, block_hash), None)
             if hit is None:
                 break
             found.append(hit)
@@ -124,7 +127,7 @@ class Neighbours:
         """A block of this name (triptych/engine/tails.py) with so many rows at least. Homes that
         gave the request up earlier may have fewer.
         """
-        hits = (hit for views in self._views() if (hit := views.find(name)) is not None)
+        hits = _hits(self._views(), name)
         return next((hit for hit in hits if hit.rows >= rows), None)
 
     def close(self) -> None:

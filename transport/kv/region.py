@@ -2,10 +2,10 @@
 
 Layout of the memfd: one header page (magic, sizes) and a probe page with a known pattern, then the
 generations (u64 per block) and the hashes of the blocks that are in the prefix cache (16 bytes
-each; zeros: it is not), then the blocks from a page boundary on. The memfd has no name, so kill -9
-leaves nothing behind; for as long as somebody has it mapped, what the dead one computed can be read
-(triptych/worker/salvage.py). The pool is reserved up front: a full tmpfs is an error at start, not
-a SIGBUS later.
+each; zeros: it is not; of unfinished blocks see triptych/engine/tails.py), then the blocks from a
+page boundary on. The memfd has no name, so kill -9 leaves nothing behind; for as long as somebody
+has it mapped, what the dead one computed can be read (triptych/worker/salvage.py). The pool is
+reserved up front: a full tmpfs is an error at start, not a SIGBUS later.
 """
 
 from __future__ import annotations

@@ -21,18 +21,8 @@ from triptych.kv.pool import BlockPool
 
 
 class Scheduler:
-    def __init__(
-        self,
-        pool: BlockPool,
-        *,
-        block_tokens: int,
-        chunk_tokens: int,
-        max_running: int,
-        tails: Tails | None = None,
-    ) -> None:
-        """`tails` None: nobody could read unfinished blocks."""
+    def __init__(self, pool: BlockPool, *, block_tokens: int, chunk_tokens: int, max_running: int):
         self._pool = pool
-        self._tails = tails
         self._block_tokens = block_tokens
         self._chunk_tokens = chunk_tokens
         self._max_running = max_running
@@ -40,6 +30,7 @@ class Scheduler:
         self._landing: list[Sequence] = []  # have their blocks, their KV is on its way
         self._running: list[Sequence] = []
         self.num_preemptions = 0
+        self.tails: Tails | None = None  # none: nobody would read unfinished blocks
         # Rows of prompts in a step while streams that were begun elsewhere catch up: with whole
         # chunks all of them would wait for each other, and so would the streams that run here.
         self.patient_rows: Callable[[], int] = lambda: chunk_tokens
@@ -99,8 +90,8 @@ class Scheduler:
         sequence.num_computed = job.end + accepted
         if sequence.num_computed >= (sequence.num_committed + 1) * self._block_tokens:
             self.commit_blocks(sequence)
-        if self._tails is not None and sequence.params is not None:
-            self._tails.note(sequence)
+        if self.tails is not None:
+            self.tails.note(sequence)
 
     def commit_blocks(self, sequence: Sequence) -> None:
         full = sequence.num_computed // self._block_tokens
@@ -213,8 +204,8 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _release(self, sequence: Sequence) -> None:
-        if self._tails is not None:
-            self._tails.forget(sequence)
+        if self.tails is not None:
+            self.tails.forget(sequence)
         blocks, sequence.blocks = sequence.blocks, []
         self._pool.release(blocks)
 

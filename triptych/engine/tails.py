@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from triptych.engine.sequence import Sequence
 
-NAME_BYTES = 14
-_ROWS_AT = 7  # the u16 behind the name, of a block's eight
+NAME_BYTES = 14  # behind them stands the number of rows
 
 
 def tail_name(sequence: Sequence, index: int) -> bytes:
@@ -35,7 +34,7 @@ class Tails:
     def __init__(self, hashes: NDArray[np.uint8]) -> None:
         """hashes u8 [num_blocks, 16], in shared memory."""
         self._hashes = hashes
-        self._halves: NDArray[np.uint16] = hashes.reshape(-1).view(np.uint16)
+        self._rows: NDArray[np.uint16] = hashes.view(np.uint16)[:, -1]
 
     def note(self, sequence: Sequence) -> None:
         """Behind each step: its rows before `num_computed` are final, and no token behind them has
@@ -50,7 +49,7 @@ class Tails:
             name = tail_name(sequence, index)
             self._hashes[block, :NAME_BYTES] = np.frombuffer(name, np.uint8)
             sequence.tail = block, name
-        self._halves[8 * sequence.tail[0] + _ROWS_AT] = rows
+        self._rows[sequence.tail[0]] = rows
 
     def forget(self, sequence: Sequence) -> None:
         """Before its last block is somebody else's, or when it is full and may have a hash."""

@@ -16,7 +16,6 @@ from triptych.engine.device_kv import DeviceKv, Mirror
 from triptych.engine.runner import Runner, make_runner
 from triptych.engine.scheduler import Scheduler
 from triptych.engine.storage import KvStorage
-from triptych.engine.tails import Tails
 from triptych.errors import ConfigError
 from triptych.experts.make import PoolParts, pool_parts
 from triptych.fingerprint import weight_fingerprint
@@ -141,7 +140,6 @@ def build_engine(args: WorkerArgs) -> EngineParts:
             block_tokens=kv.block_tokens,
             chunk_tokens=engine.chunk_tokens,
             max_running=engine.max_running,
-            tails=None if backend.on_triton else Tails(region.hashes),  # blocks are on the device
         ),
         max_model_len=model_len(config.max_model_len, model.config.max_model_len, shape, layout),
         backend=backend,

@@ -62,8 +62,10 @@ class Salvager:
         if not rows:
             return 0
         found = self.neighbours.find_unfinished(tail_name(sequence, index), rows)
+        if found is None:
+            return 0
         content = np.empty(self.region.shape.block_bytes, np.uint8)
-        if found is None or not found.copy_to(content):
+        if not found.copy_to(content):
             return 0
 
         def place(blocks: list[int], num_cached: int) -> int:

@@ -68,13 +68,9 @@ Start = Callable[..., Worker]
 
 
 def scheduler_of(worker: Worker) -> Scheduler:
-    return Scheduler(
-        worker.pool,
-        block_tokens=BLOCK_TOKENS,
-        chunk_tokens=64,
-        max_running=4,
-        tails=Tails(worker.region.hashes),
-    )
+    scheduler = Scheduler(worker.pool, block_tokens=BLOCK_TOKENS, chunk_tokens=64, max_running=4)
+    scheduler.tails = Tails(worker.region.hashes)
+    return scheduler
 
 
 def sequence_of(tokens: list[int], resumed: int = 0) -> Sequence:
