@@ -12,8 +12,9 @@ depends on nothing but the row's own query and the keys that it sees.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -80,6 +81,15 @@ def read_pages(
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """One layer with one budget."""
+
+    error: Tensor  # [Hq], over the largest distance of two values
+    promised: Tensor  # [Hq], no error is more
+    read: float  # share of the pages
+
+
+@dataclass(frozen=True, slots=True)
 class PagesCell:
     """One length and budget; the worst of all layers and heads, and the usual one."""
 
@@ -92,34 +102,37 @@ class PagesCell:
     holds: bool
 
 
-def measure_pages(found: Captured, length: int, page: int) -> Iterator[PagesCell]:
-    for budget in BUDGETS:
-        errors, promises, shares = [], [], []
-        for queries, all_keys, all_values in zip(
-            found.queries, found.keys, found.values, strict=True
-        ):
-            query = queries[length - 1].float()
-            keys, values = (part[:length].float() for part in (all_keys, all_values))
-            bounds = page_bounds(query, keys, page)
+def measure_pages(found: Captured, length: int, page: int) -> list[PagesCell]:
+    """The last row of each layer over so many tokens, with each budget."""
+    parts: dict[float, list[Part]] = {budget: [] for budget in BUDGETS}
+    for queries, all_keys, all_values in zip(found.queries, found.keys, found.values, strict=True):
+        query = queries[length - 1].float()
+        keys, values = (part[:length].float() for part in (all_keys, all_values))
+        bounds = page_bounds(query, keys, page)
+        every = torch.ones(keys.shape[1], bounds.shape[1], dtype=torch.bool)
+        whole = read_pages(query, keys, values, every, bounds, page).out
+        widest = widest_distance(values).repeat_interleave(len(query) // keys.shape[1])
+        for budget, of_budget in parts.items():
             chosen = chosen_pages(bounds, keys.shape[1], round(budget * bounds.shape[1]))
-            part, whole = (
-                read_pages(query, keys, values, which, bounds, page)
-                for which in (chosen, torch.ones_like(chosen))
-            )
-            widest = widest_distance(values).repeat_interleave(len(query) // keys.shape[1])
-            errors.append((whole.out - part.out).norm(dim=-1) / widest)
-            promises.append(1 - 1 / (1 + part.omitted))
-            shares.append(chosen.float().mean())
-        error, promised = torch.cat(errors), torch.cat(promises)
-        yield PagesCell(
-            length,
-            budget,
-            float(torch.stack(shares).mean()),
-            float(error.max()),
-            float(error.median()),
-            float(promised.median()),
-            bool((error <= promised + _ROUNDING).all()),
-        )
+            some = read_pages(query, keys, values, chosen, bounds, page)
+            error = (whole - some.out).norm(dim=-1) / widest
+            of_budget.append(Part(error, 1 - 1 / (1 + some.omitted), float(chosen.float().mean())))
+    return [_cell(length, budget, of_budget) for budget, of_budget in parts.items()]
+
+
+def _cell(length: int, budget: float, parts: Sequence[Part]) -> PagesCell:
+    error, promised = (
+        torch.cat(heads) for heads in zip(*((p.error, p.promised) for p in parts), strict=True)
+    )
+    return PagesCell(
+        length,
+        budget,
+        fmean(part.read for part in parts),
+        float(error.max()),
+        float(error.median()),
+        float(promised.median()),
+        bool((error <= promised + _ROUNDING).all()),
+    )
 
 
 def table_rows(cells: Sequence[PagesCell]) -> list[tuple[float | bool, ...]]:
