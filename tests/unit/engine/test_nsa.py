@@ -1,45 +1,36 @@
-"""A model with native sparse attention: what its three parts say of a row is its own affair."""
+"""A model with native sparse attention: what its three parts say of a row. What holds of all models
+that choose what they attend to is in test_choosers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 
-from decode_worker.speculate.dice import Dice
-from decode_worker.speculate.make_drafter import DrafterMaker
-from tests.unit.engine.test_token_index import (
+from tests.unit.engine.choosing import (
     BLOCK_TOKENS,
     LENGTH,
+    SIZES,
     SOME_MODES,
-    answers,
     bytes_of,
     prompt,
-    prompts,
     rows_in_chunks,
     runner_of,
 )
 from triptych.engine.draft import ROOT, Draft
 from triptych.engine.rows import RowJob
 from triptych.engine.runner import make_runner
-from triptych.engine.sampler import Sampler
 from triptych.engine.sequence import Sequence
 from triptych.engine.storage import KvStorage, plain_storage
-from triptych.errors import ConfigError, ModelError
+from triptych.errors import ModelError
 from triptych.models.model import Model
-from triptych.speculation_config import SparseConfig
 from triptych.testing.checkpoints import tiny_checkpoint
 from triptych.testing.compute_modes import MODES, model_in
-from triptych.testing.drafters import Oracle
-from triptych.testing.native_kernels import libraries, threads
-from triptych.worker.boot import EngineParts, kv_layout
+from triptych.worker.boot import kv_layout
 
-SIZES = {"vocab_size": 256, "max_position_embeddings": 2048}
 ALL_READ = 4 * 8  # tokens of the blocks that a row reads: fewer are all read
 
 
@@ -51,18 +42,6 @@ def mode(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("parts"), "nsa", **SIZES)
-
-
-def test_chunks_and_threads_change_no_bit_of_a_long_sequence(model: Model, mode: str) -> None:
-    length = LENGTH if model.is_native else 300  # plain torch takes its time
-    runner, sequence = runner_of(model, mode), prompt(length)
-    whole = rows_in_chunks(runner, sequence)
-    assert whole.isfinite().all()
-    for number, cuts in enumerate(
-        ([128, length - 76], [201, length - 1], range(length - 20, length))
-    ):
-        with threads(libraries()[0], 1 + number) if model.is_native else nullcontext():
-            assert torch.equal(rows_in_chunks(runner, sequence, cuts), whole)
 
 
 @pytest.mark.parametrize(
@@ -128,26 +107,6 @@ def test_a_path_of_drafts_completes_blocks_as_decoding_does(model: Model, mode: 
         assert torch.equal(rows[nodes], wanted)
 
 
-def test_batches_caches_preemption_and_drafts_change_no_token(
-    make_home: Callable[..., Any],
-) -> None:
-    plain = make_home(max_running=1, cache=False)
-    wanted = answers(plain)
-    known = {(tuple(tokens), index): wanted[index] for index, tokens in enumerate(prompts())}
-    crowded = make_home(chunk_tokens=50, blocks=30)
-    assert answers(crowded) == wanted
-    assert answers(crowded) == wanted
-    assert sum(sequence.num_cached for sequence in crowded.sequences) > 0
-    tight = make_home(blocks=24)
-    assert answers(tight) == wanted
-    assert tight.loop.scheduler.num_preemptions > 0
-    for trees in (False, True):
-        oracle = Oracle(dict(known), trees=trees)
-        drafting = make_home(drafters={"oracle": oracle}, policy=Dice(most=9, seed=3))
-        assert answers(drafting) == wanted
-        assert oracle.num_accepted > 20 and oracle.num_rejected > 5
-
-
 def test_a_copy_of_the_blocks_is_all_that_the_next_rows_need(model: Model, mode: str) -> None:
     layout = kv_layout(model.config, BLOCK_TOKENS, MODES[mode][1])
     sequence, blocks = prompt(103), layout.blocks_for(103)
@@ -158,14 +117,6 @@ def test_a_copy_of_the_blocks_is_all_that_the_next_rows_need(model: Model, mode:
     assert torch.equal(
         make_runner(model, copy).forward_all([RowJob(sequence, 102, 103)])[-1], wanted
     )
-
-
-@pytest.mark.parametrize("mode", ["torch"])
-def test_the_drafter_that_reads_pages_is_refused_with_the_remedy(model: Model) -> None:
-    parts = cast(EngineParts, SimpleNamespace(model=model))
-    make = DrafterMaker(parts, Sampler(model.config.eos_token_ids))
-    with pytest.raises(ConfigError, match="drafters: sparse: this model .* take suffix or ngram"):
-        make(SparseConfig())
 
 
 @pytest.mark.parametrize("mode", ["torch"])
