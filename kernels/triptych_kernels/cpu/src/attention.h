@@ -63,6 +63,9 @@ struct Chosen {
         return bits + (static_cast<std::size_t>(i) * heads + (heads > 1 ? head : 0)) * words;
     }
     bool has(int i, int head, int slot) const { return row(i, head)[slot / 64] >> slot % 64 & 1; }
+
+    static int words_for(const Job& job) { return (job.start + job.rows + 63) / 64; }
+    static void mark(std::uint64_t* row, int slot) { row[slot / 64] |= std::uint64_t{1} << slot % 64; }
 };
 
 // Of row `row` of the job, in slots: what it sees lies before.

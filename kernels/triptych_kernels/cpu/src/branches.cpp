@@ -292,10 +292,7 @@ class MeanReader {
         }
         keep_best(ranks_, call.branches.top_k, [&](int block) {
             const int end = std::min(position + 1, (block + 1) * size);
-            for (int at = block * size; at < end; ++at) {
-                const int slot = sight_.slot(at);
-                bits[slot / 64] |= std::uint64_t{1} << slot % 64;
-            }
+            for (int at = block * size; at < end; ++at) Chosen::mark(bits, sight_.slot(at));
         });
     }
 
@@ -353,7 +350,7 @@ std::vector<Chosen> make_room(const BranchCall& call, const Job* jobs, int num_j
     const auto size_of = [&](const Job& job) {
         const int end = job.start + job.rows, heads = call.cache.kv_heads;
         const bool all = end <= call.branches.top_k * call.branches.block_tokens;
-        return all ? 0 : static_cast<std::size_t>((end + 63) / 64) * job.rows * heads;
+        return all ? 0 : static_cast<std::size_t>(Chosen::words_for(job)) * job.rows * heads;
     };
     std::size_t needed = 0;
     for (int i = 0; i < num_jobs; ++i) needed += size_of(jobs[i]);
@@ -361,7 +358,7 @@ std::vector<Chosen> make_room(const BranchCall& call, const Job* jobs, int num_j
     std::fill(bits, bits + needed, 0);
     for (int i = 0; i < num_jobs; ++i) {
         if (const std::size_t size = size_of(jobs[i])) {
-            chosen[i] = {bits, (jobs[i].start + jobs[i].rows + 63) / 64, call.cache.kv_heads};
+            chosen[i] = {bits, Chosen::words_for(jobs[i]), call.cache.kv_heads};
             bits += size;
         }
     }

@@ -27,8 +27,6 @@ struct RowBlock {
     int end() const { return job->start + first + rows; }
 };
 
-int words_for(const Job& job) { return (job.start + job.rows + 63) / 64; }
-
 // Index keys of a tile, where they lie or in a copy. What lies behind `end` scores for nobody.
 template <class T>
 KvTile<T> read_keys(const KvCache& cache, int layer, const Job& job, int begin, int end, T* room) {
@@ -138,9 +136,7 @@ void choose_of_row(const RowBlock& block, int i, int top_k) {
     std::memset(bits, 0, sizeof(std::uint64_t) * block.words);
     ranks.clear();
     for (const int slot : slots) ranks.push_back(rank_of(worth[slot]));
-    keep_best(ranks, top_k, [&](int place) {
-        bits[slots[place] / 64] |= std::uint64_t{1} << slots[place] % 64;
-    });
+    keep_best(ranks, top_k, [&](int place) { Chosen::mark(bits, slots[place]); });
 }
 
 template <class P>
@@ -222,7 +218,7 @@ const std::vector<Chosen>& choose_tokens(const TokenIndex& index, const KvCache&
     const auto sees_all = [&](const Job& job) { return job.start + job.rows <= index.top_k; };
     std::size_t num_words = 0;
     for (const Job* job = jobs; job < jobs + num_jobs; ++job) {
-        if (!sees_all(*job)) num_words += static_cast<std::size_t>(words_for(*job)) * job->rows;
+        if (!sees_all(*job)) num_words += static_cast<std::size_t>(Chosen::words_for(*job)) * job->rows;
     }
     std::uint64_t* bits = bit_memory.take(num_words);
     std::vector<RowBlock> blocks;
@@ -241,7 +237,7 @@ const std::vector<Chosen>& choose_tokens(const TokenIndex& index, const KvCache&
     };
     for (const Job* job = jobs; job < jobs + num_jobs; ++job) {
         if (sees_all(*job)) continue;
-        const int words = words_for(*job);
+        const int words = Chosen::words_for(*job);
         chosen[job - jobs] = {bits, words};
         for (int first = 0; first < job->rows; first += kRowsOfBlock) {
             const int count = std::min(kRowsOfBlock, job->rows - first);
