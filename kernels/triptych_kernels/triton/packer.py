@@ -73,8 +73,10 @@ class TritonPacker:
     def dense(
         self, weight: Tensor, bias: Tensor | None = None, *, gated: bool = False
     ) -> TritonLinear:
-        moved = weight.to(self._device, self._operands, copy=True).contiguous()
-        return TritonLinear(moved, self._moved(bias), self._operands)
+        """What is kept in float32 beside smaller weights, like routers, stays in it."""
+        operands = torch.float32 if weight.dtype == torch.float32 else self._operands
+        moved = weight.to(self._device, operands, copy=True).contiguous()
+        return TritonLinear(moved, self._moved(bias), operands)
 
     def affine(
         self, weight: Affine, bias: Tensor | None = None, *, gated: bool = False

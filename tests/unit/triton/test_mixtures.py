@@ -1,0 +1,95 @@
+"""Mixtures of experts on `device: cuda`: what the CPU says, and a row's bits are its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from triptych.engine.rows import RowJob
+from triptych.engine.runner import Runner, make_runner
+from triptych.engine.storage import plain_storage
+from triptych.errors import ModelError
+from triptych.models.load import load_model
+from triptych.testing.checkpoints import tiny_checkpoint
+from triptych.testing.on_triton import TINY, layout_of, sequence_of, triton_model, triton_runner
+from triptych_kernels.cpu.linear import NativePacker
+from triptych_kernels.cpu.native import native
+
+PROMPT = torch.randint(3, 60, (7,), generator=torch.Generator().manual_seed(4)).tolist()
+OTHER = [9, 8, 40]
+ONE_LAYER = TINY | {"num_hidden_layers": 1}
+# Sliding windows; shared experts behind a gate; dense layers among mixtures and head norms;
+# multipliers and a softmax of the chosen; biases of routers and experts, sinks.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "mixtral": {},
+    "qwen2_moe": {"num_hidden_layers": 2},
+    "qwen3_moe": {"num_hidden_layers": 2},
+    "granitemoeshared": {},
+    "gpt_oss": {},
+}
+
+
+def cpu_runner(path: Path) -> Runner:
+    library = native()
+    packer = None if library is None else NativePacker(library)
+    model = load_model(path, dtype="float32", packer=packer)
+    return make_runner(model, plain_storage(layout_of(model), 16))
+
+
+def greedy(runner: Runner, count: int) -> list[int]:
+    """Tokens behind the prompt, computed as one chunk, then one by one."""
+    sequence, start = sequence_of(PROMPT, [5]), 0
+    for _ in range(count):
+        hidden = runner.forward([RowJob(sequence, start, len(sequence.tokens))])
+        start = len(sequence.tokens)
+        sequence.append(int(runner.logits(hidden)[-1].argmax()))
+    return sequence.tokens[len(PROMPT) :]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mixture_says_what_it_says_on_the_cpu(
+    family: str, tmp_path: Path, device: torch.device
+) -> None:
+    tiny_checkpoint(tmp_path, family, **ONE_LAYER | FAMILIES[family])
+    ours, theirs = triton_runner(triton_model(tmp_path, device), device), cpu_runner(tmp_path)
+    job = RowJob(sequence_of(PROMPT, [3]), 0, len(PROMPT))
+    rows, expected = ours.forward_all([job]), theirs.forward_all([job])
+    torch.testing.assert_close(rows.cpu(), expected, rtol=1e-4, atol=1e-4)
+    assert greedy(ours, 3) == greedy(theirs, 3)
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_who_else_is_sent_to_an_expert_changes_no_bit(
+    weights: Any, tmp_path: Path, device: torch.device
+) -> None:
+    """In a chunk, alone; decoded in a bucket with others; and beside a chunk of another."""
+    tiny_checkpoint(tmp_path, "mixtral", **ONE_LAYER)
+    model = triton_model(tmp_path, device, weights)
+    runner = triton_runner(model, device, kv="float32" if weights == "float32" else "bfloat16")
+    first, second = sequence_of(PROMPT, [5]), sequence_of(OTHER, [1], "b")
+    end = len(PROMPT)
+    whole = runner.forward([RowJob(first, 0, end)])[0].clone()
+    runner.forward([RowJob(second, 0, 2)])
+    step = RowJob(first, end - 1, end)
+    assert torch.equal(runner.forward([step])[0], whole)
+    assert torch.equal(runner.forward([RowJob(second, 2, 3), step])[1], whole)
+    assert torch.equal(runner.forward([RowJob(second, 0, 3), step])[1], whole)
+
+
+def test_experts_lie_in_memory_once(tmp_path: Path, device: torch.device) -> None:
+    tiny_checkpoint(tmp_path, "mixtral", **ONE_LAYER)
+    model = triton_model(tmp_path, device)
+    triton_runner(model, device)
+    units: Any = model.experts.units[0]  # type: ignore[attr-defined]
+    addresses = {unit.gate_up.weight.untyped_storage().data_ptr() for unit in units}
+    assert len(addresses) == 1
+
+
+def test_packed_experts_are_refused_with_the_remedy(tmp_path: Path, device: torch.device) -> None:
+    tiny_checkpoint(tmp_path, "mixtral", **ONE_LAYER)
+    model = triton_model(tmp_path, device, "int8")
+    with pytest.raises(ModelError, match="dtype: device: cuda runs experts in float32 and bfloat"):
+        triton_runner(model, device)
