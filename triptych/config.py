@@ -263,8 +263,10 @@ class ClusterConfig(_Frozen):
     served_model_name: str | None = Field(
         None, description="name in the API; default: from `model`"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = Field(
-        "auto", description="of the weights; auto: bfloat16, float32 without native kernels"
+    dtype: Literal["auto", "float32", "bfloat16", "fp8", "int8", "int4"] = Field(
+        "auto",
+        description="of the weights; auto: bfloat16, float32 without native kernels; fp8: on "
+        "device: cuda alone",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",

@@ -12,7 +12,8 @@ from torch import Tensor
 from triptych.errors import ModelError
 from triptych.models.sources import CheckedSource
 from triptych.models.storage import QuantReport, QuantTally, WeightDtype, kept_bits
-from triptych_kernels.packer import LinearLike, Packer, TableLike
+from triptych_kernels.fp8 import Fp8Weight, quantise_fp8
+from triptych_kernels.packer import Fp8Packer, LinearLike, Packer, TableLike
 from triptych_kernels.quant import Affine, join, promote, quantise, relative_error
 
 _BITS = {"int8": 8, "int4": 4}
@@ -60,7 +61,8 @@ class WeightReader:
         self._packer = packer
         self._tally = QuantTally()
         # Where joined weights are put together; packers copy, so it serves for all.
-        self._scratch = torch.empty(0, dtype=torch.bfloat16 if dtype == "bfloat16" else None)
+        halves = dtype in ("bfloat16", "fp8")
+        self._scratch = torch.empty(0, dtype=torch.bfloat16 if halves else None)
 
     @property
     def origin(self) -> str:
@@ -114,16 +116,20 @@ class WeightReader:
 
         order [N] int64: the outputs that are kept, in this order; −1 is one that is zero.
         """
+        matrix: Tensor | Affine | Fp8Weight
         if exact:
-            matrix: Tensor | Affine = torch.cat(
-                [self._read(w, in_features) for w in weights]
-            ).float()
+            matrix = self._exact(weights, in_features)
+        elif self._dtype == "fp8" and not head:
+            matrix = self._fp8(weights, in_features, order)
         else:
             matrix = self._matrix(weights, in_features, head)
         bias = torch.cat([self._read(part).float() for part in biases]) if biases else None
         if order is not None:
-            matrix = pick_rows(matrix, order)
             bias = None if bias is None else _pick(bias, order)
+            if not isinstance(matrix, Fp8Weight):
+                matrix = pick_rows(matrix, order)
+        if isinstance(matrix, Fp8Weight):
+            return self._fp8_packer.fp8(matrix, bias)
         if isinstance(matrix, Affine):
             return self._packer.affine(matrix, bias, gated=gated)
         return self._packer.dense(matrix, bias, gated=gated)
@@ -169,6 +175,31 @@ class WeightReader:
             for part in parts
         ]
         return self._affine(parts, columns, bits)
+
+    def _exact(self, parts: Sequence[Part], columns: int) -> Tensor:
+        return torch.cat([self._read(part, columns) for part in parts]).float()
+
+    def _fp8(self, parts: Sequence[Part], columns: int, order: Tensor | None) -> Fp8Weight:
+        """Out of float32, so that weights stored on such grids stay on them."""
+        whole = self._exact(parts, columns)
+        try:
+            return quantise_fp8(whole if order is None else _pick(whole, order))
+        except ValueError as error:
+            raise self._damaged([part.name for part in parts], error) from error
+
+    @property
+    def _fp8_packer(self) -> Fp8Packer:
+        if not isinstance(self._packer, Fp8Packer):
+            raise ModelError(
+                "dtype: fp8 is computed by device: cuda alone: set dtype: int8, or device: cuda"
+            )
+        return self._packer
+
+    def _damaged(self, names: Sequence[str], error: ValueError) -> ModelError:
+        told = ", ".join(repr(name) for name in names)
+        return ModelError(
+            f"{self._source.origin}: tensor {told}: {error}; the file is damaged: get it again"
+        )
 
     def _dense(self, parts: Sequence[Part], columns: int) -> Tensor:
         alone = self._read(parts[0], columns) if len(parts) == 1 else None
@@ -216,10 +247,7 @@ class WeightReader:
         try:
             affine = quantise(weight, bits, group)
         except ValueError as error:
-            raise ModelError(
-                f"{self._source.origin}: tensor {part.name!r}: {error}; the file is damaged: "
-                "get it again"
-            ) from error
+            raise self._damaged([part.name], error) from error
         self._tally.errors[part.label] = relative_error(weight, affine)
         return affine
 

@@ -317,9 +317,7 @@ def paged_decode(
     if shared is not None and len(shared.lengths):
         together = replace(kv, tables=shared.tables, lengths=shared.lengths)
         launches.append(
-            _Launch(
-                together, shared.row_starts, shared.splits, shared.max_rows, shared.max_splits
-            )
+            _Launch(together, shared.row_starts, shared.splits, shared.max_rows, shared.max_splits)
         )
     for of_kv, starts, splits_of, most_rows, most_splits in launches:
         row_tiles = triton.cdiv(most_rows * group, block_rows)

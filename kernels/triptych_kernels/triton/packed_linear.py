@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triptych_kernels.fp8 import FP8_BLOCK, Fp8Weight
 from triptych_kernels.quant import Affine
 from triptych_kernels.triton.aot import AotCase
 from triptych_kernels.triton.common import NO_FUSION, dot
@@ -28,9 +29,8 @@ ROWS = 64
 COLUMNS = 64
 HALF = 32  # of a block of K: one scale of the finest group
 DEPTH = 2 * HALF
-FP8_COLUMNS = 128
-FP8_DEPTH = 128
-_FP8_MAX = 448.0
+FP8_COLUMNS = FP8_BLOCK
+FP8_DEPTH = FP8_BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,6 @@ class PackedAffine:
     in_features: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fp8Weight:
-    q: Tensor  # float8_e4m3fn [N, K]
-    scale: Tensor  # float32 [ceil(N / 128), ceil(K / 128)]
-
-
 def pack_affine(weight: Affine) -> PackedAffine:
     rows, columns = weight.shape
     q = torch.nn.functional.pad(weight.q, (0, -columns % DEPTH))
@@ -62,17 +56,6 @@ def pack_affine(weight: Affine) -> PackedAffine:
         q = (blocks[:, :, 0] | blocks[:, :, 1] << 4).flatten(1)
     scale, low = weight.scale.contiguous(), weight.low.contiguous()
     return PackedAffine(q.contiguous(), scale, low, weight.bits, weight.group, columns)
-
-
-def quantise_fp8(weight: Tensor) -> Fp8Weight:
-    """weight [N, K] of any floating type; a scale is the largest size of its block over 448."""
-    rows, columns = weight.shape
-    block = FP8_DEPTH
-    padded = torch.nn.functional.pad(weight.float(), (0, -columns % block, 0, -rows % block))
-    tiles = padded.view(padded.shape[0] // block, block, -1, block)
-    scale = (tiles.abs().amax((1, 3)) / _FP8_MAX).clamp(min=torch.finfo(torch.float32).tiny)
-    q = (tiles / scale[:, None, :, None]).view_as(padded)[:rows, :columns]
-    return Fp8Weight(q.to(torch.float8_e4m3fn).contiguous(), scale)
 
 
 def linear_affine(

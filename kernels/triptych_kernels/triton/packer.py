@@ -5,19 +5,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from triptych_kernels.fp8 import Fp8Weight
 from triptych_kernels.quant import Affine
 from triptych_kernels.triton.dense_linear import linear_dense
-from triptych_kernels.triton.packed_linear import HALF, PackedAffine, linear_affine, pack_affine
+from triptych_kernels.triton.packed_linear import (
+    HALF,
+    PackedAffine,
+    linear_affine,
+    linear_fp8,
+    pack_affine,
+)
+from triptych_kernels.triton.wire_rows import pack_rows
 
 
 class TritonLinear:
     """y = x Wᵀ + b, see `LinearLike`. Tiles have fixed sizes: a row's bits are its own."""
 
     def __init__(
-        self, weight: Tensor | PackedAffine, bias: Tensor | None, operands: torch.dtype
+        self,
+        weight: Tensor | PackedAffine | Fp8Weight,
+        bias: Tensor | None,
+        operands: torch.dtype,
     ) -> None:
         """weight [N, K] of type `operands`, or packed; bias float32 [N]; all on one device.
-        operands: the type that rows and weights are rounded to before they are multiplied.
+        operands: the type that rows and weights are rounded to before they are multiplied; with
+        weights in fp8 rows are rounded once more, to fp8.
         """
         self.weight = weight
         self.bias = bias
@@ -31,7 +43,7 @@ class TritonLinear:
     def in_features(self) -> int:
         if isinstance(self.weight, PackedAffine):
             return self.weight.in_features
-        return self.weight.shape[1]
+        return (self.weight if isinstance(self.weight, Tensor) else self.weight.q).shape[1]
 
     @property
     def out_features(self) -> int:
@@ -41,6 +53,8 @@ class TritonLinear:
     def nbytes(self) -> int:
         bias = 0 if self.bias is None else self.bias.nbytes
         if isinstance(self.weight, Tensor):
+            return self.weight.nbytes + bias
+        if isinstance(self.weight, Fp8Weight):
             return self.weight.nbytes + bias
         return self.weight.q.nbytes + self.weight.scale.nbytes + self.weight.low.nbytes + bias
 
@@ -53,6 +67,11 @@ class TritonLinear:
         x = x.to(self.operands).contiguous()
         if isinstance(self.weight, PackedAffine):
             return linear_affine(x, self.weight, self.bias, out_dtype)
+        if isinstance(self.weight, Fp8Weight):
+            every = torch.arange(len(x), dtype=torch.int32, device=x.device)
+            rows, scales = pack_rows(x, every, "fp8")
+            assert scales is not None
+            return linear_fp8(rows, scales, self.weight, self.bias, out_dtype)
         return linear_dense(x, self.weight, self.bias, out_dtype)
 
     def row(self, ids: Tensor) -> Tensor:
@@ -60,6 +79,7 @@ class TritonLinear:
         ids = ids.to(self.device)
         if isinstance(self.weight, Tensor):
             return self.weight[ids].float()
+        assert isinstance(self.weight, PackedAffine), "tables are not kept in fp8"
         return _unpacked_rows(self.weight, ids).to(self.operands).float()
 
 
@@ -87,6 +107,11 @@ class TritonPacker:
         )
         moved = PackedAffine(q, scale, low, packed.bits, packed.group, packed.in_features)
         return TritonLinear(moved, self._moved(bias), self._operands)
+
+    def fp8(self, weight: Fp8Weight, bias: Tensor | None = None) -> TritonLinear:
+        """See `Fp8Packer`."""
+        q, scale = (part.to(self._device, copy=True) for part in (weight.q, weight.scale))
+        return TritonLinear(Fp8Weight(q, scale), self._moved(bias), self._operands)
 
     def embedding(self, weight: Tensor | Affine) -> TritonLinear:
         return self.affine(weight) if isinstance(weight, Affine) else self.dense(weight)

@@ -150,6 +150,28 @@ def test_int8_kv_is_refused_on_a_device() -> None:
         choose_backend("auto", "int8", device="cuda")
 
 
+def test_fp8_is_refused_where_nothing_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="dtype: fp8 is computed by device: cuda alone: set dtyp"):
+        choose_backend("fp8", "auto")
+    found = choose_backend("fp8", "auto", device="cuda")
+    assert (found.weights, found.kv) == ("fp8", "bfloat16")
+    monkeypatch.setattr(common, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with pytest.raises(ConfigError, match="dtype: fp8 needs a GPU of compute capability 8.9 or"):
+        choose_backend("fp8", "auto", device="cuda")
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "int8", "int4"])
+def test_packed_experts_are_refused_before_anything_is_loaded(tmp_path: Path, dtype: str) -> None:
+    tiny_checkpoint(tmp_path, "mixtral")
+    model = load_config(tmp_path)
+    check_settings(parse_config({"device": "cuda"}), model)
+    with pytest.raises(ConfigError, match=f"dtype: device: cuda does not run experts in {dtype}"):
+        check_settings(parse_config({"device": "cuda", "dtype": dtype}), model)
+
+
 def test_auto_is_the_cpu_as_long_as_no_gpu_has_run_this() -> None:
     assert choose_backend("float32", "auto", device="auto").device == backend.CPU
     assert not choose_backend("float32", "auto", device="auto").on_triton
@@ -196,8 +218,8 @@ def test_sparse_attention_is_refused_by_plain_torch_alone(checkpoint: Path, kern
 @pytest.mark.parametrize(
     ("family", "told"),
     [
-        ("mixtral", "does not run mixtures of experts yet, and mixtral has them: set device: cpu"),
-        ("deepseek_v3", "mixtures of experts"),
+        ("olmoe", "norms over all heads of a row yet, and olmoe has them: set device: cpu"),
+        ("deepseek_v3", "attention out of low ranks"),
     ],
 )
 def test_families_that_do_not_run_on_a_device_are_refused(

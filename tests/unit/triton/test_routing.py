@@ -25,7 +25,9 @@ RULES = [
 def some_logits(experts: int) -> Tensor:
     """Wide and narrow ones; ties; and neighbours, whose exponentials round to ties."""
     random = torch.Generator().manual_seed(experts)
-    rows = torch.randn(12, experts, generator=random) * torch.tensor([0.01, 1.0, 30.0])[:, None].repeat(4, 1)
+    rows = torch.randn(12, experts, generator=random) * torch.tensor([0.01, 1.0, 30.0])[
+        :, None
+    ].repeat(4, 1)
     rows[9] = 0.25
     rows[10] = torch.randint(0, 3, (experts,), generator=random).float()
     rows[11] = torch.arange(experts).flip(0) * 2.0**-27 + 0.3

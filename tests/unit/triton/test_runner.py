@@ -148,7 +148,7 @@ def test_padding_writes_nowhere(runner: TritonRunner) -> None:
         assert written == [[1, 0], [4, 0], [8, 0]]
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("weights", ["bfloat16", "fp8", "int8", "int4"])
 def test_smaller_weights_compute_near_the_reference_and_a_row_keeps_its_bits(
     checkpoint: Path, device: torch.device, weights: WeightDtype
 ) -> None:
