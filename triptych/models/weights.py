@@ -12,7 +12,7 @@ from torch import Tensor
 from triptych.errors import ModelError
 from triptych.models.sources import CheckedSource
 from triptych.models.storage import QuantReport, QuantTally, WeightDtype, kept_bits
-from triptych_kernels.fp8 import Fp8Weight, quantise_fp8
+from triptych_kernels.fp8 import quantise_fp8
 from triptych_kernels.packer import Fp8Packer, LinearLike, Packer, TableLike
 from triptych_kernels.quant import Affine, join, promote, quantise, relative_error
 
@@ -116,22 +116,20 @@ class WeightReader:
 
         order [N] int64: the outputs that are kept, in this order; −1 is one that is zero.
         """
-        matrix: Tensor | Affine | Fp8Weight
-        if exact:
-            matrix = self._exact(weights, in_features)
-        elif self._dtype == "fp8" and not head:
-            matrix = self._fp8(weights, in_features, order)
+        fp8 = self._dtype == "fp8" and not (head or exact)
+        matrix: Tensor | Affine
+        if exact or fp8:  # out of float32, weights stored on fp8's grids stay on them
+            matrix = torch.cat([self._read(part, in_features) for part in weights]).float()
         else:
             matrix = self._matrix(weights, in_features, head)
         bias = torch.cat([self._read(part).float() for part in biases]) if biases else None
         if order is not None:
+            matrix = pick_rows(matrix, order)
             bias = None if bias is None else _pick(bias, order)
-            if not isinstance(matrix, Fp8Weight):
-                matrix = pick_rows(matrix, order)
-        if isinstance(matrix, Fp8Weight):
-            return self._fp8_packer.fp8(matrix, bias)
         if isinstance(matrix, Affine):
             return self._packer.affine(matrix, bias, gated=gated)
+        if fp8:
+            return self._in_fp8(weights, matrix, bias)
         return self._packer.dense(matrix, bias, gated=gated)
 
     def table(self, name: str, rows: int, columns: int) -> TableLike:
@@ -176,24 +174,16 @@ class WeightReader:
         ]
         return self._affine(parts, columns, bits)
 
-    def _exact(self, parts: Sequence[Part], columns: int) -> Tensor:
-        return torch.cat([self._read(part, columns) for part in parts]).float()
-
-    def _fp8(self, parts: Sequence[Part], columns: int, order: Tensor | None) -> Fp8Weight:
-        """Out of float32, so that weights stored on such grids stay on them."""
-        whole = self._exact(parts, columns)
-        try:
-            return quantise_fp8(whole if order is None else _pick(whole, order))
-        except ValueError as error:
-            raise self._damaged([part.name for part in parts], error) from error
-
-    @property
-    def _fp8_packer(self) -> Fp8Packer:
+    def _in_fp8(self, parts: Sequence[Part], matrix: Tensor, bias: Tensor | None) -> LinearLike:
         if not isinstance(self._packer, Fp8Packer):
             raise ModelError(
                 "dtype: fp8 is computed by device: cuda alone: set dtype: int8, or device: cuda"
             )
-        return self._packer
+        try:
+            packed = quantise_fp8(matrix)
+        except ValueError as error:
+            raise self._damaged([part.name for part in parts], error) from error
+        return self._packer.fp8(packed, bias)
 
     def _damaged(self, names: Sequence[str], error: ValueError) -> ModelError:
         told = ", ".join(repr(name) for name in names)

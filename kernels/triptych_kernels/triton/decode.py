@@ -150,7 +150,8 @@ def split_kernel(
     if at >= num_rows * GROUP:
         return
     if SHARED:
-        if split < tl.load(splits_of + 2 * seq) or split >= tl.load(splits_of + 2 * seq + 1):
+        begin, end = tl.load(splits_of + 2 * seq), tl.load(splits_of + 2 * seq + 1)
+        if (split < begin) | (split >= end):
             return
     pairs = at + tl.arange(0, ROWS)
     real = pairs < num_rows * GROUP
@@ -291,11 +292,11 @@ def paged_decode(
     """Attention of a few rows of each sequence. q [T, Hq, D]; row_starts int32 [B + 1].
 
     The rows are the last ones of their sequence's tokens, one behind the other or, with `paths`, a
-    tree. max_rows and max_length: of one sequence, or more; they show in no bit. block_rows, 16, 32 or
-    64: rows × query heads of a KV head that a CTA takes. Sums of products may be rounded otherwise
-    for each, so whoever wants decode and verification to give the same bits gives both the same.
-    shared: what is read once for several sequences. Shows in no bit; but give it always or never,
-    without bundles where there are none, for it is another compilation than None.
+    tree. max_rows and max_length: of one sequence, or more; they show in no bit. block_rows, 16, 32
+    or 64: rows × query heads of a KV head that a CTA takes. Sums of products may be rounded
+    otherwise for each, so whoever wants decode and verification to give the same bits gives both
+    the same. shared: what is read once for several sequences. Shows in no bit; but give it always
+    or never, without bundles where there are none, for it is another compilation than None.
     """
     group = check_queries(q, kv)
     rows, heads, dim = q.shape

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import JITFunction
 
 from triptych_kernels.triton.aot import AotCase
 from triptych_kernels.triton.common import NO_FUSION, dot
@@ -155,9 +156,9 @@ def combine(
 
 
 @triton.jit
-def _gate_up(x, weights, bias, cells, experts, out, x_stride, expert_stride, row_stride, k, inner, size,
-             GATE: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-             DEPTH: tl.constexpr):  # fmt: skip
+def _gate_up(x, weights, bias, cells, experts, out, x_stride, expert_stride, row_stride, k, inner,
+             size, GATE: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr,
+             COLUMNS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
     tile = tl.program_id(0)
     expert = tl.load(experts + tile).to(tl.int64)
     if expert < 0:
@@ -238,44 +239,37 @@ def _combine(cells, weights, shared, out, scale, k, size, WEIGHTED: tl.constexpr
 
 
 _TILES = {"ROWS": ROWS, "COLUMNS": COLUMNS, "DEPTH": DEPTH}
+_GATED: tuple[tuple[bool, Gate], ...] = ((False, "silu"), (True, "clamped_swiglu"))
+
+
+def _product(name: str, kernel: JITFunction, copies: int, bias: bool, gate: Gate) -> AotCase:
+    """kernel: `_gate_up` or `_down`."""
+    types = {
+        **dict.fromkeys(("x", "hidden", "weights", "out"), "*bf16"),
+        **dict.fromkeys(("cells", "experts"), "*i32"),
+        **dict.fromkeys(("x_stride", "row_stride", "k", "inner", "size"), "i32"),
+        "expert_stride": "i64",
+        "bias": "*fp32",
+    }
+    constants: dict[str, object] = {**_TILES, "GATE": GATES[gate], "BIAS": bias}
+    if not bias:
+        constants["bias"] = None
+    names = kernel.arg_names
+    aligned = ("x", "hidden", "weights", "out", "x_stride", "expert_stride", "row_stride")
+    return AotCase(
+        f"experts/{name}{'+bias' if bias else ''}/bf16",
+        kernel,
+        {of: types[of] for of in names if of in types and of not in constants},
+        {of: value for of, value in constants.items() if of in names},
+        num_stages=3,
+        aligned=tuple(of for of in (*aligned, "inner", "size") if of in names),
+        async_copies=copies,
+    )
+
 
 AOT_CASES = (
-    *(
-        AotCase(
-            f"experts/gate_up{'+bias' if bias else ''}/bf16",
-            _gate_up,
-            {
-                **dict.fromkeys(("x", "weights", "out"), "*bf16"),
-                **dict.fromkeys(("cells", "experts"), "*i32"),
-                **dict.fromkeys(("x_stride", "row_stride", "k", "inner", "size"), "i32"),
-                **({"bias": "*fp32"} if bias else {}),
-                "expert_stride": "i64",
-            },
-            {**_TILES, "GATE": GATES[gate], "BIAS": bias, **({} if bias else {"bias": None})},
-            num_stages=3,
-            aligned=("x", "weights", "x_stride", "expert_stride", "row_stride", "inner", "size"),
-            async_copies=36,
-        )
-        for bias, gate in ((False, "silu"), (True, "clamped_swiglu"))
-    ),
-    *(
-        AotCase(
-            f"experts/down{'+bias' if bias else ''}/bf16",
-            _down,
-            {
-                **dict.fromkeys(("hidden", "weights", "out"), "*bf16"),
-                **dict.fromkeys(("cells", "experts"), "*i32"),
-                **dict.fromkeys(("row_stride", "size", "inner"), "i32"),
-                **({"bias": "*fp32"} if bias else {}),
-                "expert_stride": "i64",
-            },
-            {**_TILES, "BIAS": bias, **({} if bias else {"bias": None})},
-            num_stages=3,
-            aligned=("hidden", "weights", "out", "expert_stride", "row_stride", "inner", "size"),
-            async_copies=24,
-        )
-        for bias in (False, True)
-    ),
+    *(_product("gate_up", _gate_up, 36, bias, gate) for bias, gate in _GATED),
+    *(_product("down", _down, 24, bias, gate) for bias, gate in _GATED),
     AotCase(
         "experts/combine/bf16",
         _combine,

@@ -16,7 +16,7 @@ from transport.protos import worker_pb2 as pb
 from triptych.config import parse_config
 from triptych.drafters.ngram import NgramDrafter
 from triptych.engine import backend
-from triptych.engine.backend import choose_backend
+from triptych.engine.backend import choose_backend, resolve_cuda_types
 from triptych.engine.device_kv import DeviceKv, Mirror
 from triptych.engine.rows import RowJob
 from triptych.engine.runner import Runner, make_runner
@@ -153,8 +153,7 @@ def test_int8_kv_is_refused_on_a_device() -> None:
 def test_fp8_is_refused_where_nothing_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="dtype: fp8 is computed by device: cuda alone: set dtyp"):
         choose_backend("fp8", "auto")
-    found = choose_backend("fp8", "auto", device="cuda")
-    assert (found.weights, found.kv) == ("fp8", "bfloat16")
+    assert resolve_cuda_types("fp8", "auto") == ("fp8", "bfloat16")
     monkeypatch.setattr(common, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from triptych.testing.on_triton import knows_fp8
 from triptych_kernels.fp8 import Fp8Weight, dequantise_fp8, quantise_fp8
 from triptych_kernels.quant import dequantise, quantise
 from triptych_kernels.triton import packed_linear, wire_rows
@@ -41,7 +42,7 @@ def test_four_bits_take_half_a_byte() -> None:
 
 
 def test_fp8_weights_multiply_rows_as_they_travel(device: torch.device) -> None:
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+    if not knows_fp8(device):
         pytest.skip("this GPU knows no e4m3")
     chance = torch.Generator().manual_seed(8)
     weight = quantise_fp8(torch.randn(200, 300, generator=chance))

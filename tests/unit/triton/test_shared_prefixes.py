@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from triptych.engine import triton_bundles, triton_rows, triton_runner
-from triptych.engine.draft import ROOT, Draft
+from triptych.engine.draft import NO_DRAFT, ROOT, Draft
 from triptych.engine.rows import RowJob
 from triptych.engine.sequence import Sequence
 from triptych.engine.triton_runner import TritonRunner
@@ -60,11 +60,9 @@ def apart(number: int) -> Sequence:
     return sequence_of([5, number, 9], [len(SYSTEM) + number], str(number))
 
 
-def step(sequence: Sequence, draft: Draft | None = None) -> RowJob:
+def step(sequence: Sequence, draft: Draft = NO_DRAFT) -> RowJob:
     end = len(sequence.tokens)
-    return (
-        RowJob(sequence, end - 1, end) if draft is None else RowJob(sequence, end - 1, end, draft)
-    )
+    return RowJob(sequence, end - 1, end, draft)
 
 
 def alone(runner: TritonRunner, jobs: list[RowJob]) -> Tensor:
