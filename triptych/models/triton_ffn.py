@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from triptych.errors import ModelError
 from triptych.models.layers import DenseFfn, Mixture
 from triptych_kernels.triton.experts import combine, plan_cells, run_experts
 from triptych_kernels.triton.gates import Gate, gate_rows
-from triptych_kernels.triton.packer import TritonLinear
+from triptych_kernels.triton.packed_experts import run_packed_experts
+from triptych_kernels.triton.packed_linear import Packed
+from triptych_kernels.triton.packer import TritonLinear, stacked, stacked_biases
 from triptych_kernels.triton.routing import route_rows
 
 
@@ -48,9 +50,7 @@ class TritonMixture:
     def __init__(
         self, mixture: Mixture, units: Sequence[DenseFfn], gate: Gate, cell_dtype: torch.dtype
     ) -> None:
-        """Puts the units' weights one behind the other: theirs become views of that. Raises
-        ModelError where they are packed.
-        """
+        """Puts the units' weights one behind the other: theirs become views of that."""
         self._routing = mixture.routing
         self._router = cast(TritonLinear, mixture.router)
         self._shared = None if mixture.shared is None else TritonUnit(mixture.shared, gate)
@@ -58,19 +58,17 @@ class TritonMixture:
         gate_ups = [cast(TritonLinear, unit.gate_up) for unit in units]
         downs = [cast(TritonLinear, unit.down) for unit in units]
         self._operands = downs[0].operands
-        self._gate_up, self._gate_up_bias = _stacked(gate_ups)
-        self._down, self._down_bias = _stacked(downs)
+        self._run = _products(stacked(gate_ups), stacked(downs))
+        self._gate_up_bias, self._down_bias = stacked_biases(gate_ups), stacked_biases(downs)
         self._gate = gate
         self._cell_dtype = cell_dtype
 
     def __call__(self, rows: Tensor) -> Tensor:
         logits = self._router.multiply(rows, torch.float32)
         ids, weights = route_rows(logits, self._routing)
-        cells = run_experts(
+        cells = self._run(
             rows.to(self._operands),
             plan_cells(ids, self._routing.num_experts),
-            self._gate_up,
-            self._down,
             num_cells=ids.numel(),
             gate=self._gate,
             gate_up_bias=self._gate_up_bias,
@@ -89,18 +87,9 @@ class TritonMixture:
         return shared * (1.0 / (1.0 + torch.exp(-gate)))
 
 
-def _stacked(units: Sequence[TritonLinear]) -> tuple[Tensor, Tensor | None]:
-    """[E, N, K], and biases float32 [E, N] if there are any."""
-    weights = []
-    for unit in units:
-        if not isinstance(unit.weight, Tensor):
-            raise ModelError(
-                "dtype: device: cuda runs experts in float32 and bfloat16 only: set dtype: "
-                "bfloat16, or device: cpu"
-            )
-        weights.append(unit.weight)
-    stack = torch.stack(weights)
-    for unit, view in zip(units, stack, strict=True):
-        unit.weight = view
-    biases = [unit.bias for unit in units if unit.bias is not None]
-    return stack, torch.stack(biases) if biases else None
+def _products(gate_up: Tensor | Packed, down: Tensor | Packed) -> Callable[..., Tensor]:
+    """`run_experts`, or what does the same with packed weights."""
+    if isinstance(gate_up, Tensor) and isinstance(down, Tensor):
+        return partial(run_experts, gate_up=gate_up, down=down)
+    assert not isinstance(gate_up, Tensor) and not isinstance(down, Tensor), "packed alike"
+    return partial(run_packed_experts, gate_up=gate_up, down=down)

@@ -28,11 +28,6 @@ def check_settings(config: ClusterConfig, model: ModelConfig) -> None:
     from triptych.models.triton_model import check_config
 
     check_config(model)
-    if model.moe is not None and config.dtype in ("fp8", "int8", "int4"):
-        raise ConfigError(
-            f"dtype: device: cuda does not run experts in {config.dtype} yet: set dtype: bfloat16, "
-            "or device: cpu"
-        )
     if config.remote_experts:
         raise ConfigError(
             "experts.run: device: cuda computes all layers itself: set experts.run: local, or "

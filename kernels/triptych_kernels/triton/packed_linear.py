@@ -48,6 +48,9 @@ class PackedAffine:
     in_features: int
 
 
+Packed = PackedAffine | Fp8Weight
+
+
 def pack_affine(weight: Affine) -> PackedAffine:
     rows, columns = weight.shape
     q = torch.nn.functional.pad(weight.q, (0, -columns % DEPTH))
@@ -134,17 +137,16 @@ def _on_grid(q, scale, low, at, dtype: tl.constexpr):
     return narrow(q.to(tl.float32) * step + tl.load(low + at)[:, None].to(tl.float32), dtype)
 
 
-@triton.jit(do_not_specialize=["rows"])  # one code for every batch
-def _linear_affine(q, scale, low, x, bias, out, x_stride, q_stride, group_stride, rows, columns,
-                   depth, BITS: tl.constexpr, GROUP: tl.constexpr, BIAS: tl.constexpr,
-                   ROWS: tl.constexpr, COLUMNS: tl.constexpr, HALF: tl.constexpr):  # fmt: skip
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    # Behind the last one the last one is read; it is not stored.
-    of = tl.minimum(column, columns - 1).to(tl.int64)
+@triton.jit
+def affine_product(q, scale, low, from_x, of, real, q_stride, group_stride, depth,
+                   BITS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+                   COLUMNS: tl.constexpr, HALF: tl.constexpr):  # fmt: skip
+    """of int64 [COLUMNS]: rows of the matrix. from_x [1, ROWS]: where rows begin; real [ROWS]: not
+    read where False. → float32 [COLUMNS, ROWS].
+    """
     half = tl.arange(0, HALF)
     from_q = q + of[:, None] * q_stride + half[None, :]
-    from_x = x + row[None, :].to(tl.int64) * x_stride + half[:, None]
+    from_x += half[:, None]
     last_group = (depth - 1) // GROUP
     sums = tl.zeros((COLUMNS, ROWS), tl.float32)
     for first in range(0, depth, 2 * HALF):
@@ -155,12 +157,29 @@ def _linear_affine(q, scale, low, x, bias, out, x_stride, q_stride, group_stride
             front, back = tl.load(from_q + first), tl.load(from_q + first + HALF)
         group = of * group_stride + first // GROUP
         next_group = of * group_stride + tl.minimum((first + HALF) // GROUP, last_group)
-        inside = (half[:, None] < depth - first) & (row[None, :] < rows)
-        inside_back = (half[:, None] < depth - first - HALF) & (row[None, :] < rows)
+        inside = (half[:, None] < depth - first) & real[None, :]
+        inside_back = (half[:, None] < depth - first - HALF) & real[None, :]
         x_front = tl.load(from_x + first, mask=inside, other=0.0)
         x_back = tl.load(from_x + first + HALF, mask=inside_back, other=0.0)
-        sums += dot(_on_grid(front, scale, low, group, x.dtype.element_ty), x_front)
-        sums += dot(_on_grid(back, scale, low, next_group, x.dtype.element_ty), x_back)
+        dtype = from_x.dtype.element_ty
+        sums += dot(_on_grid(front, scale, low, group, dtype), x_front)
+        sums += dot(_on_grid(back, scale, low, next_group, dtype), x_back)
+    return sums
+
+
+@triton.jit(do_not_specialize=["rows"])  # one code for every batch
+def _linear_affine(q, scale, low, x, bias, out, x_stride, q_stride, group_stride, rows, columns,
+                   depth, BITS: tl.constexpr, GROUP: tl.constexpr, BIAS: tl.constexpr,
+                   ROWS: tl.constexpr, COLUMNS: tl.constexpr, HALF: tl.constexpr):  # fmt: skip
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    # Behind the last one the last one is read; it is not stored.
+    of = tl.minimum(column, columns - 1).to(tl.int64)
+    from_x = x + row[None, :].to(tl.int64) * x_stride
+    sums = affine_product(
+        q, scale, low, from_x, of, row < rows, q_stride, group_stride, depth,
+        BITS, GROUP, ROWS, COLUMNS, HALF,
+    )  # fmt: skip
     if BIAS:
         sums += tl.load(bias + of)[:, None]
     to = out + row[None, :].to(tl.int64) * columns + column[:, None]
@@ -168,14 +187,12 @@ def _linear_affine(q, scale, low, x, bias, out, x_stride, q_stride, group_stride
     tl.store(to, narrow(sums, out.dtype.element_ty), mask=stored)
 
 
-@triton.jit(do_not_specialize=["rows"])  # one code for every batch
-def _linear_fp8(x, x_scale, q, scale, bias, out, scale_stride, rows, columns, depth,
-                BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-                DEPTH: tl.constexpr):  # fmt: skip
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    of = tl.minimum(column, columns - 1).to(tl.int64)
-    of_row = tl.minimum(row, rows - 1).to(tl.int64)
+@triton.jit
+def fp8_product(x, x_scale, q, scales, of_row, of, depth, ROWS: tl.constexpr,
+                COLUMNS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+    """of_row int64 [ROWS]: rows of x; of int64 [COLUMNS]: rows of the matrix, of one block, whose
+    scales begin at `scales`. → float32 [ROWS, COLUMNS].
+    """
     at = tl.arange(0, DEPTH)
     from_x = x + of_row[:, None] * depth + at[None, :]
     from_q = q + of[None, :] * depth + at[:, None]
@@ -186,8 +203,21 @@ def _linear_fp8(x, x_scale, q, scale, bias, out, scale_stride, rows, columns, de
         a = tl.load(from_x + block * DEPTH, mask=at[None, :] < left, other=0.0)
         b = tl.load(from_q + block * DEPTH, mask=at[:, None] < left, other=0.0)
         of_x = tl.load(x_scale + of_row * blocks + block)
-        of_q = tl.load(scale + tl.program_id(0) * scale_stride + block)
+        of_q = tl.load(scales + block)
         sums += dot(a, b) * (of_x * of_q)[:, None]
+    return sums
+
+
+@triton.jit(do_not_specialize=["rows"])  # one code for every batch
+def _linear_fp8(x, x_scale, q, scale, bias, out, scale_stride, rows, columns, depth,
+                BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+                DEPTH: tl.constexpr):  # fmt: skip
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    of = tl.minimum(column, columns - 1).to(tl.int64)
+    of_row = tl.minimum(row, rows - 1).to(tl.int64)
+    scales = scale + tl.program_id(0) * scale_stride
+    sums = fp8_product(x, x_scale, q, scales, of_row, of, depth, ROWS, COLUMNS, DEPTH)
     if BIAS:
         sums += tl.load(bias + of)[None, :]
     to = out + row[:, None].to(tl.int64) * columns + column[None, :]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
@@ -10,6 +14,7 @@ from triptych_kernels.quant import Affine
 from triptych_kernels.triton.dense_linear import linear_dense
 from triptych_kernels.triton.packed_linear import (
     HALF,
+    Packed,
     PackedAffine,
     linear_affine,
     linear_fp8,
@@ -23,7 +28,7 @@ class TritonLinear:
 
     def __init__(
         self,
-        weight: Tensor | PackedAffine | Fp8Weight,
+        weight: Tensor | Packed,
         bias: Tensor | None,
         operands: torch.dtype,
     ) -> None:
@@ -81,6 +86,38 @@ class TritonLinear:
             return self.weight[ids].float()
         assert isinstance(self.weight, PackedAffine), "tables are not kept in fp8"
         return _unpacked_rows(self.weight, ids).to(self.operands).float()
+
+
+def stacked(units: Sequence[TritonLinear]) -> Tensor | Packed:
+    """Weights of the same shape and type one behind the other, [E, N, K] or packed with that
+    dimension more; those of `units` become views of them, so that they lie in memory once.
+    """
+    first, weights = units[0].weight, [unit.weight for unit in units]
+    assert len({_format(weight) for weight in weights}) == 1, "all are packed alike"
+    if isinstance(first, Tensor):
+        dense = torch.stack(cast(list[Tensor], weights))
+        for unit, view in zip(units, dense, strict=True):
+            unit.weight = view
+        return dense
+    names = [of.name for of in fields(first) if isinstance(getattr(first, of.name), Tensor)]
+    stacks = {name: torch.stack([getattr(of, name) for of in weights]) for name in names}
+    for number, unit in enumerate(units):
+        views: dict[str, Any] = {name: stack[number] for name, stack in stacks.items()}
+        unit.weight = replace(cast(Packed, unit.weight), **views)
+    whole: dict[str, Any] = {**stacks}
+    return replace(first, **whole)
+
+
+def stacked_biases(units: Sequence[TritonLinear]) -> Tensor | None:
+    """float32 [E, N], if there are any."""
+    found = [unit.bias for unit in units if unit.bias is not None]
+    return torch.stack(found) if found else None
+
+
+def _format(weight: Tensor | Packed) -> tuple[object, ...]:
+    if isinstance(weight, PackedAffine):
+        return weight.bits, weight.group
+    return (type(weight),)
 
 
 class TritonPacker:

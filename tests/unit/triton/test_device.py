@@ -162,15 +162,6 @@ def test_fp8_is_refused_where_nothing_multiplies_it(monkeypatch: pytest.MonkeyPa
         choose_backend("fp8", "auto", device="cuda")
 
 
-@pytest.mark.parametrize("dtype", ["fp8", "int8", "int4"])
-def test_packed_experts_are_refused_before_anything_is_loaded(tmp_path: Path, dtype: str) -> None:
-    tiny_checkpoint(tmp_path, "mixtral")
-    model = load_config(tmp_path)
-    check_settings(parse_config({"device": "cuda"}), model)
-    with pytest.raises(ConfigError, match=f"dtype: device: cuda does not run experts in {dtype}"):
-        check_settings(parse_config({"device": "cuda", "dtype": dtype}), model)
-
-
 def test_auto_is_the_cpu_as_long_as_no_gpu_has_run_this() -> None:
     assert choose_backend("float32", "auto", device="auto").device == backend.CPU
     assert not choose_backend("float32", "auto", device="auto").on_triton

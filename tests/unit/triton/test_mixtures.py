@@ -11,10 +11,17 @@ import torch
 from triptych.engine.rows import RowJob
 from triptych.engine.runner import Runner, make_runner
 from triptych.engine.storage import plain_storage
-from triptych.errors import ModelError
 from triptych.models.load import load_model
+from triptych.models.storage import WeightDtype
 from triptych.testing.checkpoints import tiny_checkpoint
-from triptych.testing.on_triton import TINY, layout_of, sequence_of, triton_model, triton_runner
+from triptych.testing.on_triton import (
+    TINY,
+    knows_fp8,
+    layout_of,
+    sequence_of,
+    triton_model,
+    triton_runner,
+)
 from triptych_kernels.cpu.linear import NativePacker
 from triptych_kernels.cpu.native import native
 
@@ -61,11 +68,13 @@ def test_a_mixture_says_what_it_says_on_the_cpu(
     assert greedy(ours, 3) == greedy(theirs, 3)
 
 
-@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+@pytest.mark.parametrize("weights", ["float32", "fp8", "int4"])
 def test_who_else_is_sent_to_an_expert_changes_no_bit(
-    weights: Any, tmp_path: Path, device: torch.device
+    weights: WeightDtype, tmp_path: Path, device: torch.device
 ) -> None:
     """In a chunk, alone; decoded in a bucket with others; and beside a chunk of another."""
+    if weights == "fp8" and not knows_fp8(device):
+        pytest.skip("this GPU knows no e4m3")
     tiny_checkpoint(tmp_path, "mixtral", **ONE_LAYER)
     model = triton_model(tmp_path, device, weights)
     runner = triton_runner(model, device, kv="float32" if weights == "float32" else "bfloat16")
@@ -79,17 +88,30 @@ def test_who_else_is_sent_to_an_expert_changes_no_bit(
     assert torch.equal(runner.forward([RowJob(second, 0, 3), step])[1], whole)
 
 
-def test_experts_lie_in_memory_once(tmp_path: Path, device: torch.device) -> None:
+@pytest.mark.parametrize("weights", ["float32", "int4"])
+def test_experts_lie_in_memory_once(
+    weights: WeightDtype, tmp_path: Path, device: torch.device
+) -> None:
     tiny_checkpoint(tmp_path, "mixtral", **ONE_LAYER)
-    model = triton_model(tmp_path, device)
+    model = triton_model(tmp_path, device, weights)
     triton_runner(model, device)
     units: Any = model.experts.units[0]  # type: ignore[attr-defined]
-    addresses = {unit.gate_up.weight.untyped_storage().data_ptr() for unit in units}
-    assert len(addresses) == 1
+    matrices = [unit.gate_up.weight for unit in units]
+    if weights == "int4":
+        matrices = [matrix.q for matrix in matrices]
+    assert len({matrix.untyped_storage().data_ptr() for matrix in matrices}) == 1
 
 
-def test_packed_experts_are_refused_with_the_remedy(tmp_path: Path, device: torch.device) -> None:
-    tiny_checkpoint(tmp_path, "mixtral", **ONE_LAYER)
-    model = triton_model(tmp_path, device, "int8")
-    with pytest.raises(ModelError, match="dtype: device: cuda runs experts in float32 and bfloat"):
-        triton_runner(model, device)
+@pytest.mark.parametrize("weights", ["bfloat16", "fp8", "int8", "int4"])
+def test_smaller_experts_compute_near_the_reference(
+    weights: WeightDtype, tmp_path: Path, device: torch.device
+) -> None:
+    if weights == "fp8" and not knows_fp8(device):
+        pytest.skip("this GPU knows no e4m3")
+    tiny_checkpoint(tmp_path, "gpt_oss", **ONE_LAYER)
+    ours = triton_runner(triton_model(tmp_path, device, weights), device)
+    plain = load_model(tmp_path, dtype=weights)
+    theirs = make_runner(plain, plain_storage(layout_of(plain), 16))
+    job = RowJob(sequence_of(OTHER, [3]), 0, len(OTHER))
+    rows, expected = ours.forward_all([job]).cpu(), theirs.forward_all([job])
+    assert (rows - expected).norm() / expected.norm() < (0.1 if weights == "fp8" else 0.03)
