@@ -141,7 +141,7 @@ def test_a_packed_experts_cell_is_that_experts_row_alone(kind: str, device: torc
         return found
 
     gate_ups, downs = packed(2 * INNER, HIDDEN), packed(HIDDEN, INNER)
-    x, ids = random_rows(70, torch.bfloat16, device)
+    x, ids = random_rows(10, torch.bfloat16, device)
     cells = run_packed_experts(
         x,
         experts.plan_cells(ids, EXPERTS),
@@ -152,7 +152,7 @@ def test_a_packed_experts_cell_is_that_experts_row_alone(kind: str, device: torc
         down_bias=stacked_biases(downs),
         out_dtype=torch.float32,
     )
-    for cell in (0, 100, 209):
+    for cell in (0, 29):
         row, expert = cell // CHOSEN, int(ids.flatten()[cell])
         both = gate_ups[expert].multiply(x[row : row + 1], torch.float32)
         alone = downs[expert].multiply(gate_rows(both, "silu", torch.bfloat16), torch.float32)
