@@ -25,6 +25,7 @@ from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import Sequence
 from triptych.engine.step_graph import Bucket, DecodeBuffers, bucket_for
 from triptych.engine.storage import plain_storage
+from triptych.engine.triton_bundles import Bundle
 from triptych.errors import ConfigError, ModelError, RequestError
 from triptych.kv.pool import BlockPool
 from triptych.models.load import load_config, load_model
@@ -114,6 +115,24 @@ def test_a_step_gets_the_smallest_bucket_that_holds_it(
     rows: int, tokens: int, expected: Bucket | None
 ) -> None:
     assert bucket_for(rows, tokens, 6000) == expected
+
+
+def test_bundles_that_share_a_prefix_are_a_bucket_of_their_own() -> None:
+    assert bucket_for(7, 5000, 8192, bundles=3) == Bucket(8, 8192, 4)
+
+
+def test_a_step_without_bundles_reads_nothing_together(device: torch.device) -> None:
+    """Whatever the bundles of the step before shared."""
+    buffers = DecodeBuffers(Bucket(4, 2048, 2), BLOCK_TOKENS, device)
+    system = list(range(1024 // BLOCK_TOKENS))
+    jobs = [RowJob(sequence_of([7] * 1030, [*system, 70 + n]), 1029, 1030) for n in range(3)]
+    buffers.fill(jobs, [Bundle(2, 1)])
+    assert buffers.shared.own[:, 0].tolist() == [1, 1, 0, 0]
+    assert buffers.shared.splits.tolist() == [[0, 1], [0, 0]]
+    assert buffers.shared.row_starts.tolist() == [0, 2, 2]
+    buffers.fill(jobs)
+    assert buffers.shared.own[:, 0].tolist() == [0, 0, 0, 0]
+    assert buffers.shared.row_starts.tolist() == [0, 0, 0]
 
 
 def test_a_short_context_has_one_bucket_of_tokens() -> None:
