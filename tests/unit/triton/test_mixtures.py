@@ -102,7 +102,7 @@ def test_smaller_experts_compute_near_the_reference(
 ) -> None:
     if weights == "fp8" and not knows_fp8(device):
         pytest.skip("this GPU knows no e4m3")
-    tiny_checkpoint(tmp_path, "gpt_oss", **ONE_LAYER)
+    tiny_checkpoint(tmp_path, "mixtral", **ONE_LAYER)
     ours = triton_runner(triton_model(tmp_path, device, weights), device)
     plain = load_model(tmp_path, dtype=weights)
     theirs = make_runner(plain, plain_storage(layout_of(plain), 16))
