@@ -297,11 +297,9 @@ class ClusterConfig(_Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> ClusterConfig:
-        if is_source(self.model):
-            try:
-                parse_source(self.model)
-            except ModelError as error:
-                raise ValueError(f"model: {error}") from error
+        _check_source("model", self.model)
+        for name in self.speculation.models:
+            _check_source("speculation.drafters: model", name)
         names = [pool.name for pool in self.pools]
         if len(set(names)) != len(names):
             raise ValueError(f"pools: two pools share a name: {sorted(names)}")
@@ -349,6 +347,11 @@ class ClusterConfig(_Frozen):
 
     def has_workers(self, role: Role) -> bool:
         return any(pool.role == role and pool.replicas for pool in self.pools)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Of all checkpoints that its processes load: the target's, then drafters'."""
+        return (self.model, *self.speculation.models)
 
     @property
     def served_name(self) -> str:
@@ -410,6 +413,14 @@ def cache_dir() -> Path:
     if home:
         return Path(home)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "triptych"
+
+
+def _check_source(key: str, name: str) -> None:
+    if is_source(name):
+        try:
+            parse_source(name)
+        except ModelError as error:
+            raise ValueError(f"{key}: {error}") from error
 
 
 def _override(data: dict[str, Any], item: str) -> None:
