@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from bench.report import finish, print_table
 from tests.chart.helm import NAMESPACE, RELEASE, ROOT, Helm, find_helm
@@ -223,11 +223,11 @@ def badly_ended(pods: Sequence[Pod]) -> list[str]:
 
 
 def _traces(state: Path) -> set[str]:
-    """Network namespaces, interfaces and mounts that there are, and pods' files but for logs."""
-    found = {f"interface {name}" for _, name in socket.if_nameindex()}
-    for process in Path("/proc").glob("[0-9]*"):
+    """Network namespaces of our processes, mounts, and pods' files but for logs."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(OSError):
-            found.add(f"namespace {os.readlink(process / 'ns/net')}")
+            found.add(f"namespace {os.readlink(f'/proc/{process.pid}/ns/net')}")
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found |= {f"mount {line}" for line in mounts if str(state) in line}
     return found | {f"file {path}" for path in state.glob("*/*") if path.suffix not in {".log"}}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
+from transport.kv.paths import link_of
 from transport.tls import TlsFiles
 from triptych.admission_config import AdmissionConfig, SloConfig, TenantConfig, check_tenants
 from triptych.errors import ConfigError, ModelError
@@ -308,7 +309,7 @@ class ClusterConfig(_Frozen):
         if not self.has_workers("decode"):
             raise ValueError("pools: a cluster needs at least one decode worker")
         required = self.transport.require
-        if required is not None and required.partition(":")[0] not in self.transport.links:
+        if required is not None and link_of(required) not in self.transport.links:
             raise ValueError(f"transport.require: {required} is not among transport.links")
         for drafter in self.speculation.drafters:
             if isinstance(drafter, RemoteConfig) and drafter.pool is not None:
