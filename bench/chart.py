@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import tempfile
@@ -136,20 +137,34 @@ def client_of(cluster: LocalCluster, key: str = "none") -> httpx.AsyncClient:
 
 
 async def told_though_killed(cluster: LocalCluster, body: dict[str, Any]) -> str:
-    """An answer whose home is deleted by force when it has begun.
+    """An answer whose home is deleted by force when it has begun."""
 
-    Asked again where it had ended before its home was found.
+    async def kill_home(before: Mapping[Pod, float]) -> None:
+        now = await steps(cluster, "decode")
+        home = max(now, key=lambda pod: now[pod] - before.get(pod, 0))
+        await cluster.delete_pod(home, grace_s=0)
+
+    async def went_on() -> bool:
+        return await continuations(cluster) > 0
+
+    return await told_though(cluster, body, kill_home, went_on)
+
+
+async def told_though(
+    cluster: LocalCluster,
+    body: dict[str, Any],
+    hurt: Callable[[Mapping[Pod, float]], Awaitable[None]],
+    in_time: Callable[[], Awaitable[bool]],
+) -> str:
+    """An answer under which something happens, once it has begun.
+
+    `hurt` is given the decode pods' steps before the answer. Asked again where the answer had
+    ended before that, as `in_time` tells.
     """
     for _ in range(_ATTEMPTS):
         before = await steps(cluster, "decode")
-
-        async def kill_home(before: Mapping[Pod, float] = before) -> None:
-            now = await steps(cluster, "decode")
-            [home] = [pod for pod in now if now[pod] > before.get(pod, 0)]
-            await cluster.delete_pod(home, grace_s=0)
-
-        text = await told(cluster, body, kill_home)
-        if await continuations(cluster):
+        text = await told(cluster, body, functools.partial(hurt, before))
+        if await in_time():
             break
         await cluster.until_settled(_PATIENCE_S)
     return text

@@ -40,15 +40,21 @@ def open_to_all(model: Path, copy: Path) -> Path:
     return copy
 
 
-@contextlib.asynccontextmanager
-async def installed(
+def installed(
     manifests: Sequence[Manifest], state: Path, claims: Mapping[str, Path]
-) -> AsyncIterator[LocalCluster]:
-    """The release once all its pods are ready; `state` is a new folder."""
+) -> contextlib.AbstractAsyncContextManager[LocalCluster]:
+    """The release once all its pods are ready. `state`: a new folder; `claims`: as volumes."""
     state.mkdir()
-    async with LocalCluster.create(
-        this_image(), state, namespace=NAMESPACE, claims=claims
-    ) as cluster:
+    cluster = LocalCluster.create(this_image(), state, namespace=NAMESPACE, claims=claims)
+    return _installed(manifests, cluster)
+
+
+@contextlib.asynccontextmanager
+async def _installed(
+    manifests: Sequence[Manifest],
+    empty: contextlib.AbstractAsyncContextManager[LocalCluster],
+) -> AsyncIterator[LocalCluster]:
+    async with empty as cluster:
         await cluster.apply(manifests)
         await cluster.until_settled(READY_S)
         yield cluster

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 import pytest_asyncio
 
-from bench.chart import SERVICE, metrics_of, steps, told, total
+from bench.chart import SERVICE, metrics_of, steps, told, told_though, total
 from tests.chart.conftest import Rendered
 from tests.chart.helm import ROOT
 from tests.chart.installed import (
@@ -98,15 +97,21 @@ async def test_an_ffn_pod_that_is_killed_under_a_stream_takes_no_token_with_it(
     await until_both_ffn_pods_compute(cluster)
     undisturbed = await told(cluster, BODY)
     rows_at_home = await ffn_total(cluster, "rows_at_home_total")
-    at_the_kill: float = 0
+    at_the_kill = 0.0
 
-    async def kill() -> None:
+    async def kill(before: Mapping[Pod, float]) -> None:
         nonlocal at_the_kill
         await cluster.delete_pod(pod_of(cluster, "ffn"), grace_s=0)
-        at_the_kill = sum((await steps(cluster, "decode")).values())
+        at_the_kill = await home_steps()
 
-    assert await told(cluster, BODY, kill) == undisturbed
-    assert sum((await steps(cluster, "decode")).values()) > at_the_kill, "it was over before"
+    async def home_steps() -> float:
+        return sum((await steps(cluster, "decode")).values())
+
+    async def in_time() -> bool:
+        return await home_steps() > at_the_kill
+
+    assert await told_though(cluster, BODY, kill, in_time) == undisturbed
+    assert await in_time()
     assert await ffn_total(cluster, "rows_at_home_total") == rows_at_home
     await cluster.until_settled(READY_S)
     await until_both_ffn_pods_compute(cluster)

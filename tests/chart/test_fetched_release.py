@@ -1,4 +1,4 @@
-"""`model.fetch`, executed: init containers bring the weights from servers of ours, or say why not."""
+"""`model.fetch`, executed: init containers bring weights from servers of ours, or say why not."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.chart import this_image, told
+from bench.chart import told
 from tests.chart.conftest import Rendered
-from tests.chart.helm import NAMESPACE, Manifest, pools
-from tests.chart.installed import BODY, NEEDS_NAMESPACES, READY_S, TINY
+from tests.chart.helm import Manifest, pools
+from tests.chart.installed import BODY, NEEDS_NAMESPACES, READY_S, TINY, installed
 from triptych.testing.checkpoints import tiny_llama
 from triptych.testing.file_server import FileServer, serving
 from triptych.testing.kubelet.cluster import LocalCluster
@@ -25,9 +25,7 @@ MIB = 1 << 20
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[LocalCluster]:
     """Empty."""
-    state = tmp_path / "state"
-    state.mkdir()
-    async with LocalCluster.create(this_image(), state, namespace=NAMESPACE) as running:
+    async with installed([], tmp_path / "state", claims={}) as running:
         yield running
 
 

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.chart import Life, live, this_image
+from bench.chart import Life, live
 from tests.chart.conftest import Rendered
-from tests.chart.helm import NAMESPACE
-from tests.chart.installed import BODY, NEEDS_NAMESPACES, TINY, VOLUME, open_to_all
-from triptych.testing.kubelet.cluster import LocalCluster
+from tests.chart.installed import BODY, NEEDS_NAMESPACES, TINY, VOLUME, installed, open_to_all
 
 pytestmark = NEEDS_NAMESPACES
 SETTINGS = (*TINY, VOLUME, "config.drain_s=20", "config.router.replicas=2")
@@ -21,11 +19,7 @@ async def life(rendered: Rendered, tiny_model: Path, tmp_path: Path) -> Life:
     first = rendered(None, *SETTINGS).manifests
     second = rendered(None, *SETTINGS, "config.engine.max_running=32").manifests
     weights = open_to_all(tiny_model, tmp_path / "weights")
-    state = tmp_path / "state"
-    state.mkdir()
-    async with LocalCluster.create(
-        this_image(), state, namespace=NAMESPACE, claims={"weights": weights}
-    ) as cluster:
+    async with installed([], tmp_path / "state", {"weights": weights}) as cluster:
         return await live(cluster, first, second, BODY)
 
 

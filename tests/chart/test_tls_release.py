@@ -11,12 +11,11 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bench.chart import client_of, told
+from bench.chart import SERVICE, client_of, told
 from tests.chart.conftest import Rendered
 from tests.chart.helm import ROOT, Manifest, Release, pools
 from tests.chart.installed import BODY, NEEDS_NAMESPACES, TINY, VOLUME, installed, open_to_all
 from triptych.testing.kubelet.cluster import LocalCluster
-from triptych.testing.kubelet.pod import Pod
 
 pytestmark = NEEDS_NAMESPACES
 KEYS = {"shop": "a-key-of-the-shop", "batch": "another"}
@@ -63,8 +62,8 @@ async def test_pods_talk_over_mutual_tls_and_turn_others_away(
         key: base64.b64decode(value) for key, value in release.get("Secret", "tls")["data"].items()
     }
     ca, cert, key = (certificates[name] for name in ("ca.crt", "tls.crt", "tls.key"))
-    for worker in workers:
-        address = worker["address"]
+    registries = [f"{pod.address}:7100" for pod in cluster.pods(f"{SERVICE}-router")]
+    for address in (*registries, *(worker["address"] for worker in workers)):
         assert await answers(address, grpc.ssl_channel_credentials(ca, key, cert))
         assert not await answers(address, grpc.ssl_channel_credentials(ca))
         assert not await answers(address, None)

@@ -199,5 +199,6 @@ def test_the_models_of_a_cluster_are_the_targets_and_those_that_drafters_load() 
     assert alone.models == ("hf://org/large", "hf://org/small")
     switching = f"speculation.drafters=[{{kind: switching, between: [{{kind: ngram}}, {draft}]}}]"
     assert load_config(None, [switching]).models == ("smollm2-135m", "hf://org/small")
+    assert load_config(None, [switching, "speculation.mode=off"]).models == ("smollm2-135m",)
     wrong = f"speculation.drafters=[{draft.replace('org/', '')}]"
     assert "speculation.drafters: model: hf://small: no source of weights" in refusal(wrong)

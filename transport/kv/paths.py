@@ -1,4 +1,4 @@
-"""Names of paths: a link, or behind a colon one of the ways that it may take ("nixl:rdma"). Pure."""
+"""Names of paths: a link, or, behind a colon, one of the ways that it may take ("nixl:rdma")."""
 
 from __future__ import annotations
 
