@@ -58,7 +58,9 @@ class FetchValues(_Section):
         "a known name",
     )
     to: str = Field("", description="folder under `mountPath`; default: `mountPath` itself")
-    sha256: str = Field("", pattern="^([0-9a-f]{64})?$", description="of a single file, or of `SHA256SUMS`")
+    sha256: str = Field(
+        "", pattern="^([0-9a-f]{64})?$", description="of a single file, or of `SHA256SUMS`"
+    )
     size_limit: str = Field("", description="of the volume, when it is the default: an emptyDir")
     token_secret: SecretKey = Field(SecretKey(), description="becomes `HF_TOKEN`")
     env: list[Object] = Field([], description="e.g. `HTTPS_PROXY`")

@@ -96,7 +96,6 @@ async def test_an_ffn_pod_that_is_killed_under_a_stream_takes_no_token_with_it(
 ) -> None:
     await until_both_ffn_pods_compute(cluster)
     undisturbed = await told(cluster, BODY)
-    rows_at_home = await ffn_total(cluster, "rows_at_home_total")
     at_the_kill = 0.0
 
     async def kill(before: Mapping[Pod, float]) -> None:
@@ -111,16 +110,10 @@ async def test_an_ffn_pod_that_is_killed_under_a_stream_takes_no_token_with_it(
         return await home_steps() > at_the_kill
 
     assert await told_though(cluster, BODY, kill, in_time) == undisturbed
-    assert await in_time()
-    assert await ffn_total(cluster, "rows_at_home_total") == rows_at_home
+    assert await in_time(), "the answer had always ended before"
     await cluster.until_settled(READY_S)
     await until_both_ffn_pods_compute(cluster)
     assert await told(cluster, BODY) == undisturbed
     for number in range(2):
         page = await metrics_of(pod_of(cluster, "ffn", number))
         assert total(page, "triptych_ffn_messages_answered_total") > 0
-
-
-async def ffn_total(cluster: LocalCluster, name: str) -> float:
-    """Of the decode pod."""
-    return total(await metrics_of(pod_of(cluster, "decode")), f"triptych_ffn_{name}")
