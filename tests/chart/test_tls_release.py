@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -54,7 +55,7 @@ async def test_pods_talk_over_mutual_tls_and_turn_others_away(
     assert (await told(cluster, body, key="a-wrong-one")).startswith("status 401")
     [doctor] = await cluster.run_hooks([*release.manifests, API_KEYS])
     assert doctor.log().rstrip().endswith("healthy")
-    assert "prefill" in doctor.log().partition("KV path")[2]
+    assert re.search(r"KV path +\S+-prefill-\S+ to \S+-decode-\S+: tcp", doctor.log())
     async with client_of(cluster, KEYS["shop"]) as http:
         workers = (await http.get("/workers")).json()["workers"]
     assert len(workers) == 2
