@@ -49,11 +49,13 @@ class Worker {
     void prepare(const Call& call, const LaneTask& task) {
         lanes_.resize(task.groups);
         rules_.resize(task.groups);
+        used_.resize(task.groups);
         for (int i = 0; i < task.groups; ++i) {
             const int group = task.first_group + i;
             lanes_[i] = lanes_of(call, *task.job, group);
+            used_[i] = lanes_used(call, *task.job, group);
             rules_[i] = task.job->skipping != nullptr
-                            ? skip_rule(*task.job->skipping, lanes_[i], lanes_used(call, *task.job, group))
+                            ? skip_rule(*task.job->skipping, lanes_[i], used_[i])
                             : SkipRule{};
         }
         tally_ = {};
@@ -240,7 +242,7 @@ class Worker {
     Item<T> item_of(int member, int group, int at, const KvTile<T>& tile,
                     const std::uint16_t* seen) const {
         const SkipRule* rule = rules_[group].active ? &rules_[group] : nullptr;
-        return {tile, at, &lanes_[group], queries_of(member + group), {}, seen, rule, V{}, false};
+        return {tile, at, used_[group], &lanes_[group], queries_of(member + group), {}, seen, rule, V{}, false};
     }
 
     // The parts of a tile that some lane of a group sees.
@@ -286,6 +288,7 @@ class Worker {
     Buffer<std::uint8_t> queries_;
     std::vector<Lanes> lanes_;      // of each group, as all below
     std::vector<SkipRule> rules_;
+    std::vector<int> used_;         // lanes
     const float* seeds_ = nullptr;  // [members][16]
     SkipTally tally_;
     Buffer<float> split_memory_, merged_memory_, seed_memory_;
