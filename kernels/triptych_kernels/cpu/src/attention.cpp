@@ -42,6 +42,7 @@ class Worker {
                 }
                 fold_tile(call, task, member, at, end, states);
             }
+            fold_.finish();
         }
     }
 
@@ -134,7 +135,9 @@ class Worker {
         if (!reads_in_place(call.cache) || call.chosen_by(*task.job) != nullptr) return;
         const KvTile<T> tile = read_tile(source_of(call, task, member), at, end, scratch_);
         const int folds = static_cast<int>(lanes_.size());
-        fold_.expect(tile, task.job->skipping != nullptr ? Wanted::kKeys : Wanted::kBoth, folds);
+        // Of several groups one is likely to weigh the tile.
+        const bool values_late = task.job->skipping != nullptr && folds == 1;
+        fold_.expect(tile, values_late ? Wanted::kKeys : Wanted::kBoth, folds);
     }
 
     // Positions from `at` on, for all groups of the head that begins with `member`.
@@ -214,7 +217,8 @@ class Worker {
                     const KvTile<T>& tile, const std::uint16_t* seen, const State* states) {
         Item<T> item = item_of(member, group, at, tile, seen);
         item.state = states[member + group];
-        item.values_ahead = item.rule != nullptr && task.groups == 1 && reads_in_place(call.cache);
+        item.values_late = item.rule != nullptr && task.groups == 1 && reads_in_place(call.cache) &&
+                           !is_tree(*task.job, at);
         if (item.rule != nullptr) item.seed = load(seeds_ + (member + group) * kLanes);
         const bool weighed = fold_(call.shape, item);
         ++tally_.tiles;
@@ -227,7 +231,7 @@ class Worker {
         const int group = member % task.groups, first = member - group;
         const auto look = [&](const KvTile<T>& tile, const std::uint16_t* seen) {
             const V top = fold_.score(call.shape, item_of(first, group, at, tile, seen));
-            store(seed, max(rules_[group].keeps(at) ? top : set1(kNothing), load(seed)));
+            store(seed, max(choose(rules_[group].keeps(at), top, set1(kNothing)), load(seed)));
         };
         if (is_tree(*task.job, at)) {
             return visit_paths(call, task, member, group, at, [&](const TreeTile& tile) {

@@ -25,7 +25,7 @@ struct Item {
     const std::uint16_t* seen;  // lanes that see a slot; null: as `lanes` says
     const SkipRule* rule;       // null: no lane leaves out anything
     V seed;
-    bool values_ahead;          // to be fetched while scores become weights
+    bool values_late;  // values are read where they lie, and asked for only when they will be weighed
 };
 
 enum class Wanted { kKeys, kValues, kBoth };
@@ -35,14 +35,14 @@ enum class Wanted { kKeys, kValues, kBoth };
 // tile has lines would only wait for each other.
 class Awaited {
   public:
-    // To be fetched while `folds` tiles are folded.
+    // To be fetched in so many calls of `fetch_some`.
     template <class T>
-    void set(const KvTile<T>& tile, Wanted what, int dim, int folds) {
+    void set(const KvTile<T>& tile, Wanted what, int dim, int calls) {
         pieces_ = 0, line_ = 0;
-        lines_at_once_ = folds == 1 ? 16 : folds <= 3 ? 8 : 4;
         lines_ = kPartTokens * dim * static_cast<int>(sizeof(T)) / 64;
         if (what != Wanted::kKeys) add(tile.values, tile.parts);
         if (what != Wanted::kValues) add(tile.keys, tile.parts);
+        lines_at_once_ = (pieces_ * lines_ + 4 * calls - 1) / (4 * calls) * 4;
     }
 
     void fetch_some() {
@@ -89,19 +89,25 @@ struct Vectors<kLanes> {
 template <>
 struct Vectors<kLanes / 2> {
     static constexpr int kTokens = 2;
-    TK_INLINED VInt tokens() { return VInt{0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1}; }
-    TK_INLINED V of_lanes(V lanes) {
-        return __builtin_shuffle(lanes, VInt{0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7});
-    }
-    TK_INLINED V of_tokens(const float* of) { return tokens() != 0 ? set1(of[1]) : set1(of[0]); }
+    static constexpr VInt kSecond = {0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1};
+    TK_INLINED VInt tokens() { return -kSecond; }
+    TK_INLINED V of_lanes(V lanes) { return halves(lanes, 0, 0); }
+    TK_INLINED V of_tokens(const float* of) { return choose(kSecond, set1(of[1]), set1(of[0])); }
     TK_INLINED VInt of_tokens(const std::uint16_t* of) {
-        return tokens() != 0 ? VInt{} + of[1] : VInt{} + of[0];
+        return choose(kSecond, VInt{} + of[1], VInt{} + of[0]);
     }
-    TK_INLINED V of_next(V x) {
-        return __builtin_shuffle(x, VInt{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
-    }
+    TK_INLINED V of_next(V x) { return halves(x, 1, 0); }
     TK_INLINED V sum_up(const V (&of)[2]) {
         return (of[0] + of_next(of[0])) + (of[1] + of_next(of[1]));
+    }
+
+  private:
+    TK_INLINED V halves(V x, int first, int second) {
+        __m256 from[2], to[2];
+        std::memcpy(from, &x, 64);
+        to[0] = from[first], to[1] = from[second];
+        std::memcpy(&x, to, 64);
+        return x;
     }
 };
 
@@ -115,7 +121,16 @@ class TileFold {
     // The tile that will be read after so many folds of the one before; a prefetch, nothing more.
     template <class Stored>
     void expect(const KvTile<Stored>& tile, Wanted what, int folds) {
-        awaited_.set(tile, what, dim_, folds);
+        // A tile that is left out has no weights to make.
+        const bool scores_only = P::kAsksBetween && what == Wanted::kKeys;
+        awaited_.set(tile, what, dim_, folds * (scores_only ? P::kAsksInScores : P::kAsks));
+    }
+
+    // Does what is left to do for the last tile. To be called before its state is looked at.
+    void finish() {
+        if (late_out_ == nullptr) return;
+        late_few_ ? weigh<P::kFewLanes>(late_, late_out_) : weigh<kLanes>(late_, late_out_);
+        late_out_ = nullptr;
     }
 
     // False when all lanes leave out the tile.
@@ -137,6 +152,7 @@ class TileFold {
     template <int kWidth>
     bool fold(const AttentionShape& shape, const Item<T>& item) {
         const V top = score<kWidth>(shape, item);
+        finish();
         VInt gone{};
         if (item.rule != nullptr) {
             Loss loss = loss_of(*item.rule, *item.lanes, item.state, item.seed, item.begin, top);
@@ -147,16 +163,28 @@ class TileFold {
                 if (!any(~(gone | item.rule->unused))) return false;
             }
         }
-        if (item.values_ahead) values_.set(item.tile, Wanted::kValues, dim_, 1);
+        if (item.values_late) values_.set(item.tile, Wanted::kValues, dim_, P::kAsks);
         soften<kWidth>(shape, item, top, gone);
-        P::template weigh<kWidth>(item.tile, dim_, weights_, item.state.out());
+        if (item.values_late && P::kAsksBetween) {
+            late_ = item.tile, late_out_ = item.state.out(), late_few_ = kWidth == P::kFewLanes;
+        } else {
+            weigh<kWidth>(item.tile, item.state.out());
+        }
         return true;
+    }
+
+    template <int kWidth>
+    void weigh(const KvTile<T>& tile, float* out) {
+        P::template weigh<kWidth>(tile, dim_, weights_, out, [&] { awaited_.fetch_some(); });
     }
 
     template <int kWidth>
     V score(const AttentionShape& shape, const Item<T>& item) {
         const int tokens = item.tile.parts * kPartTokens;
-        P::template scores<kWidth>(item.tile, dim_, item.queries, scores_);
+        P::template scores<kWidth>(item.tile, dim_, item.queries, scores_, [&] {
+            awaited_.fetch_some();
+            values_.fetch_some();
+        });
         if (item.tile.key_scales != nullptr) scale_keys<kWidth>(item.tile, tokens);
         if (shape.softcap > 0) cap_scores<kWidth>(shape, tokens);
         if (item.seen != nullptr) {
@@ -177,8 +205,8 @@ class TileFold {
         const float scale = scale_of(shape);
         const State& state = item.state;
         const V before = load(state.best());
-        const V best = gone ? before : max(top, before);
-        const V from = Vectors<kWidth>::of_lanes(gone ? set1(kAll) : best);
+        const V best = choose(gone, before, max(top, before));
+        const V from = Vectors<kWidth>::of_lanes(choose(gone, set1(kAll), best));
         const V factor = exp2(before - best);
         const V sum = tile.value_scales != nullptr
                           ? weigh_scores<kWidth, true>(tile, tokens, scale, from)
@@ -203,8 +231,7 @@ class TileFold {
     VInt unknown(int tokens) {
         VInt found{};
         each<kWidth>(tokens, [&](int t, const float* at) {
-            const V score = load(at);
-            found |= score != score;
+            found |= where_nan(load(at));
             if (t % 4 == 0) awaited_.fetch_some();
         });
         return found | (VInt)Vectors<kWidth>::of_next((V)found);
@@ -231,7 +258,8 @@ class TileFold {
         const VInt high = (VInt)Vectors<kWidth>::of_lanes((V)item.lanes->high);
         each<kWidth>(tokens, [&](int t, float* score) {
             const VInt here = Vectors<kWidth>::tokens() + (item.begin + t);
-            store(score, (here < high) & (here >= low) ? load(score) : set1(-__builtin_inff()));
+            const VInt seen = where_above(high, here) & ~where_above(low, here);
+            store(score, choose(seen, load(score), set1(-__builtin_inff())));
         });
     }
 
@@ -242,7 +270,7 @@ class TileFold {
                     1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15});
         each<kWidth>(tokens, [&](int t, float* score) {
             const VInt lanes = Vectors<kWidth>::of_tokens(seen + t);
-            store(score, (lanes & bit) != 0 ? load(score) : set1(-__builtin_inff()));
+            store(score, choose(where_same(lanes & bit, VInt{}), set1(-__builtin_inff()), load(score)));
         });
     }
 
@@ -283,6 +311,11 @@ class TileFold {
     int dim_;
     Awaited awaited_;  // of the next tile
     Awaited values_;   // of this one
+    // The tile whose values are on their way: it is weighed behind the next one's scores. Nothing is added
+    // up in another order.
+    KvTile<T> late_;
+    float* late_out_ = nullptr;
+    bool late_few_ = false;
     alignas(64) float scores_[kTileTokens * kLanes];
     alignas(64) float weights_[P::kWeightFloats];
 };

@@ -98,7 +98,7 @@ struct Lanes {
 
     V visible(V score, int position) const {
         const VInt here = VInt{} + position;
-        return (here < high) & (here >= low) ? score : set1(-__builtin_inff());
+        return choose(where_above(high, here) & ~where_above(low, here), score, set1(-__builtin_inff()));
     }
 };
 

@@ -18,6 +18,10 @@
 
 namespace triptych {
 
+struct Nothing {
+    void operator()() const {}
+};
+
 // Products one at a time, on every level. Queries are [head_dim][16], weights [128][16].
 template <class T>
 struct FmaProducts {
@@ -65,8 +69,14 @@ struct FmaProducts {
         for (std::size_t i = 0; i < kCount; ++i) store(weights + t * kWidth + i * kLanes, four[i]);
     }
 
-    template <int kWidth = kLanes>
-    static void scores(const KvTile<T>& tile, int dim, const void* queries, float* scores) {
+    // Memory answers while products are computed: a fold asks for some lines after every few rows
+    // (`between`), at least so many times in scores of a tile, and in all of it.
+    static constexpr bool kAsksBetween = true;
+    static constexpr int kAsksInScores = 16, kAsks = 56;
+
+    template <int kWidth = kLanes, class Between = Nothing>
+    static void scores(const KvTile<T>& tile, int dim, const void* queries, float* scores,
+                       Between&& between = {}) {
         const float* q = static_cast<const float*>(queries);
         static thread_local Buffer<float> room;
         float* keys = room.take(static_cast<std::size_t>(8) * dim);
@@ -77,14 +87,18 @@ struct FmaProducts {
             Sums<kCount, kRegs<kWidth>> sums;
             for (int d = 0; d < dim; ++d) sums.add(wide + d, dim, Lanes<kWidth>(q + d * kLanes).of);
             sums.store(scores + t * kWidth, kWidth);
+            between();
         }
     }
 
-    template <int kWidth = kLanes>
-    static void weigh(const KvTile<T>& tile, int dim, const float* weights, float* out) {
+    template <int kWidth = kLanes, class Between = Nothing>
+    static void weigh(const KvTile<T>& tile, int dim, const float* weights, float* out,
+                      Between&& between = {}) {
         constexpr int kCount = kAtOnce<kWidth>;
         int d = 0;
-        for (; dim - d >= kCount; d += kCount) weigh_rows<kCount, kWidth>(tile, d, weights, out);
+        for (; dim - d >= kCount; d += kCount, between()) {
+            weigh_rows<kCount, kWidth>(tile, d, weights, out);
+        }
         for (; d < dim; ++d) weigh_rows<1, kWidth>(tile, d, weights, out);
     }
 
@@ -177,6 +191,9 @@ struct AmxProducts {
 
     static constexpr int kWeightFloats = kTileTokens * kLanes / 2;
     static constexpr int kFewLanes = kLanes;  // a tile has no half
+    // While scores become weights only: tile products come in few steps.
+    static constexpr bool kAsksBetween = false;
+    static constexpr int kAsksInScores = 0, kAsks = 32;
 
     // 2^x for x ≤ 0, 0 for −∞, NaN for NaN: a polynomial of degree 3 on [0, 1), relative error 9e-5,
     // for weights that are rounded to bfloat16 anyway.
@@ -190,8 +207,9 @@ struct AmxProducts {
     }
 
     // Sums 0 and 1 are of 16 tokens each.
-    template <int = kLanes>
-    static void scores(const KvTile<Bf16>& tile, int dim, const void* queries, float* scores) {
+    template <int = kLanes, class Between = Nothing>
+    static void scores(const KvTile<Bf16>& tile, int dim, const void* queries, float* scores,
+                       Between&& = {}) {
         const int stride = dim * static_cast<int>(sizeof(Bf16));
         for (int part = 0; part < tile.parts; ++part, scores += kPartTokens * kLanes) {
             const Bf16* keys = tile.keys[part];
@@ -220,8 +238,9 @@ struct AmxProducts {
     }
 
     // Sums 0 and 1 are of 16 dimensions each.
-    template <int = kLanes>
-    static void weigh(const KvTile<Bf16>& tile, int dim, const float* weights, float* out) {
+    template <int = kLanes, class Between = Nothing>
+    static void weigh(const KvTile<Bf16>& tile, int dim, const float* weights, float* out,
+                      Between&& = {}) {
         for (int d = 0; d < dim; d += 2 * kLanes, out += 2 * kLanes * kLanes) {
             TK_TILE_LOAD(0, out, 64);
             TK_TILE_LOAD(1, out + kLanes * kLanes, 64);

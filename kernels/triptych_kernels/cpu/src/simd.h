@@ -27,9 +27,9 @@ inline V load(const float* from) {
     return value;
 }
 
-inline void store(float* to, V value) { std::memcpy(to, &value, sizeof value); }
-
 #if defined(__AVX512F__)
+
+inline void store(float* to, V value) { std::memcpy(to, &value, sizeof value); }
 
 inline V set1(float value) { return (V)_mm512_set1_ps(value); }
 
@@ -39,6 +39,15 @@ inline V max(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }
 inline V min(V a, V b) { return (V)_mm512_min_ps((__m512)a, (__m512)b); }
 
 #else
+
+// In two stores: of a copy of 64 bytes the compiler makes a round trip over the stack, in pieces of
+// eight.
+__attribute__((always_inline)) inline void store(float* to, V value) {
+    __m256 halves[2];
+    std::memcpy(halves, &value, sizeof value);
+    _mm256_storeu_ps(to, halves[0]);
+    _mm256_storeu_ps(to + 8, halves[1]);
+}
 
 inline V set1(float value) {
     return V{value, value, value, value, value, value, value, value,
@@ -113,26 +122,72 @@ inline float max_lanes(V x) {
 #endif
 }
 
-// Whether some lane of a mask is set.
-inline bool any(VInt mask) {
+// Masks: each lane has all bits or none. Of comparisons, of ?: and of shuffles of V's the compiler makes
+// sixteen scalar steps on AVX2.
 #if defined(__AVX512F__)
+
+inline VInt where_above(V a, V b) { return a > b; }
+inline VInt where_at_most(V a, V b) { return a <= b; }
+inline VInt where_above(VInt a, VInt b) { return a > b; }
+inline VInt where_same(VInt a, VInt b) { return a == b; }
+inline VInt where_nan(V x) { return x != x; }
+inline VInt choose(VInt mask, VInt a, VInt b) { return mask ? a : b; }
+inline bool any(VInt mask) {
     return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+}
+
 #else
+
+template <int kHow>
+__attribute__((always_inline)) inline VInt where_compared(V a, V b) {
+    __m256 x[2], y[2];
+    std::memcpy(x, &a, 64);
+    std::memcpy(y, &b, 64);
+    for (int i = 0; i < 2; ++i) x[i] = _mm256_cmp_ps(x[i], y[i], kHow);
+    std::memcpy(&a, x, 64);
+    return (VInt)a;
+}
+
+__attribute__((always_inline)) inline VInt where_above(V a, V b) { return where_compared<_CMP_GT_OQ>(a, b); }
+
+__attribute__((always_inline)) inline VInt where_at_most(V a, V b) { return where_compared<_CMP_LE_OQ>(a, b); }
+
+__attribute__((always_inline)) inline VInt where_nan(V x) { return where_compared<_CMP_UNORD_Q>(x, x); }
+
+__attribute__((always_inline)) inline VInt where_above(VInt a, VInt b) {
+    __m256i x[2], y[2];
+    std::memcpy(x, &a, 64);
+    std::memcpy(y, &b, 64);
+    for (int i = 0; i < 2; ++i) x[i] = _mm256_cmpgt_epi32(x[i], y[i]);
+    std::memcpy(&a, x, 64);
+    return a;
+}
+
+__attribute__((always_inline)) inline VInt where_same(VInt a, VInt b) {
+    return ~(where_above(a, b) | where_above(b, a));
+}
+
+__attribute__((always_inline)) inline VInt choose(VInt mask, VInt a, VInt b) {
+    return (mask & a) | (~mask & b);
+}
+
+// Whether some lane of a mask is set.
+__attribute__((always_inline)) inline bool any(VInt mask) {
     __m256i halves[2];
     std::memcpy(halves, &mask, 64);
     const __m256i both = _mm256_or_si256(halves[0], halves[1]);
     return !_mm256_testz_si256(both, both);
+}
+
 #endif
+
+// mask ? a : b
+__attribute__((always_inline)) inline V choose(VInt mask, V a, V b) {
+    return (V)choose(mask, (VInt)a, (VInt)b);
 }
 
 // Whether a > b in some lane. A NaN is not above anything, and hides no other lane.
-inline bool any_above(V a, V b) {
-#if defined(__AVX512F__)
-    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
-#else
-    return any(a > b);
-#endif
-}
+__attribute__((always_inline)) inline bool any_above(V a, V b) { return any(where_above(a, b)); }
 
 // Rounds to nearest even; a NaN stays one.
 inline VHalf to_bf16(V value) {
@@ -141,7 +196,7 @@ inline VHalf to_bf16(V value) {
 #else
     const VInt bits = (VInt)value;
     const VInt rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    const VInt kept = value == value ? rounded : ((bits >> 16) | 0x40);
+    const VInt kept = choose(where_nan(value), (bits >> 16) | 0x40, rounded);
     return __builtin_convertvector(kept, VHalf);
 #endif
 }
@@ -225,7 +280,7 @@ inline V exp2(V x) {
         _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), (__m512)power);
 #else
     const V power = (V)((to_int(n) + 127) << 23);
-    return x < -126.0f ? V{} : p * power;
+    return choose(where_above(set1(-126.0f), x), V{}, p * power);
 #endif
 }
 

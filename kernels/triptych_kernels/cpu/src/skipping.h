@@ -31,7 +31,9 @@ struct SkipRule {
     VInt unused;       // lanes without a row
     bool active;       // some lane may leave out something
 
-    VInt keeps(int begin) const { return (first == begin) | (own == begin); }
+    VInt keeps(int begin) const {
+        return where_same(first, VInt{} + begin) | where_same(own, VInt{} + begin);
+    }
 };
 
 inline SkipRule skip_rule(const Skipping& how, const Lanes& lanes, int used) {
@@ -53,9 +55,10 @@ inline SkipRule skip_rule(const Skipping& how, const Lanes& lanes, int used) {
 
 // How many tokens each lane sees in a tile.
 inline V tokens_seen(const Lanes& lanes, int begin) {
-    const VInt from = lanes.low > begin ? lanes.low : VInt{} + begin;
-    const VInt to = lanes.high < begin + kTileTokens ? lanes.high : VInt{} + begin + kTileTokens;
-    return from_int(to > from ? to - from : VInt{});
+    const VInt end = VInt{} + begin + kTileTokens;
+    const VInt from = choose(where_above(lanes.low, VInt{} + begin), lanes.low, VInt{} + begin);
+    const VInt to = choose(where_above(end, lanes.high), lanes.high, end);
+    return from_int(choose(where_above(to, from), to - from, VInt{}));
 }
 
 // What a tile with the largest scores `top` is worth to lanes that may leave it out. State and `seed` are in
@@ -67,20 +70,20 @@ struct Loss {
 
 inline Loss loss_of(const SkipRule& rule, const Lanes& lanes, const State& state, V seed, int begin, V top) {
     const V known = max(seed, load(state.best()));
-    Loss loss{(top < known + rule.log2_lambda) & ~rule.keeps(begin), {}, known};
+    Loss loss{where_above(known + rule.log2_lambda, top) & ~rule.keeps(begin), {}, known};
     if (!any(loss.gone)) return loss;
     const V more = tokens_seen(lanes, begin) * exp2(top - known);
     const V so_far = load(state.omitted()) * exp2(load(state.unit()) - known);
     const V kept = load(state.total()) * exp2(load(state.best()) - known);
     loss.omitted = so_far + more;
-    loss.gone &= loss.omitted <= rule.budget * max(set1(1.0f), kept);
+    loss.gone &= where_at_most(loss.omitted, rule.budget * max(set1(1.0f), kept));
     return loss;
 }
 
 // Takes account of a tile that lanes leave out; nothing changes for the others.
 inline void omit(const Loss& loss, const State& state) {
-    store(state.omitted(), loss.gone ? loss.omitted : load(state.omitted()));
-    store(state.unit(), loss.gone ? loss.unit : load(state.unit()));
+    store(state.omitted(), choose(loss.gone, loss.omitted, load(state.omitted())));
+    store(state.unit(), choose(loss.gone, loss.unit, load(state.unit())));
 }
 
 // ε of each lane, when each lane's sink has had its share.

@@ -35,8 +35,8 @@ V from_fp8(VInt bits) {
     const VInt magnitude = bits & kMagnitude;
     const V normal = (V)((magnitude << kMovedMantissa) + (kMovedBias << 23));
     const V subnormal = from_int(magnitude) * set1(kStepOfSubnormal);
-    V value = magnitude < 8 ? subnormal : normal;
-    value = magnitude == kNanFp8 ? set1(std::numeric_limits<float>::quiet_NaN()) : value;
+    V value = choose(where_above(VInt{} + 8, magnitude), subnormal, normal);
+    value = choose(where_same(magnitude, VInt{} + kNanFp8), set1(std::numeric_limits<float>::quiet_NaN()), value);
     return (V)((VInt)value | ((bits & 0x80) << 24));
 }
 
@@ -49,9 +49,9 @@ VInt to_fp8(V x) {
     const VInt normal = (rounded >> kMovedMantissa) - (kMovedBias << 3);
     // As a whole number of steps; eight of them are the smallest normal number, bits and all.
     const V few = min(magnitude, set1(kSmallestNormalFp8)) / set1(kStepOfSubnormal);
-    VInt code = magnitude < set1(kSmallestNormalFp8) ? to_int(round_whole(few)) : normal;
-    code = code > kLargestBits ? VInt{} + kLargestBits : code;
-    code = x == x ? code : VInt{} + kNanFp8;
+    VInt code = choose(where_above(set1(kSmallestNormalFp8), magnitude), to_int(round_whole(few)), normal);
+    code = choose(where_above(code, VInt{} + kLargestBits), VInt{} + kLargestBits, code);
+    code = choose(where_nan(x), VInt{} + kNanFp8, code);
     return code | (((VInt)x >> 24) & 0x80);
 }
 
