@@ -37,9 +37,9 @@ def pages_kept(job: RowJob) -> list[int] | None:
 
 def count_pages(job: RowJob, kept: Seq[int], times: int) -> TileCount:
     """Of so many layers and KV heads. Pure."""
-    chose = [(pages_seen(at), count) for at, count in zip(job.positions, kept, strict=True) if count]
-    seen, read = (sum(counts) * times for counts in zip(*chose, strict=True))
-    return TileCount(pages=seen, pages_read=read)
+    rows = zip(job.positions, kept, strict=True)
+    seen = sum(pages_seen(position) for position, count in rows if count)
+    return TileCount(pages=seen * times, pages_read=sum(kept) * times)
 
 
 def _chosen(budget: PageBudget, position: int) -> int:
@@ -98,7 +98,7 @@ class SelectedPages:
             shape = self._layout.num_layers, self._layout.num_kv_heads, 0, 2, self._layout.head_dim
             bounds = PageBounds(job.sequence.blocks, np.empty(shape, np.float32))
             self._bounds[job.sequence] = bounds
-        bounds.known = min(bounds.known, job.start // PAGE_TOKENS)  # what is written anew may differ
+        bounds.known = min(bounds.known, job.start // PAGE_TOKENS)  # not what is written anew
         bounds.make_room(-(-(job.end + len(job.draft)) // PAGE_TOKENS))
         return bounds
 

@@ -118,9 +118,7 @@ class Sequence:
 
     def hashes(self) -> list[bytes]:
         """Hashes of all full blocks of the tokens known so far."""
-        extend_hashes(
-            self._hashes, self.tokens, self.block_tokens, self.root, self.first_choosing
-        )
+        extend_hashes(self._hashes, self.tokens, self.block_tokens, self.root, self.first_choosing)
         return self._hashes
 
     def reusable_hashes(self) -> list[bytes]:

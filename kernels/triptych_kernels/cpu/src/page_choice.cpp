@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "attention_tile.h"
+#include "export.h"
 #include "memory.h"
 #include "pool.h"
 #include "ranks.h"
@@ -234,3 +235,17 @@ const std::vector<Chosen>& choose_pages(const KvCache& cache, int layer, const A
 }
 
 }  // namespace triptych
+
+extern "C" {
+
+// The slots that the rows of one job choose, u64 [rows, KV heads, words of `Chosen::words_for`].
+TK_EXPORT void tk_choose_pages(const triptych::KvCache* cache, int layer,
+                               const triptych::AttentionShape* shape, const triptych::Job* job,
+                               const float* queries, std::uint64_t* out) {
+    const int stride = shape->heads * cache->head_dim;
+    const triptych::Chosen& found =
+        triptych::choose_pages(*cache, layer, *shape, job, 1, queries, stride)[0];
+    std::copy(found.bits, found.bits + static_cast<std::size_t>(job->rows) * cache->kv_heads * found.words, out);
+}
+
+}  // extern "C"
