@@ -104,15 +104,16 @@ def test_chunks_threads_and_sizes_of_blocks_change_no_bit(
 ) -> None:
     if sparse.skips and not model.is_native:
         pytest.skip("plain torch leaves out no tiles")
-    length = LENGTH if model.is_native else 450
+    length = LENGTH if model.is_native else ANSWER + 100  # plain torch takes its time
     sequence = long_one(sparse, length)
     whole = rows_in_chunks(runner_of(model, mode, 16), sequence)
     assert whole.isfinite().all()
     assert 0 < sequence.tiles.pages_read < sequence.tiles.pages
     assert sparse.skips == (sequence.tiles.omitted > 0)
     answer = length - ANSWER
+    singles = range(answer - 20, length) if model.is_native else range(answer, answer + 40)
     for number, (cuts, block_tokens) in enumerate(
-        [([128, answer + 9], 32), ([answer, answer + 1], 24), (range(answer - 20, length), 64)]
+        [([128, answer + 9], 32), ([answer, answer + 1], 24), (singles, 64)]
     ):
         again = long_one(sparse, length, block_tokens)
         with threads(libraries()[0], 1 + number) if model.is_native else nullcontext():
@@ -259,7 +260,7 @@ def test_every_cut_leads_to_the_same_tokens(make_home: Callable[..., Any], mode:
     whole = run(home, least).tokens
     dense = run(make_home(), ENOUGH).tokens
     assert whole != dense, "there is something to keep"
-    for cut in range(1, 60, 29 if mode == "torch" else 1):
+    for cut in range(1, 60, 40 if mode == "torch" else 1):
         assert run(make_home(chunk_tokens=24), least, tuple(whole[150 : 150 + cut])).tokens == whole
     again = run(home, least, tuple(whole[150:190]))
     assert again.tokens == whole
