@@ -81,6 +81,12 @@ def sequence_of(ids: Sequence[int], blocks: list[int], budget: int, answer: int)
     )
 
 
+def share_read(sequence: Tokens) -> float:
+    """Of the pages of rows that chose; 1: they had no need to."""
+    tiles = sequence.tiles
+    return tiles.pages_read / tiles.pages if tiles.pages else 1.0
+
+
 def step(runner: Runner, sequence: Tokens, position: int) -> float:
     began = time.perf_counter()
     runner.logits(runner.forward([RowJob(sequence, position, position + 1)]))
@@ -110,7 +116,7 @@ def speeds(
         Speed(
             tokens,
             budget,
-            of[budget].tiles.pages_read / max(1, of[budget].tiles.pages),
+            share_read(of[budget]),
             ms[0],
             ms[budget],
             ms[0] / ms[budget],
@@ -132,7 +138,7 @@ def qualities(
         sequence = sequence_of(ids, blocks, budget, _JUDGED)
         hidden = runner.forward_all([RowJob(sequence, judged, len(ids))])
         logprobs = torch.log_softmax(runner.logits(hidden), dim=-1)
-        found[budget] = logprobs, sequence.tiles.pages_read / max(1, sequence.tiles.pages)
+        found[budget] = logprobs, share_read(sequence)
     dense, _ = found[0]
     rows = []
     for budget in budgets:
