@@ -56,7 +56,9 @@ def sparse_of(
         return None
     if isinstance(asked, SparseAttentionBody):
         most = math.inf if asked.max_omitted is None else asked.max_omitted
-        pages = asked.pages and PageBudget(asked.pages.tokens or 0, asked.pages.share or 0.0)
+        pages = None
+        if asked.pages is not None:
+            pages = PageBudget(asked.pages.tokens or 0, asked.pages.share or 0.0)
         return SparseAttention(asked.scale or 0.0, most, pages)
     return None if usual is None else usual.settings
 

@@ -137,8 +137,8 @@ class PagedView:
         real = self._slots.shape[0]
         pools = self._storage.pools(layer)
         brought = (k, v, index.keys) if isinstance(index, IndexRows) else (k, v)
-        for pool, kept in zip(pools, brought, strict=True):
-            append_kv(pool, kept[:real].view(real, *pool.shape[2:]), self._slots)
+        for pool, part in zip(pools, brought, strict=True):
+            append_kv(pool, part[:real].view(real, *pool.shape[2:]), self._slots)
         out = torch.zeros_like(q)
         attention = partial(
             paged_attention, scale=scale, window=window, softcap=softcap, sinks=sinks

@@ -43,9 +43,11 @@ def extend_hashes(
     # compression of its own, and BLAKE2 is no weaker without. Parents have one length.
     ids = array("I", tokens[begin:end]).tobytes()
     parent, step = hashes[-1] if hashes else root, 4 * block_tokens
-    forked = -1 if fork is None else 4 * (fork // block_tokens * block_tokens - begin)
+    forked, mark = -1, b""
+    if fork is not None:
+        forked, mark = 4 * (fork // block_tokens * block_tokens - begin), b"fork %d" % fork
     for start in range(0, len(ids), step):
         if start == forked:
-            parent = blake2b(parent + b"fork %d" % fork, digest_size=DIGEST_BYTES).digest()
+            parent = blake2b(parent + mark, digest_size=DIGEST_BYTES).digest()
         parent = blake2b(parent + ids[start : start + step], digest_size=DIGEST_BYTES).digest()
         hashes.append(parent)
