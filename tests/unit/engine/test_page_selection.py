@@ -113,7 +113,7 @@ def test_chunks_threads_and_sizes_of_blocks_change_no_bit(
     answer = length - ANSWER
     singles = range(answer - 20, length) if model.is_native else range(answer, answer + 40)
     for number, (cuts, block_tokens) in enumerate(
-        [([128, answer + 9], 32), ([answer, answer + 1], 24), (singles, 64)]
+        [([answer // 2, answer + 9], 32), ([answer, answer + 1], 24), (singles, 64)]
     ):
         again = long_one(sparse, length, block_tokens)
         with threads(libraries()[0], 1 + number) if model.is_native else nullcontext():
