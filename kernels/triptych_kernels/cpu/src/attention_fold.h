@@ -3,6 +3,9 @@
 // The three come one after the other. Softmax between the instructions of tile products was tried:
 // with tile instructions in flight a core has one unit for vectors of 512 bits instead of two, so
 // what one half gains the other loses.
+//
+// Where no more than P::kFewLanes lanes are used, all three are as wide as that (kWidth), and a vector
+// holds scores of two tokens. Sums are kept by token modulo four either way.
 #pragma once
 
 #include "attention_tile.h"
@@ -15,6 +18,7 @@ template <class T>
 struct Item {
     KvTile<T> tile;
     int begin;  // position
+    int used;   // lanes
     const Lanes* lanes;
     const void* queries;
     State state;
@@ -64,6 +68,43 @@ class Awaited {
     int pieces_ = 0, lines_ = 0, line_ = 0, lines_at_once_ = 0;
 };
 
+// V's of two registers are passed in memory where the compiler calls.
+#define TK_INLINED __attribute__((always_inline)) static
+
+// A vector of scores: one token's, or two tokens' of eight lanes each.
+template <int kWidth>
+struct Vectors;
+
+template <>
+struct Vectors<kLanes> {
+    static constexpr int kTokens = 1;
+    TK_INLINED VInt tokens() { return VInt{}; }  // which it holds, from the first one on
+    TK_INLINED V of_lanes(V lanes) { return lanes; }
+    TK_INLINED V of_tokens(const float* of) { return set1(*of); }
+    TK_INLINED VInt of_tokens(const std::uint16_t* of) { return VInt{} + *of; }
+    TK_INLINED V of_next(V x) { return x; }  // what it has of the other token
+    TK_INLINED V sum_up(const V (&of)[4]) { return (of[0] + of[1]) + (of[2] + of[3]); }
+};
+
+template <>
+struct Vectors<kLanes / 2> {
+    static constexpr int kTokens = 2;
+    TK_INLINED VInt tokens() { return VInt{0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1}; }
+    TK_INLINED V of_lanes(V lanes) {
+        return __builtin_shuffle(lanes, VInt{0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7});
+    }
+    TK_INLINED V of_tokens(const float* of) { return tokens() != 0 ? set1(of[1]) : set1(of[0]); }
+    TK_INLINED VInt of_tokens(const std::uint16_t* of) {
+        return tokens() != 0 ? VInt{} + of[1] : VInt{} + of[0];
+    }
+    TK_INLINED V of_next(V x) {
+        return __builtin_shuffle(x, VInt{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
+    }
+    TK_INLINED V sum_up(const V (&of)[2]) {
+        return (of[0] + of_next(of[0])) + (of[1] + of_next(of[1]));
+    }
+};
+
 template <class P>
 class TileFold {
   public:
@@ -79,36 +120,13 @@ class TileFold {
 
     // False when all lanes leave out the tile.
     bool operator()(const AttentionShape& shape, const Item<T>& item) {
-        const V top = score(shape, item);
-        VInt gone{};
-        if (item.rule != nullptr) {
-            Loss loss = loss_of(*item.rule, *item.lanes, item.state, item.seed, item.begin, top);
-            if (any(loss.gone)) {
-                loss.gone &= ~unknown(item.tile.parts * kPartTokens);
-                omit(loss, item.state);
-                gone = loss.gone;
-                if (!any(~(gone | item.rule->unused))) return false;
-            }
-        }
-        if (item.values_ahead) values_.set(item.tile, Wanted::kValues, dim_, 1);
-        soften(shape, item, top, gone);
-        P::weigh(item.tile, dim_, weights_, item.state.out());
-        return true;
+        return item.used <= P::kFewLanes ? fold<P::kFewLanes>(shape, item) : fold<kLanes>(shape, item);
     }
 
     // The largest score of each lane in the tile, in units of log2; never a NaN.
     V score(const AttentionShape& shape, const Item<T>& item) {
-        const int tokens = item.tile.parts * kPartTokens;
-        P::scores(item.tile, dim_, item.queries, scores_);
-        if (item.tile.key_scales != nullptr) scale_keys(item.tile, tokens);
-        if (shape.softcap > 0) cap_scores(shape, tokens);
-        if (item.seen != nullptr) {
-            mask_slots(item.seen, tokens);
-        } else if (item.begin + tokens > item.lanes->all_high ||
-                   item.begin < item.lanes->all_low) {
-            mask(item, tokens);
-        }
-        return largest(tokens) * set1(scale_of(shape));
+        return item.used <= P::kFewLanes ? score<P::kFewLanes>(shape, item)
+                                         : score<kLanes>(shape, item);
     }
 
   private:
@@ -116,8 +134,43 @@ class TileFold {
         return (shape.softcap > 0 ? shape.softcap : shape.scale) * kLog2E;
     }
 
+    template <int kWidth>
+    bool fold(const AttentionShape& shape, const Item<T>& item) {
+        const V top = score<kWidth>(shape, item);
+        VInt gone{};
+        if (item.rule != nullptr) {
+            Loss loss = loss_of(*item.rule, *item.lanes, item.state, item.seed, item.begin, top);
+            if (any(loss.gone)) {
+                loss.gone &= ~unknown<kWidth>(item.tile.parts * kPartTokens);
+                omit(loss, item.state);
+                gone = loss.gone;
+                if (!any(~(gone | item.rule->unused))) return false;
+            }
+        }
+        if (item.values_ahead) values_.set(item.tile, Wanted::kValues, dim_, 1);
+        soften<kWidth>(shape, item, top, gone);
+        P::template weigh<kWidth>(item.tile, dim_, weights_, item.state.out());
+        return true;
+    }
+
+    template <int kWidth>
+    V score(const AttentionShape& shape, const Item<T>& item) {
+        const int tokens = item.tile.parts * kPartTokens;
+        P::template scores<kWidth>(item.tile, dim_, item.queries, scores_);
+        if (item.tile.key_scales != nullptr) scale_keys<kWidth>(item.tile, tokens);
+        if (shape.softcap > 0) cap_scores<kWidth>(shape, tokens);
+        if (item.seen != nullptr) {
+            mask_slots<kWidth>(item.seen, tokens);
+        } else if (item.begin + tokens > item.lanes->all_high ||
+                   item.begin < item.lanes->all_low) {
+            mask<kWidth>(item, tokens);
+        }
+        return largest<kWidth>(tokens) * set1(scale_of(shape));
+    }
+
     // Scores become weights, none for lanes that are gone, and what the state holds is brought to the
     // new maximum.
+    template <int kWidth>
     void soften(const AttentionShape& shape, const Item<T>& item, V top, VInt gone) {
         const KvTile<T>& tile = item.tile;
         const int tokens = tile.parts * kPartTokens;
@@ -125,10 +178,11 @@ class TileFold {
         const State& state = item.state;
         const V before = load(state.best());
         const V best = gone ? before : max(top, before);
-        const V from = gone ? set1(kAll) : best;
+        const V from = Vectors<kWidth>::of_lanes(gone ? set1(kAll) : best);
         const V factor = exp2(before - best);
-        const V sum = tile.value_scales != nullptr ? weigh_scores<true>(tile, tokens, scale, from)
-                                                   : weigh_scores<false>(tile, tokens, scale, from);
+        const V sum = tile.value_scales != nullptr
+                          ? weigh_scores<kWidth, true>(tile, tokens, scale, from)
+                          : weigh_scores<kWidth, false>(tile, tokens, scale, from);
         store(state.best(), best);
         store(state.total(), load(state.total()) * factor + sum);
         if (!any_above(best, before)) return;
@@ -138,82 +192,92 @@ class TileFold {
         }
     }
 
+    // Calls visit(token, score) with a vector of scores at a time.
+    template <int kWidth, class Visit>
+    void each(int tokens, Visit&& visit) {
+        for (int t = 0; t < tokens; t += Vectors<kWidth>::kTokens) visit(t, scores_ + t * kWidth);
+    }
+
     // Lanes with a score that is not a number.
+    template <int kWidth>
     VInt unknown(int tokens) {
         VInt found{};
-        for (int t = 0; t < tokens; t += 4) {
-            for (int i = 0; i < 4; ++i) {
-                const V score = load(scores_ + (t + i) * kLanes);
-                found |= score != score;
-            }
-            awaited_.fetch_some();
-        }
-        return found;
+        each<kWidth>(tokens, [&](int t, const float* at) {
+            const V score = load(at);
+            found |= score != score;
+            if (t % 4 == 0) awaited_.fetch_some();
+        });
+        return found | (VInt)Vectors<kWidth>::of_next((V)found);
     }
 
     // Keys of int8 are whole numbers; their scales come here.
+    template <int kWidth>
     void scale_keys(const KvTile<T>& tile, int tokens) {
-        for (int t = 0; t < tokens; ++t) {
-            float* score = scores_ + t * kLanes;
-            store(score, load(score) * set1(tile.key_scales[t]));
-        }
+        each<kWidth>(tokens, [&](int t, float* score) {
+            store(score, load(score) * Vectors<kWidth>::of_tokens(tile.key_scales + t));
+        });
     }
 
     // tanh(scores × scale / softcap); what is left to do is × softcap.
+    template <int kWidth>
     void cap_scores(const AttentionShape& shape, int tokens) {
         const V scale = set1(shape.scale / shape.softcap);
-        for (int t = 0; t < tokens; ++t) {
-            float* score = scores_ + t * kLanes;
-            store(score, tanh(load(score) * scale));
-        }
+        each<kWidth>(tokens, [&](int, float* score) { store(score, tanh(load(score) * scale)); });
     }
 
+    template <int kWidth>
     void mask(const Item<T>& item, int tokens) {
-        for (int t = 0; t < tokens; ++t) {
-            float* score = scores_ + t * kLanes;
-            store(score, item.lanes->visible(load(score), item.begin + t));
-        }
+        const VInt low = (VInt)Vectors<kWidth>::of_lanes((V)item.lanes->low);
+        const VInt high = (VInt)Vectors<kWidth>::of_lanes((V)item.lanes->high);
+        each<kWidth>(tokens, [&](int t, float* score) {
+            const VInt here = Vectors<kWidth>::tokens() + (item.begin + t);
+            store(score, (here < high) & (here >= low) ? load(score) : set1(-__builtin_inff()));
+        });
     }
 
+    template <int kWidth>
     void mask_slots(const std::uint16_t* seen, int tokens) {
-        const VInt bit = {1,      1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
-                          1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
-        for (int t = 0; t < tokens; ++t) {
-            if (seen[t] == 0xffff) continue;
-            float* score = scores_ + t * kLanes;
-            const VInt lanes = VInt{} + seen[t];
+        const VInt bit = (VInt)Vectors<kWidth>::of_lanes(
+            (V)VInt{1,      1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
+                    1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15});
+        each<kWidth>(tokens, [&](int t, float* score) {
+            const VInt lanes = Vectors<kWidth>::of_tokens(seen + t);
             store(score, (lanes & bit) != 0 ? load(score) : set1(-__builtin_inff()));
-        }
+        });
     }
 
     // Of each lane; never a NaN.
+    template <int kWidth>
     V largest(int tokens) const {
         V best[4] = {set1(kNothing), set1(kNothing), set1(kNothing), set1(kNothing)};
-        for (const float* score = scores_; tokens > 0; tokens -= 4) {
+        for (const float* score = scores_; score < scores_ + tokens * kWidth;) {
             for (int i = 0; i < 4; ++i, score += kLanes) best[i] = max(load(score), best[i]);
         }
-        return max(max(best[0], best[1]), max(best[2], best[3]));
+        const V found = max(max(best[0], best[1]), max(best[2], best[3]));
+        return max(found, Vectors<kWidth>::of_next(found));
     }
 
     // Weights for the second product; returns each lane's sum of them. Four sums run side by side:
     // one would wait for itself.
-    template <bool kScaled>
+    template <int kWidth, bool kScaled>
     V weigh_scores(const KvTile<T>& tile, int tokens, float scale, V from) {
-        V sums[4] = {};
+        constexpr int kCount = 4 / Vectors<kWidth>::kTokens;  // vectors of four tokens
+        V sums[kCount] = {};
         for (int t = 0; t < tokens; t += 4) {
-            V weight[4];
-            for (int i = 0; i < 4; ++i) {
-                const V score = load(scores_ + (t + i) * kLanes);
+            V weight[kCount];
+            for (int i = 0; i < kCount; ++i) {
+                const V score = load(scores_ + t * kWidth + i * kLanes);
                 weight[i] = P::exp2(fma(score, set1(scale), -from));
                 sums[i] += weight[i];
-                if (kScaled) weight[i] *= set1(tile.value_scales[t + i]);
+                if (!kScaled) continue;
+                const float* scales = tile.value_scales + t + i * Vectors<kWidth>::kTokens;
+                weight[i] *= Vectors<kWidth>::of_tokens(scales);
             }
             awaited_.fetch_some();
             values_.fetch_some();
-            P::put_weights(weights_, t / 2, weight[0], weight[1]);
-            P::put_weights(weights_, t / 2 + 1, weight[2], weight[3]);
+            P::template put_weights<kWidth>(weights_, t, weight);
         }
-        return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        return Vectors<kWidth>::sum_up(sums);
     }
 
     int dim_;

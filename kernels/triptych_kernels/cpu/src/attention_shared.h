@@ -134,7 +134,8 @@ class SharedFold {
         const std::size_t bytes = P::query_bytes(dim_);
         const int first = piece.head * prefix.groups() + piece.first_group;
         for (int group = 0; group < piece.groups; ++group) {
-            fold_(call.shape, {tile, at, &lanes, prefix.queries + (first + group) * bytes,
+            const int used = std::min(kLanes, prefix.lanes() - (piece.first_group + group) * kLanes);
+            fold_(call.shape, {tile, at, used, &lanes, prefix.queries + (first + group) * bytes,
                                state_of(piece, group), nullptr, nullptr, V{}, false});
         }
     }

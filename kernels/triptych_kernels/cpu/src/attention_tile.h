@@ -2,6 +2,10 @@
 //
 // scores: S[t][lane] = Σ_d key[t][d] · query[d][lane]; weigh: O[d][lane] += Σ_t value[d][t] ·
 // weight[t][lane]. The lanes stand on the right of both, so softmax never adds across a vector.
+//
+// A row of decoding has a few query heads for each KV head, and so uses a few lanes. Where registers
+// hold eight floats, scores and weights come eight lanes wide then (kWidth), and the other half of
+// both products is saved. Each lane adds up the same numbers in the same order.
 #pragma once
 
 #include <type_traits>
@@ -51,52 +55,63 @@ struct FmaProducts {
     }
 
     static constexpr int kWeightFloats = kTileTokens * kLanes;
+    static constexpr int kFewLanes = kRegLanes;
 
-    static V exp2(V x) { return exp2_below_zero<6>(x); }
+    __attribute__((always_inline)) static V exp2(V x) { return exp2_below_zero<6>(x); }
 
-    static void put_weights(float* weights, int pair, V even, V odd) {
-        store(weights + 2 * pair * kLanes, even);
-        store(weights + (2 * pair + 1) * kLanes, odd);
+    // Of the four tokens from `t` on.
+    template <int kWidth, std::size_t kCount>
+    static void put_weights(float* weights, int t, const V (&four)[kCount]) {
+        for (std::size_t i = 0; i < kCount; ++i) store(weights + t * kWidth + i * kLanes, four[i]);
     }
 
+    template <int kWidth = kLanes>
     static void scores(const KvTile<T>& tile, int dim, const void* queries, float* scores) {
         const float* q = static_cast<const float*>(queries);
         static thread_local Buffer<float> room;
-        float* keys = room.take(static_cast<std::size_t>(kAtOnce) * dim);
-        for (int t = 0; t < tile.parts * kPartTokens; t += kAtOnce) {
+        float* keys = room.take(static_cast<std::size_t>(8) * dim);
+        constexpr int kCount = kAtOnce<kWidth>;
+        for (int t = 0; t < tile.parts * kPartTokens; t += kCount) {
             const T* from = tile.keys[t / kPartTokens] + t % kPartTokens * dim;
-            const float* wide = widened(from, kAtOnce * dim, keys);
-            Sums<kAtOnce, kRegs> sums;
-            for (int d = 0; d < dim; ++d) sums.add(wide + d, dim, Lanes(q + d * kLanes).of);
-            sums.store(scores + t * kLanes, kLanes);
+            const float* wide = widened(from, kCount * dim, keys);
+            Sums<kCount, kRegs<kWidth>> sums;
+            for (int d = 0; d < dim; ++d) sums.add(wide + d, dim, Lanes<kWidth>(q + d * kLanes).of);
+            sums.store(scores + t * kWidth, kWidth);
         }
     }
 
+    template <int kWidth = kLanes>
     static void weigh(const KvTile<T>& tile, int dim, const float* weights, float* out) {
+        constexpr int kCount = kAtOnce<kWidth>;
         int d = 0;
-        for (; dim - d >= kAtOnce; d += kAtOnce) weigh_rows<kAtOnce>(tile, d, weights, out);
-        for (; d < dim; ++d) weigh_rows<1>(tile, d, weights, out);
+        for (; dim - d >= kCount; d += kCount) weigh_rows<kCount, kWidth>(tile, d, weights, out);
+        for (; d < dim; ++d) weigh_rows<1, kWidth>(tile, d, weights, out);
     }
 
   private:
-    static constexpr int kRegs = kLanes / kRegLanes, kAtOnce = 8 / kRegs;
+    template <int kWidth>
+    static constexpr int kRegs = kWidth / kRegLanes;
+    // As many sums as keep the units for products busy.
+    template <int kWidth>
+    static constexpr int kAtOnce = 8 / kRegs<kWidth>;
 
+    template <int kWidth>
     struct Lanes {
-        Reg of[kRegs];
+        Reg of[kRegs<kWidth>];
         explicit Lanes(const float* from) {
-            for (int i = 0; i < kRegs; ++i) of[i] = reg_load(from + i * kRegLanes);
+            for (int i = 0; i < kRegs<kWidth>; ++i) of[i] = reg_load(from + i * kRegLanes);
         }
     };
 
-    template <int kRows>
+    template <int kRows, int kWidth>
     static void weigh_rows(const KvTile<T>& tile, int d, const float* weights, float* out) {
-        Sums<kRows, kRegs> sums(out + d * kLanes, kLanes);
+        Sums<kRows, kRegs<kWidth>> sums(out + d * kLanes, kLanes);
         if constexpr (std::is_same_v<T, float>) {
             for (int part = 0; part < tile.parts; ++part) {
                 const int stride = tile.value_stride[part];
                 const float* values = tile.values[part] + d * stride;
-                for (int t = 0; t < kPartTokens; ++t, weights += kLanes) {
-                    sums.add(values + t, stride, Lanes(weights).of);
+                for (int t = 0; t < kPartTokens; ++t, weights += kWidth) {
+                    sums.add(values + t, stride, Lanes<kWidth>(weights).of);
                 }
             }
         } else {
@@ -109,7 +124,7 @@ struct FmaProducts {
                 }
             }
             for (int t = 0; t < tile.parts * kPartTokens; ++t) {
-                sums.add(values + t, kTileTokens, Lanes(weights + t * kLanes).of);
+                sums.add(values + t, kTileTokens, Lanes<kWidth>(weights + t * kWidth).of);
             }
         }
         sums.store(out + d * kLanes, kLanes);
@@ -161,6 +176,7 @@ struct AmxProducts {
     }
 
     static constexpr int kWeightFloats = kTileTokens * kLanes / 2;
+    static constexpr int kFewLanes = kLanes;  // a tile has no half
 
     // 2^x for x ≤ 0, 0 for −∞, NaN for NaN: a polynomial of degree 3 on [0, 1), relative error 9e-5,
     // for weights that are rounded to bfloat16 anyway.
@@ -174,6 +190,7 @@ struct AmxProducts {
     }
 
     // Sums 0 and 1 are of 16 tokens each.
+    template <int = kLanes>
     static void scores(const KvTile<Bf16>& tile, int dim, const void* queries, float* scores) {
         const int stride = dim * static_cast<int>(sizeof(Bf16));
         for (int part = 0; part < tile.parts; ++part, scores += kPartTokens * kLanes) {
@@ -192,13 +209,18 @@ struct AmxProducts {
         }
     }
 
-    static void put_weights(float* weights, int pair, V even, V odd) {
-        const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
-        const __m512i interleaved = _mm512_permutexvar_epi16(interleave(), halves);
-        _mm512_storeu_si512(weights + pair * kLanes, interleaved);
+    // Of the four tokens from `t` on.
+    template <int>
+    static void put_weights(float* weights, int t, const V (&four)[4]) {
+        for (int i = 0; i < 4; i += 2) {
+            const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)four[i + 1], (__m512)four[i]);
+            const __m512i interleaved = _mm512_permutexvar_epi16(interleave(), halves);
+            _mm512_storeu_si512(weights + (t + i) / 2 * kLanes, interleaved);
+        }
     }
 
     // Sums 0 and 1 are of 16 dimensions each.
+    template <int = kLanes>
     static void weigh(const KvTile<Bf16>& tile, int dim, const float* weights, float* out) {
         for (int d = 0; d < dim; d += 2 * kLanes, out += 2 * kLanes * kLanes) {
             TK_TILE_LOAD(0, out, 64);

@@ -113,15 +113,6 @@ inline float max_lanes(V x) {
 #endif
 }
 
-// Whether a > b in some lane. A NaN is not above anything, and hides no other lane.
-inline bool any_above(V a, V b) {
-#if defined(__AVX512F__)
-    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
-#else
-    return max_lanes(a > b ? set1(1.0f) : V{}) > 0;
-#endif
-}
-
 // Whether some lane of a mask is set.
 inline bool any(VInt mask) {
 #if defined(__AVX512F__)
@@ -131,6 +122,15 @@ inline bool any(VInt mask) {
     std::memcpy(halves, &mask, 64);
     const __m256i both = _mm256_or_si256(halves[0], halves[1]);
     return !_mm256_testz_si256(both, both);
+#endif
+}
+
+// Whether a > b in some lane. A NaN is not above anything, and hides no other lane.
+inline bool any_above(V a, V b) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
+#else
+    return any(a > b);
 #endif
 }
 
