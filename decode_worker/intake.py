@@ -107,6 +107,7 @@ class Intake:
             self.loop.states_read(leader),
             await self.lender.offer(leader.blocks[:first_block]),
             leader.sparse,
+            leader.num_output,
         )
         remote = RemotePrefill(self.fetcher, peer, leader, request)
         try:

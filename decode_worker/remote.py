@@ -167,8 +167,11 @@ def prefill_request(
     states: StatesWanted,
     history: pb.KvHistory | None,
     sparse: SparseAttention | None,
+    answer_tokens: int,
 ) -> pb.PrefillRequest:
-    """`states`: what this home's drafters read; `history`: what it lends."""
+    """`states`: what this home's drafters read; `history`: what it lends; `answer_tokens`: the last
+    of `prompt_ids`, which are output.
+    """
     return pb.PrefillRequest(
         request_id=request_id,
         attempt=attempt,
@@ -180,4 +183,5 @@ def prefill_request(
         trace_parent=traceparent(),
         history=history,
         sparse_attention=sparse_message(sparse),
+        answer_tokens=answer_tokens,
     )

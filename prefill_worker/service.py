@@ -76,12 +76,15 @@ class PrefillService(PrefillWorkerServicer):
         wanted = _wanted(request, self._parts.model.config.num_layers)
         if request.first_block * self._parts.layout.block_tokens >= len(request.prompt_ids):
             raise RequestError("first_block lies behind the prompt", param="first_block")
+        if request.answer_tokens >= len(request.prompt_ids):
+            raise RequestError("answer_tokens leave no prompt", param="answer_tokens")
         sequence = Sequence(
             request_id=request.request_id,
             tokens=list(request.prompt_ids),
             root=self._parts.root(request.cache_salt),
             block_tokens=self._parts.layout.block_tokens,
             sparse=sparse_of(request),
+            num_answered=request.answer_tokens,
         )
         assert self._intake is not None, "connect() comes first"
         self._queues[sequence] = asyncio.Queue()

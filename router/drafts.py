@@ -30,6 +30,8 @@ def sparse_details(stats: Sequence[pb.RequestStats]) -> SparseDetails:
         tiles=sum(each.tiles.seen for each in stats),
         skipped_tiles=sum(each.tiles.skipped for each in stats),
         max_omitted=max((each.tiles.omitted for each in stats), default=0.0),
+        pages=sum(each.tiles.pages for each in stats),
+        pages_read=sum(each.tiles.pages_read for each in stats),
     )
 
 

@@ -50,11 +50,15 @@ class CompletionDetails(Reply):
 
 
 class SparseDetails(Reply):
-    """What attention left out: of so many tiles, and the largest share of one row's softmax."""
+    """What attention left out: of so many tiles, and the largest share of one row's softmax; of
+    so many pages that rows of the answer had to choose from.
+    """
 
     tiles: int
     skipped_tiles: int
     max_omitted: float
+    pages: int
+    pages_read: int
 
 
 class Usage(Reply):

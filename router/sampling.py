@@ -9,7 +9,14 @@ from collections.abc import Iterable
 from router.schema import ChatRequest, CompletionRequest, SparseAttentionBody, SpeculationBody
 from triptych.config import SparseAttentionConfig
 from triptych.errors import ContextLengthError, RequestError
-from triptych.request import Grammar, SamplingParams, SparseAttention, Speculation, choice_seed
+from triptych.request import (
+    Grammar,
+    PageBudget,
+    SamplingParams,
+    SparseAttention,
+    Speculation,
+    choice_seed,
+)
 
 _MASK64 = (1 << 64) - 1
 
@@ -49,8 +56,11 @@ def sparse_of(
         return None
     if isinstance(asked, SparseAttentionBody):
         most = math.inf if asked.max_omitted is None else asked.max_omitted
-        return SparseAttention(asked.scale, most)
-    return None if usual is None else SparseAttention(usual.scale, usual.max_omitted)
+        pages = None
+        if asked.pages is not None:
+            pages = PageBudget(asked.pages.tokens or 0, asked.pages.share or 0.0)
+        return SparseAttention(asked.scale or 0.0, most, pages)
+    return None if usual is None else usual.settings
 
 
 def new_tokens(body: ChatRequest | CompletionRequest, prompt_tokens: int, context: int) -> int:

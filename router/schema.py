@@ -162,11 +162,31 @@ class SpeculationBody(Body):
     problem_id: Name | None = None  # samples of one problem learn from each other
 
 
-class SparseAttentionBody(Body):
-    """Tiles of the context that hardly matter are left out. Answers depend on it."""
+class PageBudgetBody(Body):
+    """How much of its context a row of the answer reads: at least one of these."""
 
-    scale: Annotated[float, Field(ge=0, le=1e9)]
+    tokens: Annotated[int, Field(ge=128, le=_MAX_COUNT)] | None = None
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> PageBudgetBody:
+        if self.tokens is None and self.share is None:
+            raise field_error("tokens", "give tokens, share or both")
+        return self
+
+
+class SparseAttentionBody(Body):
+    """Parts of the context that hardly matter are left out. Answers depend on it."""
+
+    scale: Annotated[float, Field(ge=0, le=1e9)] | None = None  # of tiles
     max_omitted: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    pages: PageBudgetBody | None = None  # none: rows of the answer look at all of them
+
+    @model_validator(mode="after")
+    def _agree(self) -> SparseAttentionBody:
+        if self.scale is None and self.pages is None:
+            raise field_error("scale", "give scale, pages or both")
+        return self
 
 
 class JsonSchemaFormat(Body):

@@ -19,6 +19,7 @@ from transport.kv.paths import link_of
 from transport.tls import TlsFiles
 from triptych.admission_config import AdmissionConfig, SloConfig, TenantConfig, check_tenants
 from triptych.errors import ConfigError, ModelError
+from triptych.request import PageBudget, SparseAttention
 from triptych.speculation_config import (
     HostedDrafterConfig,
     RemoteConfig,
@@ -148,15 +149,48 @@ ToolParserName = Literal[
 ]
 
 
+class PageBudgetConfig(_Frozen):
+    """How much of its context a row of an answer reads. The larger one of both holds."""
+
+    tokens: int | None = Field(None, ge=128, description="in pages of 32")
+    share: float | None = Field(None, gt=0, le=1, description="of what the row sees")
+
+    @model_validator(mode="after")
+    def _check(self) -> PageBudgetConfig:
+        if self.tokens is None and self.share is None:
+            raise ValueError("pages: give tokens, share or both")
+        return self
+
+    @property
+    def budget(self) -> PageBudget:
+        return PageBudget(self.tokens or 0, self.share or 0.0)
+
+
 class SparseAttentionConfig(_Frozen):
-    """Tiles of a context that softmax would all but ignore are left out (BLASST). Off unless given:
-    it changes numbers.
+    """Tiles of a context that softmax would all but ignore are left out (BLASST), and rows of
+    answers read some pages only (Quest). Off unless given: it changes numbers.
     """
 
-    scale: float = Field(ge=0, description="who sees n tokens ignores scores below scale / n")
+    scale: float | None = Field(
+        None, ge=0, description="who sees n tokens ignores scores below scale / n"
+    )
     max_omitted: float = Field(
         math.inf, ge=0, description="of a row's softmax, over what is kept; never exceeded"
     )
+    pages: PageBudgetConfig | None = Field(
+        None, description="read by rows of answers, without any promise; none: everything"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> SparseAttentionConfig:
+        if self.scale is None and self.pages is None:
+            raise ValueError("sparse_attention: give scale, pages or both")
+        return self
+
+    @property
+    def settings(self) -> SparseAttention:
+        pages = None if self.pages is None else self.pages.budget
+        return SparseAttention(self.scale or 0.0, self.max_omitted, pages)
 
 
 class RouterConfig(_Frozen):

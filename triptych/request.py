@@ -76,32 +76,74 @@ class Speculation:
     tenant: str = ""  # histories never cross tenants
 
 
+PAGE_TOKENS = 32  # of a page that a row reads or leaves out; kPageTokens in page_choice.h
+LEAST_PAGES = 4  # the first one, the two latest, and one to choose
+
+
+@dataclass(frozen=True, slots=True)
+class PageBudget:
+    """How much of its context a row of the answer reads: the first page, the two latest, and those
+    that Quest's bounds (arXiv 2406.10774) rank highest. Rows of the prompt read everything. Nothing
+    is promised of what that loses. The larger one of both budgets holds.
+    """
+
+    tokens: int = 0
+    share: float = 0.0  # of the positions that the row sees
+
+    @property
+    def least_tokens(self) -> int:
+        """Rows that see no more read all of it."""
+        return max(LEAST_PAGES, -(-self.tokens // PAGE_TOKENS)) * PAGE_TOKENS
+
+    def kept(self, position: int) -> int:
+        """Pages that a row at this position reads, of `pages_seen`."""
+        tokens = max(self.least_tokens, math.ceil(self.share * (position + 1)))
+        return min(-(-tokens // PAGE_TOKENS), pages_seen(position))
+
+
+def pages_seen(position: int) -> int:
+    """By a row, its own included."""
+    return position // PAGE_TOKENS + 1
+
+
 @dataclass(frozen=True, slots=True)
 class SparseAttention:
     """Tiles of a context that softmax would all but ignore are left out: BLASST (arXiv 2512.12087).
 
     A row that sees n positions leaves out a tile where nothing weighs λ = scale / n of its largest
-    weight. That changes numbers, so it is part of the identity of every block of KV.
+    weight. With `pages`, rows of the answer read some pages only, and leave out tiles of these.
+    All of that changes numbers, so it is part of the identity of every block of KV.
     """
 
-    scale: float  # 0: nothing is left out
+    scale: float = 0.0  # 0: no tile is left out
     max_omitted: float = math.inf  # ε: what is left out of a row's softmax, over what is kept
+    pages: PageBudget | None = None  # None: rows look at all tiles
+
+    @property
+    def skips(self) -> bool:
+        """Whether tiles are weighed before they are read."""
+        return self.scale > 0 or self.pages is None
 
     @property
     def identity(self) -> str:
         """For cache salts: other settings, other KV."""
-        return f"blasst:{self.scale!r}:{self.max_omitted!r}"
+        tiles = f"blasst:{self.scale!r}:{self.max_omitted!r}"
+        if self.pages is None:
+            return tiles
+        return f"{tiles}:quest:{self.pages.tokens}:{self.pages.share!r}"
 
 
 @dataclass(slots=True)
 class TileCount:
     """Tiles that sparse attention came by, of all layers and KV heads, once for each vector of rows
-    that looked at it.
+    that looked at it; and pages, once for each row that had to choose.
     """
 
     seen: int = 0
     skipped: int = 0
     omitted: float = 0.0  # the largest ε of a row and head: see SparseAttention
+    pages: int = 0
+    pages_read: int = 0
 
     @property
     def share(self) -> float:
@@ -111,6 +153,8 @@ class TileCount:
         self.seen += other.seen
         self.skipped += other.skipped
         self.omitted = max(self.omitted, other.omitted)
+        self.pages += other.pages
+        self.pages_read += other.pages_read
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from triptych.request import (
     FinishReason,
     Grammar,
     GrammarKind,
+    PageBudget,
     SamplingParams,
     SparseAttention,
     Speculation,
@@ -112,21 +113,36 @@ def speculation_of(request: pb.GenerateRequest) -> Speculation:
 def sparse_message(sparse: SparseAttention | None) -> pb.SparseAttention | None:
     if sparse is None:
         return None
-    return pb.SparseAttention(scale=sparse.scale, max_omitted=sparse.max_omitted)
+    pages = None
+    if sparse.pages is not None:
+        pages = pb.PageBudget(tokens=sparse.pages.tokens, share=sparse.pages.share)
+    return pb.SparseAttention(scale=sparse.scale, max_omitted=sparse.max_omitted, pages=pages)
 
 
 def sparse_of(request: pb.GenerateRequest | pb.PrefillRequest) -> SparseAttention | None:
     if not request.HasField("sparse_attention"):
         return None
-    return SparseAttention(request.sparse_attention.scale, request.sparse_attention.max_omitted)
+    asked = request.sparse_attention
+    pages = None
+    if asked.HasField("pages"):
+        pages = PageBudget(asked.pages.tokens, asked.pages.share)
+    return SparseAttention(asked.scale, asked.max_omitted, pages)
 
 
 def tiles_message(count: TileCount) -> pb.TileCount:
-    return pb.TileCount(seen=count.seen, skipped=count.skipped, omitted=count.omitted)
+    return pb.TileCount(
+        seen=count.seen,
+        skipped=count.skipped,
+        omitted=count.omitted,
+        pages=count.pages,
+        pages_read=count.pages_read,
+    )
 
 
 def tiles_of(message: pb.TileCount) -> TileCount:
-    return TileCount(message.seen, message.skipped, message.omitted)
+    return TileCount(
+        message.seen, message.skipped, message.omitted, message.pages, message.pages_read
+    )
 
 
 def sampling_message(params: SamplingParams) -> pb.Sampling:

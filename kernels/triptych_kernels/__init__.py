@@ -16,6 +16,7 @@ from triptych_kernels.reference import (
 )
 from triptych_kernels.reference_index import choose_tokens
 from triptych_kernels.reference_nsa import nsa_attention
+from triptych_kernels.reference_pages import choose_pages
 from triptych_kernels.routing import RoutingLike, combine, route
 from triptych_kernels.sampling import filter_logits, gumbel_noise
 
@@ -24,6 +25,7 @@ __all__ = [
     "RoutingLike",
     "append_kv",
     "apply_rotary",
+    "choose_pages",
     "choose_tokens",
     "clamped_swiglu_mul",
     "combine",

@@ -148,7 +148,7 @@ def paged_attention(
     holding at least start + R positions. A window of w lets position p see (p − w, p]. sinks [Hq]
     float32: a logit of each head that takes its share of the softmax and adds nothing (gpt-oss; the
     idea is StreamingLLM's, arXiv 2309.17453). chosen bool [R, start + R]: the positions that a row
-    may see; without it all. Returns [R, Hq, D].
+    may see, or [R, Hkv, start + R] of each KV head; without it all. Returns [R, Hq, D].
 
     Long chunks are cut: a piece sees only tiles up to its own end, and its scores stay in cache.
     Every tile is reduced alone (max, sum of exponentials, weighted values) and rescaled to the
@@ -200,7 +200,7 @@ def paged_attention(
             scores.masked_fill_(masked, -torch.inf)
         if chosen is not None:
             left_out = ~_chosen_tiles(chosen, padded.shape[0], begin, count)
-            scores.masked_fill_(left_out.repeat(1, group, 1), -torch.inf)
+            scores.masked_fill_(left_out.repeat(1, 1, group, 1), -torch.inf)
         parts.append(_reduce_tiles(scores, values, blocks, begin, end, q.dtype))
 
     best, total, out = (torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True))
@@ -281,11 +281,12 @@ def _merge_tiles(best: Tensor, total: Tensor, out: Tensor, sink: Tensor | None) 
 
 
 def _chosen_tiles(chosen: Tensor, rows: int, begin: int, count: int) -> Tensor:
-    """bool [count, rows, KV_TILE]; rows of padding have chosen nothing."""
+    """bool [1 | Hkv, count, rows, KV_TILE]; rows of padding have chosen nothing."""
     width = count * KV_TILE
-    part = chosen[:rows, begin : begin + width]
-    part = torch.nn.functional.pad(part, (0, width - part.shape[1], 0, rows - part.shape[0]))
-    return part.view(rows, count, KV_TILE).transpose(0, 1)
+    part = (chosen if chosen.dim() == 3 else chosen[:, None])[:rows, :, begin : begin + width]
+    missing = (0, width - part.shape[2], 0, 0, 0, rows - part.shape[0])
+    part = torch.nn.functional.pad(part, missing)
+    return part.view(rows, -1, count, KV_TILE).permute(1, 2, 0, 3)
 
 
 def gather_tiles(pool: Tensor, blocks: Tensor, begin: int, count: int, end: int) -> Tensor:

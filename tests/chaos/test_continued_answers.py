@@ -36,6 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "sampled": {"temperature": 0.9, "top_p": 0.9, "max_tokens": 600},
     "choices": {"n": 2, "temperature": 1.0, "max_tokens": 500},
     "logprobs": {"logprobs": True, "top_logprobs": 2, "n": 2, "max_tokens": 400},
+    "pages": {"sparse_attention": {"pages": {"tokens": 128}}, "n": 2, "max_tokens": 600},
     "penalties": {"frequency_penalty": 0.5, "presence_penalty": 0.3, "max_tokens": 600},
     "schema": {"response_format": SCHEMA, "max_tokens": 2000},
     "schema, choices": {"response_format": SCHEMA, "n": 2, "max_tokens": 2000},

@@ -6,6 +6,7 @@ import pytest
 
 from triptych.config import ClusterConfig, cache_dir, dump_config, load_config, parse_config
 from triptych.errors import ConfigError
+from triptych.request import PageBudget, SparseAttention
 
 
 @pytest.fixture
@@ -172,6 +173,25 @@ def test_a_bare_off_is_off_although_yaml_reads_it_as_false(tmp_path: Path) -> No
     config = load_config(file)
     assert (config.speculation.mode, config.transport.digest) == ("off", "off")
     assert load_config(None, ["speculation.mode=off"]).speculation.mode == "off"
+
+
+def test_page_budgets_are_read_and_wrong_ones_refused_by_their_field() -> None:
+    def settings(section: str) -> SparseAttention | None:
+        found = load_config(None, [f"router.sparse_attention={section}"]).router.sparse_attention
+        return None if found is None else found.settings
+
+    assert settings("{scale: 8}") == SparseAttention(8.0)
+    assert settings("{pages: {tokens: 2048}}") == SparseAttention(pages=PageBudget(tokens=2048))
+    both = SparseAttention(8.0, 0.1, PageBudget(256, 0.1))
+    assert settings("{scale: 8, max_omitted: 0.1, pages: {tokens: 256, share: 0.1}}") == both
+    for section, told in (
+        ("{}", "give scale, pages or both"),
+        ("{pages: {}}", "pages: give tokens, share or both"),
+        ("{pages: {tokens: 100}}", r"pages\.tokens: .* 128"),
+        ("{pages: {share: 0}}", r"pages\.share: .* 0"),
+    ):
+        with pytest.raises(ConfigError, match=rf"router\.sparse_attention.*{told}"):
+            settings(section)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,15 @@ from triptych.errors import (
     TriptychError,
     WorkerError,
 )
-from triptych.request import FinishReason, SamplingParams, TokenDelta, TokenLogprobs
+from triptych.request import (
+    FinishReason,
+    PageBudget,
+    SamplingParams,
+    SparseAttention,
+    TileCount,
+    TokenDelta,
+    TokenLogprobs,
+)
 
 patient = settings(deadline=None)  # a busy machine is no failure
 
@@ -117,6 +125,20 @@ def test_the_stop_that_matched_keeps_its_kind(stop_reason):
 def test_a_seed_that_does_not_fit_is_no_silent_other_seed():
     with pytest.raises(ValueError):
         wire.sampling_message(SamplingParams(seed=2**64, max_tokens=1))
+
+
+def test_sparse_attention_survives_the_wire():
+    params = SamplingParams(seed=3, max_tokens=5)
+    for sparse in (
+        None,
+        SparseAttention(8.0),
+        SparseAttention(pages=PageBudget(share=0.1)),
+        SparseAttention(1 / 3, 0.5, PageBudget(2048, 1 / 3)),
+    ):
+        message = over_the_wire(wire.generate_request("r", [1, 2], params, sparse=sparse))
+        assert wire.sparse_of(message) == sparse
+    count = TileCount(seen=5, skipped=2, omitted=0.1, pages=7, pages_read=3)
+    assert wire.tiles_of(over_the_wire(wire.tiles_message(count))) == count
 
 
 def test_a_request_without_prefill_worker_says_so():

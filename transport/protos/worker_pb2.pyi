@@ -47,22 +47,36 @@ class GenerateRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., n: _Optional[int] = ..., prefill: _Optional[_Union[PrefillTarget, _Mapping]] = ..., cache_salt: _Optional[str] = ..., spare_prefill: _Optional[_Iterable[_Union[PrefillTarget, _Mapping]]] = ..., time_left_s: _Optional[float] = ..., speculation: _Optional[_Union[Speculation, _Mapping]] = ..., trace_parent: _Optional[str] = ..., resumed: _Optional[_Iterable[_Union[Resumed, _Mapping]]] = ..., sparse_attention: _Optional[_Union[SparseAttention, _Mapping]] = ...) -> None: ...
 
 class SparseAttention(_message.Message):
-    __slots__ = ("scale", "max_omitted")
+    __slots__ = ("scale", "max_omitted", "pages")
     SCALE_FIELD_NUMBER: _ClassVar[int]
     MAX_OMITTED_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
     scale: float
     max_omitted: float
-    def __init__(self, scale: _Optional[float] = ..., max_omitted: _Optional[float] = ...) -> None: ...
+    pages: PageBudget
+    def __init__(self, scale: _Optional[float] = ..., max_omitted: _Optional[float] = ..., pages: _Optional[_Union[PageBudget, _Mapping]] = ...) -> None: ...
+
+class PageBudget(_message.Message):
+    __slots__ = ("tokens", "share")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    share: float
+    def __init__(self, tokens: _Optional[int] = ..., share: _Optional[float] = ...) -> None: ...
 
 class TileCount(_message.Message):
-    __slots__ = ("seen", "skipped", "omitted")
+    __slots__ = ("seen", "skipped", "omitted", "pages", "pages_read")
     SEEN_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
     OMITTED_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    PAGES_READ_FIELD_NUMBER: _ClassVar[int]
     seen: int
     skipped: int
     omitted: float
-    def __init__(self, seen: _Optional[int] = ..., skipped: _Optional[int] = ..., omitted: _Optional[float] = ...) -> None: ...
+    pages: int
+    pages_read: int
+    def __init__(self, seen: _Optional[int] = ..., skipped: _Optional[int] = ..., omitted: _Optional[float] = ..., pages: _Optional[int] = ..., pages_read: _Optional[int] = ...) -> None: ...
 
 class Resumed(_message.Message):
     __slots__ = ("choice", "token_ids", "done")
@@ -300,7 +314,7 @@ class PrefillCall(_message.Message):
     def __init__(self, open: _Optional[_Union[PrefillRequest, _Mapping]] = ...) -> None: ...
 
 class PrefillRequest(_message.Message):
-    __slots__ = ("request_id", "attempt", "prompt_ids", "first_block", "cache_salt", "state_layers", "state_rows", "trace_parent", "history", "sparse_attention")
+    __slots__ = ("request_id", "attempt", "prompt_ids", "first_block", "cache_salt", "state_layers", "state_rows", "trace_parent", "history", "sparse_attention", "answer_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -311,6 +325,7 @@ class PrefillRequest(_message.Message):
     TRACE_PARENT_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
     SPARSE_ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     attempt: int
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -321,7 +336,8 @@ class PrefillRequest(_message.Message):
     trace_parent: str
     history: KvHistory
     sparse_attention: SparseAttention
-    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., first_block: _Optional[int] = ..., cache_salt: _Optional[str] = ..., state_layers: _Optional[_Iterable[int]] = ..., state_rows: _Optional[int] = ..., trace_parent: _Optional[str] = ..., history: _Optional[_Union[KvHistory, _Mapping]] = ..., sparse_attention: _Optional[_Union[SparseAttention, _Mapping]] = ...) -> None: ...
+    answer_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., first_block: _Optional[int] = ..., cache_salt: _Optional[str] = ..., state_layers: _Optional[_Iterable[int]] = ..., state_rows: _Optional[int] = ..., trace_parent: _Optional[str] = ..., history: _Optional[_Union[KvHistory, _Mapping]] = ..., sparse_attention: _Optional[_Union[SparseAttention, _Mapping]] = ..., answer_tokens: _Optional[int] = ...) -> None: ...
 
 class KvHistory(_message.Message):
     __slots__ = ("worker_id", "epoch", "address", "blocks", "generations", "digests")

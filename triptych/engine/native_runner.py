@@ -13,6 +13,7 @@ from torch import Tensor
 
 from triptych.engine.pages import PageRow, PageScores, ScoreWishes
 from triptych.engine.rows import RowJob, wanted_rows
+from triptych.engine.selected_pages import SelectedPages
 from triptych.engine.shared_prefix import NOTHING, Shared, share_prefixes
 from triptych.engine.skipping import Skips
 from triptych.engine.storage import KvStorage
@@ -37,6 +38,7 @@ class NativeRunner:
         self._storage = storage  # keeps the memory behind the struct
         self._wishes = ScoreWishes()
         layout = storage.layout
+        self._pages = SelectedPages(layout, model.config.windows.count(None))
         self._cache = KvCacheStruct(
             storage.address,
             layout.block_bytes,
@@ -107,14 +109,16 @@ class NativeRunner:
         if self.share:
             _put_shared(structs, _shared(jobs, size))
         skips = Skips(jobs, self._storage.layout.num_layers)
+        pages = self._pages.prepare(jobs)
         self._native.run(
             hidden,
-            skips.put(structs),
+            pages.put(skips.put(structs)),
             self._cache,
             max(job.end + len(job.draft) for job in jobs),
             taps,
         )
         skips.count()
+        pages.done()
         return hidden
 
 

@@ -15,12 +15,15 @@ from torch import Tensor
 
 from triptych.engine.pages import PageRow, PageScores, ScoreWishes
 from triptych.engine.rows import RowJob, wanted_rows
+from triptych.engine.selected_pages import count_pages, pages_kept
 from triptych.engine.storage import KvStorage
 from triptych.models.model import Model
 from triptych.models.seams import IndexRows, NsaRows
 from triptych.models.taps import Tap
+from triptych.request import PAGE_TOKENS
 from triptych_kernels import (
     append_kv,
+    choose_pages,
     choose_tokens,
     nsa_attention,
     pad_rows,
@@ -56,6 +59,7 @@ class ReferenceRunner:
         positions = _positions(jobs)
         view = PagedView(self._storage, jobs, self._wishes.take(jobs))
         hidden = self.model.forward(pad_rows(torch.tensor(tokens)), pad_rows(positions), view, taps)
+        view.count_pages(self.model.config.windows.count(None))
         return hidden, view.spans
 
     @torch.inference_mode()
@@ -98,6 +102,7 @@ class PagedView:
         self._jobs = jobs
         self._blocks = [torch.tensor(job.seen_blocks) for job in jobs]
         self._skipped = [job.first_block * storage.layout.block_tokens for job in jobs]
+        self._kept = [pages_kept(job) for job in jobs]
         self._scores = [
             (place, wish.make_room(jobs[place], storage.layout))
             for place, wish in enumerate(scores)
@@ -132,8 +137,8 @@ class PagedView:
         real = self._slots.shape[0]
         pools = self._storage.pools(layer)
         brought = (k, v, index.keys) if isinstance(index, IndexRows) else (k, v)
-        for pool, kept in zip(pools, brought, strict=True):
-            append_kv(pool, kept[:real].view(real, *pool.shape[2:]), self._slots)
+        for pool, part in zip(pools, brought, strict=True):
+            append_kv(pool, part[:real].view(real, *pool.shape[2:]), self._slots)
         out = torch.zeros_like(q)
         attention = partial(
             paged_attention, scale=scale, window=window, softcap=softcap, sinks=sinks
@@ -147,20 +152,31 @@ class PagedView:
                 top_k=index.top_k,
                 window=index.window,
             )
-        views = zip(self.spans, self._jobs, self._blocks, self._skipped, strict=True)
-        for (begin, end), job, blocks, skipped in views:
+        views = zip(self.spans, self._jobs, self._blocks, self._skipped, self._kept, strict=True)
+        for (begin, end), job, blocks, skipped, kept in views:
             nodes = end if job.draft.parents is None else end - len(job.draft)
             start = job.start - skipped
+            if window is not None:
+                kept = None
             if nodes > begin:
                 rows = slice(begin, nodes)
-                out[rows] = _attend(attention, q, index, rows, pools, blocks, start)
+                of_rows = kept and kept[: nodes - begin]
+                out[rows] = _attend(attention, q, index, of_rows, rows, pools, blocks, start)
             for node in range(end - nodes):
                 rows = slice(nodes + node, nodes + node + 1)
                 path = _path_of(job, node, blocks, job.end - skipped, pools)
-                out[rows] = _attend(attention, q, index, rows, *path)
+                of_node = kept and [kept[nodes - begin + node]]
+                out[rows] = _attend(attention, q, index, of_node, rows, *path)
         if window is None:
             self._score(layer, q, pools[0], scale=scale, softcap=softcap, sinks=sinks)
         return out
+
+    def count_pages(self, num_layers: int) -> None:
+        """Tells sequences what their rows chose from, in so many layers."""
+        for job, kept in zip(self._jobs, self._kept, strict=True):
+            if kept is not None:
+                times = num_layers * self._storage.layout.num_kv_heads
+                job.sequence.tiles.add(count_pages(job, kept, times))
 
     def _score(self, layer: int, q: Tensor, keys: Tensor, **how: Any) -> None:
         for place, shares in self._scores:
@@ -225,15 +241,20 @@ def _attend(
     attention: Callable[..., Tensor],
     q: Tensor,
     index: IndexRows | NsaRows | None,
+    kept: Sequence[int] | None,
     rows: slice,
     pools: Sequence[Tensor],
     blocks: Tensor,
     start: int,
 ) -> Tensor:
-    """Some rows of q, which stand one behind the other from slot `start` on."""
+    """Some rows of q, which stand one behind the other from slot `start` on; `kept`: pages that
+    each one reads.
+    """
     if isinstance(index, NsaRows):
         return attention(q[rows], *pools, blocks, start, index.gates[rows])
     chosen = None
+    if kept is not None:
+        chosen = choose_pages(q[rows], pools[0], blocks, start, kept, PAGE_TOKENS)
     if index is not None:
         chosen = choose_tokens(
             index.queries[rows], index.weights[rows], pools[2], blocks, start, index.top_k

@@ -35,7 +35,7 @@ class DraftCount:
     accepted: int = 0  # those that were right
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Sequence:
     """Tokens that are wanted, and how far their KV is computed.
 
@@ -55,6 +55,7 @@ class Sequence:
     resumed: tuple[int, ...] = ()  # output that another home drew: it goes on behind these tokens
     speculation: Speculation = ANY_SPECULATION
     sparse: SparseAttention | None = None  # None: attention is dense
+    num_answered: int = 0  # of `tokens`, the last ones: an answer's, at a prefill worker
     # Set: the sequence waits its turn for blocks only; called, once, when it has them. Its KV then
     # comes from elsewhere.
     on_room: Callable[[], object] | None = None
@@ -64,6 +65,7 @@ class Sequence:
 
     num_prompt: int = field(init=False)
     num_given: int = field(init=False)  # tokens that it began with: prompt and resumed ones
+    first_choosing: int | None = field(init=False)  # position; rows from there on choose pages
     num_computed: int = 0
     num_committed: int = 0  # blocks offered to the prefix cache
     num_cached: int = 0  # given tokens found in the prefix cache
@@ -91,6 +93,9 @@ class Sequence:
         self.num_prompt = len(self.tokens)
         self.tokens.extend(self.resumed)
         self.num_given = len(self.tokens)
+        pages = None if self.sparse is None else self.sparse.pages
+        answer = self.num_prompt - self.num_answered
+        self.first_choosing = None if pages is None else max(answer, pages.least_tokens)
         if self.stop_watch is not None:  # what began before the cut may end behind it
             for token_id in self.resumed:
                 self.stop_watch.push(token_id)
@@ -113,7 +118,7 @@ class Sequence:
 
     def hashes(self) -> list[bytes]:
         """Hashes of all full blocks of the tokens known so far."""
-        extend_hashes(self._hashes, self.tokens, self.block_tokens, self.root)
+        extend_hashes(self._hashes, self.tokens, self.block_tokens, self.root, self.first_choosing)
         return self._hashes
 
     def reusable_hashes(self) -> list[bytes]:

@@ -17,7 +17,7 @@ class Skips:
         found = [
             (number, job.sequence, job.sequence.sparse)
             for number, job in enumerate(jobs)
-            if job.sequence.sparse is not None
+            if job.sequence.sparse is not None and job.sequence.sparse.skips
         ]
         self._numbers = [number for number, _, _ in found]
         self._sequences = [sequence for _, sequence, _ in found]

@@ -23,9 +23,16 @@ def root_hash(*, model: str, weights: str, layout: str, salt: str = "") -> bytes
 
 
 def extend_hashes(
-    hashes: list[bytes], tokens: Sequence[int], block_tokens: int, root: bytes
+    hashes: list[bytes],
+    tokens: Sequence[int],
+    block_tokens: int,
+    root: bytes,
+    fork: int | None = None,
 ) -> None:
     """Appends the hashes of the full blocks of `tokens` that `hashes` does not have yet.
+
+    `fork`: the position from which on KV is not what the same tokens have otherwise. Blocks that
+    hold any of it are found by those only who fork there, too.
 
     A cryptographic hash: with a plain one, a crafted prompt could be served another tenant's KV.
     """
@@ -36,6 +43,11 @@ def extend_hashes(
     # compression of its own, and BLAKE2 is no weaker without. Parents have one length.
     ids = array("I", tokens[begin:end]).tobytes()
     parent, step = hashes[-1] if hashes else root, 4 * block_tokens
+    forked, mark = -1, b""
+    if fork is not None:
+        forked, mark = 4 * (fork // block_tokens * block_tokens - begin), b"fork %d" % fork
     for start in range(0, len(ids), step):
+        if start == forked:
+            parent = blake2b(parent + mark, digest_size=DIGEST_BYTES).digest()
         parent = blake2b(parent + ids[start : start + step], digest_size=DIGEST_BYTES).digest()
         hashes.append(parent)

@@ -144,6 +144,12 @@ class WorkerMetrics:
             ["decision"],
             registry=registry,
         )
+        self.attention_pages = Counter(
+            "triptych_sparse_attention_pages_total",
+            "Pages that rows of answers chose from, left out or read",
+            ["decision"],
+            registry=registry,
+        )
         self.kv_transfer_bytes = Counter(
             "triptych_kv_transfer_bytes_total",
             "KV bytes fetched and committed",
@@ -191,6 +197,8 @@ class WorkerMetrics:
     def count_tiles(self, count: TileCount) -> None:
         self.attention_tiles.labels("skipped").inc(count.skipped)
         self.attention_tiles.labels("read").inc(count.seen - count.skipped)
+        self.attention_pages.labels("skipped").inc(count.pages - count.pages_read)
+        self.attention_pages.labels("read").inc(count.pages_read)
 
     def set_kv_path(self, peer: str, path: str | None) -> None:
         """Reports the path in use to `peer` and withdraws the one before; None: no path any more.

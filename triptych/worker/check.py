@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from transport.protos import worker_pb2 as pb
 from triptych.errors import ContextLengthError, RequestError
 from triptych.models.config import ModelConfig
+from triptych.wire import sparse_of
 
 
 def check_prompt(prompt_ids: Sequence[int], vocab_size: int, max_model_len: int) -> None:
@@ -61,8 +62,9 @@ def check_speculation(asked: pb.Speculation, drafters: Collection[str]) -> None:
 def check_sparse(
     request: pb.GenerateRequest | pb.PrefillRequest, kernels: str, model: ModelConfig
 ) -> None:
-    """Raises RequestError where attention cannot leave out anything."""
-    if not request.HasField("sparse_attention"):
+    """Raises RequestError where attention cannot leave out what is asked."""
+    sparse = sparse_of(request)
+    if sparse is None:
         return
     if model.chooses:
         raise RequestError(
@@ -70,10 +72,28 @@ def check_sparse(
             'say "off"',
             param="sparse_attention",
         )
-    if kernels == "torch":
+    if sparse.pages is not None:
+        _check_pages(kernels, model)
+    if sparse.skips and kernels == "torch":
         raise RequestError(
             "sparse_attention: needs the native kernels or those of device: cuda, and this worker "
             'runs neither; leave it out, or say "off"',
+            param="sparse_attention",
+        )
+
+
+def _check_pages(kernels: str, model: ModelConfig) -> None:
+    remedy = 'leave out sparse_attention.pages, or say "sparse_attention": "off"'
+    if model.latent is not None:
+        raise RequestError(
+            "sparse_attention: pages are not chosen for models with latent attention (MLA), which "
+            f"this one is; {remedy}",
+            param="sparse_attention",
+        )
+    if kernels.startswith("triton"):
+        raise RequestError(
+            "sparse_attention: pages are not chosen by the kernels of device: cuda; "
+            f"{remedy}, or set device: cpu",
             param="sparse_attention",
         )
 

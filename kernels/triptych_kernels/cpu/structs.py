@@ -54,6 +54,18 @@ class SkippingStruct(ctypes.Structure):
     ]
 
 
+class PageChoiceStruct(ctypes.Structure):
+    """PageChoice in page_choice.h."""
+
+    _fields_ = [
+        ("first_slot", _int32),
+        ("known", _int32),
+        ("capacity", _int32),
+        ("kept", _pointer),
+        ("bounds", _pointer),
+    ]
+
+
 class JobStruct(ctypes.Structure):
     """Job in attention.h."""
 
@@ -71,6 +83,7 @@ class JobStruct(ctypes.Structure):
         ("skipping", ctypes.POINTER(SkippingStruct)),
         ("bundle", _int32),
         ("shared", _int32),
+        ("pages", ctypes.POINTER(PageChoiceStruct)),
     ]
 
 

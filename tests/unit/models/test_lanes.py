@@ -24,6 +24,7 @@ from triptych.engine.storage import plain_storage
 from triptych.models.load import load_model
 from triptych.models.model import Model
 from triptych.models.taps import LayerTap, StateTap
+from triptych.request import PageBudget, SparseAttention
 from triptych.testing.checkpoints import VOCAB_SIZE, tiny_checkpoint
 from triptych.testing.distant import OnTheSpot
 from triptych.testing.native_kernels import libraries
@@ -259,3 +260,20 @@ def test_units_that_live_elsewhere_are_not_even_read(tmp_path: Path, is_mixture:
     job = RowJob(sequence(40, 1, 0), 0, 40)
     wanted = runner_of(whole).forward([job])
     assert torch.equal(runner_of(load(path, distant)).forward([job]), wanted)
+
+
+def test_rows_of_an_answer_choose_the_same_pages_in_every_lane(pair: Callable[..., Pair]) -> None:
+    """Chunks whose rows choose are cut, as an answer's are that is computed again."""
+    whole, laned, distant = pair("llama", lanes=3)
+    ids = [7 * at % VOCAB_SIZE for at in range(520)]
+    rows = []
+    for runner in (whole, laned):
+        sparse = SparseAttention(pages=PageBudget(tokens=128))
+        sequence = Tokens("a", ids, b"", BLOCK_TOKENS, sparse=sparse, num_answered=220)
+        sequence.blocks = list(range(33))[::-1]
+        chunks = [(0, 250), (250, 480), (480, 520)]
+        rows.append([runner.forward_all([RowJob(sequence, *chunk)]).clone() for chunk in chunks])
+        assert 0 < sequence.tiles.pages_read < sequence.tiles.pages
+    assert distant.most_away > 1 and all(lanes == 3 for _, lanes in distant.steps[:2])
+    for one, other in zip(*rows, strict=True):
+        assert torch.equal(one, other)

@@ -43,6 +43,7 @@ def test_every_family_of_ours_bears_our_name_and_a_description(registry, metrics
         "triptych_prefix_cache_hit_tokens",
         "triptych_prefix_cache_query_tokens",
         "triptych_requests",
+        "triptych_sparse_attention_pages",
         "triptych_sparse_attention_tiles",
         "triptych_step_rows",
         "triptych_step_seconds",

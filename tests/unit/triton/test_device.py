@@ -224,6 +224,21 @@ def test_sparse_attention_is_refused_by_plain_torch_alone(checkpoint: Path, kern
         check_sparse(request, "torch", model)
 
 
+def test_pages_are_refused_by_name_where_nobody_chooses_them(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    pages = pb.SparseAttention(pages=pb.PageBudget(tokens=256))
+    request, model = pb.GenerateRequest(sparse_attention=pages), load_config(checkpoint)
+    for kernels in ("torch", "avx2"):
+        check_sparse(request, kernels, model)
+    with pytest.raises(RequestError, match=r"device: cuda; leave out .*pages, .*set device: cpu"):
+        check_sparse(request, "triton-sm_90", model)
+    for family, told in (("deepseek_v3", r"\(MLA\).* leave out"), ("nsa", "chooses by itself")):
+        other = load_config(tiny_checkpoint(tmp_path / family, family))
+        with pytest.raises(RequestError, match=told):
+            check_sparse(request, "avx2", other)
+
+
 @pytest.mark.parametrize(
     ("family", "told"),
     [

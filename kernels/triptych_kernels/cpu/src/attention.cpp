@@ -238,8 +238,13 @@ class Worker {
                 look(read_tree(source, tile, scratch_), tile.seen());
             });
         }
-        const KvTile<T> tile = read_tile(source, at, task.end, scratch_);
-        look(tile_seen(*task.job, group, at, tile), nullptr);
+        const KvTile<T> tile = tile_seen(*task.job, group, at, read_tile(source, at, task.end, scratch_));
+        if (const Chosen* chosen = call.chosen_by(*task.job)) {
+            std::uint16_t seen[kTileTokens];
+            if (find_chosen(call, task, member, group, at, *chosen, seen)) look(parts_chosen(tile, seen), seen);
+            return;
+        }
+        look(tile, nullptr);
     }
 
     Item<T> item_of(int member, int group, int at, const KvTile<T>& tile,

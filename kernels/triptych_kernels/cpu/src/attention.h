@@ -26,6 +26,8 @@ struct Skipping {
     float* omitted;     // [layers, rows, heads], ε of each; or null
 };
 
+struct PageChoice;  // in page_choice.h
+
 // Rows of one sequence. Row i's KV lies in slot start + i of the blocks. Without parents the rows
 // stand one behind the other and a slot is a position. With them they are a tree of drafts:
 // parents[i] < i is the row before row i, -1 the last position before `start`; a row sees all
@@ -47,6 +49,7 @@ struct Job {
     // Jobs of the same bundle (0: of none) have the first `shared` slots, all before `start`, in the same
     // blocks. Where none of them leaves out anything or has a window, they are read once for all.
     std::int32_t bundle, shared;
+    const PageChoice* pages;                   // or null: the rows read all that they see
 
     const std::int32_t* blocks_of(int layer, int head) const {
         return blocks + static_cast<std::size_t>(layer) * layer_stride + head * head_stride;

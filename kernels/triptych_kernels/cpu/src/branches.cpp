@@ -10,6 +10,7 @@
 #include "memory.h"
 #include "pool.h"
 #include "ranks.h"
+#include "sight.h"
 
 namespace triptych {
 namespace {
@@ -17,24 +18,6 @@ namespace {
 using P = FmaProducts<float>;
 
 constexpr int kGates = 3;  // of a head: means, chosen blocks, window
-
-// Where the positions lie that a row sees: in the slots of the same number before `start`, then where
-// its path says.
-struct Sight {
-    int start;
-    std::vector<std::int32_t> path;
-
-    int slot(int position) const { return position < start ? position : path[position - start]; }
-};
-
-Sight sight_of(const Job& job, int row) {
-    if (job.parents == nullptr) return {job.start + job.rows, {}};
-    return {job.start, path_to(job, row)};
-}
-
-inline float wide(float x) { return x; }
-inline float wide(Bf16 x) { return to_float(x); }
-inline float wide(std::int8_t x) { return static_cast<float>(x); }
 
 // One head's keys and values of one layer, added up position by position. A key's number is one sum; a
 // value's is sixteen, position mod 16, as values lie transposed.

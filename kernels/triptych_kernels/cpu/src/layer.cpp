@@ -8,6 +8,7 @@
 #include "export.h"
 #include "memory.h"
 #include "norms.h"
+#include "page_choice.h"
 #include "page_scores.h"
 #include "pool.h"
 
@@ -209,6 +210,8 @@ void attention_half(const Layer& layer, int index, const Pass& pass) {
     const Chosen* chosen = nullptr;
     if (layer.index != nullptr) {
         chosen = choose_tokens(*layer.index, cache, index, pass.jobs, pass.num_jobs, index_rows).data();
+    } else if (chooses_pages(layer.attention, pass.jobs, pass.num_jobs)) {
+        chosen = choose_pages(cache, index, layer.attention, pass.jobs, pass.num_jobs, heads, stride).data();
     }
     Operand& mixed = own.mixed.take(*layer.output, pass.rows);
     const int dim = layer.attention.result_dim(cache), size = layer.attention.heads * dim;

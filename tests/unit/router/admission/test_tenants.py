@@ -12,6 +12,7 @@ from router.admission.tenants import Tenants
 from triptych.admission_config import TenantConfig
 from triptych.config import RouterConfig, parse_config
 from triptych.errors import ConfigError, RequestError
+from triptych.request import PageBudget, SparseAttention
 
 ACME = TenantConfig(name="acme", keys=("a",), isolate=True, min_priority=0, max_priority=5)
 
@@ -80,6 +81,14 @@ def test_no_salt_of_a_caller_passes_for_an_isolated_tenants() -> None:
     assert salt_of(ACME, "mine") == "tenant:acme:mine"
     with pytest.raises(RequestError, match="cache_salt"):
         salt_of(default, "tenant:acme:mine")
+
+
+def test_other_settings_of_attention_are_other_salts() -> None:
+    default = TenantConfig(name="default")
+    budgets = (None, PageBudget(tokens=128), PageBudget(128, 0.1), PageBudget(share=0.1))
+    asked = [None, *(SparseAttention(scale, pages=b) for scale in (0.0, 8.0) for b in budgets)]
+    salts = {salt_of(default, "mine", each) for each in asked}
+    assert len(salts) == len(asked)
 
 
 def test_priorities_are_bounded_by_the_tenant() -> None:
