@@ -65,6 +65,7 @@ def check_config(config: ModelConfig) -> None:
         (config.moe is not None, "mixtures of experts"),
         (config.latent is not None, "attention out of low ranks (MLA)"),
         (config.nsa is not None, "attention in three parts (NSA)"),
+        (config.delta is not None, "gated delta layers (linear attention)"),
         (config.qk_norm_whole, "norms over all heads of a row"),
         (config.head_dim > MAX_HEAD_DIM, f"heads of more than {MAX_HEAD_DIM} numbers"),
     ):

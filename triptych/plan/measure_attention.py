@@ -81,6 +81,7 @@ def time_attention(path: Path, backend: Backend, block_tokens: int) -> Attention
         block_tokens=block_tokens,
         dtype=backend.kv,
         index_dim=config.index_dim,
+        state_bytes=config.state_bytes,
     )
     shapes = [(rows, min(tokens, config.max_model_len - 1)) for rows, tokens in _SHAPES]
     blocks = max(rows * layout.blocks_for(tokens + 1) for rows, tokens in shapes)

@@ -134,6 +134,22 @@ _MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "GraniteMoeSharedConfig",
         {"intermediate_size": 40, "shared_intermediate_size": 72, **_GRANITE},
     ),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 32,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 12,
+            "linear_value_head_dim": 16,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "shared_expert_intermediate_size": 72,
+            "mlp_only_layers": [1],
+        },
+    ),
     "deepseek_v2": (
         "DeepseekV2Config",
         {**_LATENT, "topk_method": "group_limited_greedy", "routed_scaling_factor": 1.5},

@@ -177,6 +177,7 @@ def kv_layout(model: ModelConfig, block_tokens: int, dtype: str) -> KvLayout:
         block_tokens=block_tokens,
         dtype=dtype,
         index_dim=model.index_dim,
+        state_bytes=model.state_bytes,
     )
 
 
