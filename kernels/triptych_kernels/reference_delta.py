@@ -19,8 +19,8 @@ def gated_delta(
     history: Tensor,
     key_heads: int,
 ) -> Tensor:
-    """Takes rows that stand one behind the other into `state` [Hv, Dk, Dv] and `history` [K − 1, C],
-    both float32 and changed in place → [M, Hv, Dv] float32.
+    """Takes rows that stand one behind the other into `state` [Hv, Dk, Dv] and `history`
+    [K − 1, C], both float32 and changed in place → [M, Hv, Dv] float32.
 
     mixed [M, C], C = 2·Hk·Dk + Hv·Dv: queries, keys, values before their convolution along time,
     whose weights are conv [K, C], the last ones the row's own. decay [M, Hv]: what a head keeps of

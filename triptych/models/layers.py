@@ -199,7 +199,7 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One block: attention (or what stands in its place) and FFN, each normed before, and for Gemma also behind."""
+    """One block: mixer and FFN, each normed before, and for Gemma also behind."""
 
     attention: Mixer
     before_attention: Norm

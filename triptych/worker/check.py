@@ -70,6 +70,12 @@ def check_sparse(
             'say "off"',
             param="sparse_attention",
         )
+    if model.delta is not None:
+        raise RequestError(
+            "sparse_attention: this model attends in plain torch, which skips nothing; leave it "
+            'out, or say "off"',
+            param="sparse_attention",
+        )
     if kernels == "torch":
         raise RequestError(
             "sparse_attention: needs the native kernels or those of device: cuda, and this worker "
