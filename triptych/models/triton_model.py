@@ -15,7 +15,7 @@ from torch import Tensor
 
 from triptych.errors import ModelError
 from triptych.models.config import ModelConfig
-from triptych.models.layers import DenseFfn, Layer, LocalExperts, Norm
+from triptych.models.layers import Attention, DenseFfn, Layer, LocalExperts, Norm
 from triptych.models.model import Model
 from triptych.models.rope import Rope
 from triptych.models.taps import Tap, tell
@@ -170,6 +170,7 @@ class TritonModel:
 
     def _lower(self, layer: Layer, rope: Rope, ffn: DenseFfn) -> _Layer:
         attention = layer.attention
+        assert isinstance(attention, Attention), "see check_config"
         norms = None
         if attention.q_norm is not None and attention.k_norm is not None:
             query, key = self._weight(attention.q_norm), self._weight(attention.k_norm)

@@ -33,7 +33,8 @@ def speculation_beside(model: ModelConfig, wanted: SpeculationConfig) -> Specula
     """
     if model.delta is None or wanted.mode == "off":
         return wanted
-    if {"mode", "drafters"} & wanted.model_fields_set:
+    default = SpeculationConfig()  # workers get the whole configuration: who wrote what is lost
+    if (wanted.mode, wanted.drafters) != (default.mode, default.drafters):
         raise ConfigError(
             f"speculation: {model.architecture} keeps states, which cannot take a draft back: set "
             "speculation.mode: off"
