@@ -71,8 +71,8 @@ def time_attention(path: Path, backend: Backend, block_tokens: int) -> Attention
     config = load_config(path)
     if config.delta is not None:
         raise ModelError(
-            f"{path}: {config.architecture} computes all its experts itself, so there is nothing to "
-            "plan: set experts.run: local"
+            f"{path}: {config.architecture} computes all its experts itself: there is nothing to "
+            "plan, set experts.run: local"
         )
     top_k = 1 if config.moe is None else config.moe.routing.top_k
     single = config.moe is None or backend.weights == "float32"
