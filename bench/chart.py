@@ -10,23 +10,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import os
-import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from bench.report import finish, print_table
 from tests.chart.helm import NAMESPACE, RELEASE, ROOT, Helm, find_helm
 from triptych.config import cache_dir
 from triptych.hub import pull_model
-from triptych.testing.cluster import eventually, parse_metrics
+from triptych.testing.cluster import parse_metrics
 from triptych.testing.kubelet.cluster import LocalCluster, NotSettled
 from triptych.testing.kubelet.pod import Pod
 from triptych.testing.kubelet.variables import Manifest
@@ -35,6 +36,7 @@ from triptych_kernels.cpu.native import native
 
 SERVICE = f"{RELEASE}-triptych"
 _PATIENCE_S = 300.0
+_ATTEMPTS = 3
 
 
 @dataclass(slots=True)
@@ -80,7 +82,7 @@ async def live(
     with life.stage("completion"):
         life.answer = await told(cluster, body)
     with life.stage("completion, its home killed in the middle"):
-        life.after_kill = await told(cluster, body, lambda: kill_home(cluster))
+        life.after_kill = await told_though_killed(cluster, body)
     life.continued = await continuations(cluster)
     with life.stage("replaced"):
         await cluster.until_settled(_PATIENCE_S)
@@ -95,13 +97,16 @@ async def live(
 
 
 async def told(
-    cluster: LocalCluster, body: dict[str, Any], midway: Callable[[], Any] | None = None
+    cluster: LocalCluster,
+    body: dict[str, Any],
+    midway: Callable[[], Awaitable[None]] | None = None,
+    *,
+    key: str = "none",
 ) -> str:
     """The text of a streamed chat answer. `midway` is awaited when it has begun."""
     text = ""
-    url = cluster.url_of(SERVICE, 8000)
     async with (
-        httpx.AsyncClient(base_url=url, timeout=_PATIENCE_S, trust_env=False) as http,
+        client_of(cluster, key) as http,
         http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as reply,
     ):
         if reply.status_code != 200:
@@ -121,29 +126,79 @@ async def told(
     return text if ended else f"{text} [broken off]"
 
 
+def client_of(cluster: LocalCluster, key: str = "none") -> httpx.AsyncClient:
+    """Of the release's routers; `key` is the API's."""
+    return httpx.AsyncClient(
+        base_url=cluster.url_of(SERVICE, 8000),
+        headers={"Authorization": f"Bearer {key}"},
+        timeout=_PATIENCE_S,
+        trust_env=False,
+    )
+
+
+async def told_though_killed(cluster: LocalCluster, body: dict[str, Any]) -> str:
+    """An answer whose home is deleted by force when it has begun."""
+
+    async def kill_home(before: Mapping[Pod, float]) -> None:
+        now = await steps(cluster, "decode")
+        home = max(now, key=lambda pod: now[pod] - before.get(pod, 0))
+        await cluster.delete_pod(home, grace_s=0)
+
+    async def went_on() -> bool:
+        return await continuations(cluster) > 0
+
+    return await told_though(cluster, body, kill_home, went_on)
+
+
+async def told_though(
+    cluster: LocalCluster,
+    body: dict[str, Any],
+    hurt: Callable[[Mapping[Pod, float]], Awaitable[None]],
+    in_time: Callable[[], Awaitable[bool]],
+) -> str:
+    """An answer under which something happens, once it has begun.
+
+    `hurt` is given the decode pods' steps before the answer. Asked again where the answer had
+    ended before that, as `in_time` tells.
+    """
+    for _ in range(_ATTEMPTS):
+        before = await steps(cluster, "decode")
+        text = await told(cluster, body, functools.partial(hurt, before))
+        if await in_time():
+            break
+        await cluster.until_settled(_PATIENCE_S)
+    return text
+
+
+async def steps(cluster: LocalCluster, pool: str) -> dict[Pod, float]:
+    """Engine steps of each ready pod so far: who has made one more is at work."""
+    ready = [pod for pod in cluster.pods(f"{SERVICE}-{pool}") if pod.ready and not pod.stopping]
+    return {pod: total(await metrics_of(pod), "triptych_steps_total") for pod in ready}
+
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+async def metrics_of(pod: Pod, port: int = 9090) -> Samples:
+    """Of a worker. As it is now; what routers tell of workers is a report old."""
+    async with httpx.AsyncClient(trust_env=False) as http:
+        return parse_metrics((await http.get(f"http://{pod.address}:{port}/metrics")).text)
+
+
+def total(samples: Samples, family: str, **labels: str) -> float:
+    """Over all samples of a family that have these labels."""
+    return sum(
+        value
+        for (name, found), value in samples.items()
+        if name == family and labels.items() <= dict(found).items()
+    )
+
+
 async def continuations(cluster: LocalCluster) -> float:
     """Of all routers so far."""
-    found = 0.0
-    async with httpx.AsyncClient(trust_env=False) as http:
-        for router in cluster.pods(f"{SERVICE}-router"):
-            page = parse_metrics((await http.get(f"http://{router.address}:8000/metrics")).text)
-            for (name, labels), value in page.items():
-                if name == "triptych_router_continuations_total" and labels:
-                    found += value
-    return found
-
-
-async def kill_home(cluster: LocalCluster) -> None:
-    """Deletes the pod that answers, by force."""
-    async with httpx.AsyncClient(base_url=cluster.url_of(SERVICE, 8000), trust_env=False) as http:
-
-        async def home() -> Pod | None:
-            workers = (await http.get("/workers")).json()["workers"]
-            busy = {w["worker_id"] for w in workers if w["role"] == "decode" and w["running"]}
-            return next((pod for pod in cluster.pods() if pod.identity.name in busy), None)
-
-        pod = await eventually(home, timeout_s=10)
-    await cluster.delete_pod(pod, grace_s=0)
+    routers = cluster.pods(f"{SERVICE}-router")
+    pages = [await metrics_of(router, port=8000) for router in routers]
+    return sum(total(page, "triptych_router_continuations_total") for page in pages)
 
 
 async def upgrade(
@@ -183,11 +238,11 @@ def badly_ended(pods: Sequence[Pod]) -> list[str]:
 
 
 def _traces(state: Path) -> set[str]:
-    """Network namespaces, interfaces and mounts that there are, and pods' files but for logs."""
-    found = {f"interface {name}" for _, name in socket.if_nameindex()}
-    for process in Path("/proc").glob("[0-9]*"):
+    """Network namespaces of our processes, mounts, and pods' files but for logs."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(OSError):
-            found.add(f"namespace {os.readlink(process / 'ns/net')}")
+            found.add(f"namespace {os.readlink(f'/proc/{process.pid}/ns/net')}")
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found |= {f"mount {line}" for line in mounts if str(state) in line}
     return found | {f"file {path}" for path in state.glob("*/*") if path.suffix not in {".log"}}

@@ -53,10 +53,14 @@ class FetchValues(_Section):
     """An init container brings the model, shows its progress and verifies its checksum."""
 
     source: str = Field(
-        "", description="`hf://org/name[@revision]`, an `https://` URL, or a known name"
+        "",
+        description="`hf://org/name[@revision]`, `https://…/file.gguf`, `https://…/SHA256SUMS`, or "
+        "a known name",
     )
     to: str = Field("", description="folder under `mountPath`; default: `mountPath` itself")
-    sha256: str = Field("", pattern="^([0-9a-f]{64})?$", description="of a single file")
+    sha256: str = Field(
+        "", pattern="^([0-9a-f]{64})?$", description="of a single file, or of `SHA256SUMS`"
+    )
     size_limit: str = Field("", description="of the volume, when it is the default: an emptyDir")
     token_secret: SecretKey = Field(SecretKey(), description="becomes `HF_TOKEN`")
     env: list[Object] = Field([], description="e.g. `HTTPS_PROXY`")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
+from transport.kv.paths import link_of
 from transport.tls import TlsFiles
 from triptych.admission_config import AdmissionConfig, SloConfig, TenantConfig, check_tenants
 from triptych.errors import ConfigError, ModelError
@@ -263,8 +264,10 @@ class ClusterConfig(_Frozen):
     served_model_name: str | None = Field(
         None, description="name in the API; default: from `model`"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = Field(
-        "auto", description="of the weights; auto: bfloat16, float32 without native kernels"
+    dtype: Literal["auto", "float32", "bfloat16", "fp8", "int8", "int4"] = Field(
+        "auto",
+        description="of the weights; auto: bfloat16, float32 without native kernels; fp8: on "
+        "device: cuda alone",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
@@ -297,11 +300,9 @@ class ClusterConfig(_Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> ClusterConfig:
-        if is_source(self.model):
-            try:
-                parse_source(self.model)
-            except ModelError as error:
-                raise ValueError(f"model: {error}") from error
+        _check_source("model", self.model)
+        for name in self.speculation.models:
+            _check_source("speculation.drafters: model", name)
         names = [pool.name for pool in self.pools]
         if len(set(names)) != len(names):
             raise ValueError(f"pools: two pools share a name: {sorted(names)}")
@@ -310,7 +311,7 @@ class ClusterConfig(_Frozen):
         if not self.has_workers("decode"):
             raise ValueError("pools: a cluster needs at least one decode worker")
         required = self.transport.require
-        if required is not None and required.partition(":")[0] not in self.transport.links:
+        if required is not None and link_of(required) not in self.transport.links:
             raise ValueError(f"transport.require: {required} is not among transport.links")
         for drafter in self.speculation.drafters:
             if isinstance(drafter, RemoteConfig) and drafter.pool is not None:
@@ -349,6 +350,11 @@ class ClusterConfig(_Frozen):
 
     def has_workers(self, role: Role) -> bool:
         return any(pool.role == role and pool.replicas for pool in self.pools)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Of all checkpoints that its processes load: the target's, then drafters'."""
+        return (self.model, *self.speculation.models)
 
     @property
     def served_name(self) -> str:
@@ -410,6 +416,14 @@ def cache_dir() -> Path:
     if home:
         return Path(home)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "triptych"
+
+
+def _check_source(key: str, name: str) -> None:
+    if is_source(name):
+        try:
+            parse_source(name)
+        except ModelError as error:
+            raise ValueError(f"{key}: {error}") from error
 
 
 def _override(data: dict[str, Any], item: str) -> None:

@@ -65,7 +65,7 @@ class DraftModelConfig(_TreeConfig):
     """A smaller model with the target's vocabulary."""
 
     kind: Literal["draft_model"] = "draft_model"
-    model: str = Field(description="a known name, a HF directory or a .gguf file")
+    model: str = Field(description="a known name, a HF directory, a .gguf file or hf://org/name")
     dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = Field(
         "auto", description="of its weights; auto: the target's"
     )
@@ -153,3 +153,14 @@ class SpeculationConfig(_Frozen):
         if self.mode != "off" and not kinds:
             raise ValueError(f"drafters: mode {self.mode} needs one")
         return self
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Of all checkpoints that drafters load."""
+        drafters = () if self.mode == "off" else self.drafters
+        parts = (
+            part
+            for drafter in drafters
+            for part in (drafter.between if isinstance(drafter, SwitchingConfig) else (drafter,))
+        )
+        return tuple(part.model for part in parts if isinstance(part, DraftModelConfig))

@@ -6,11 +6,12 @@ they need: the tensors that they are given may be scratch memory of the caller.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from triptych_kernels.fp8 import Fp8Weight, dequantise_fp8
 from triptych_kernels.quant import Affine, dequantise
 from triptych_kernels.reference import Linear
 
@@ -61,6 +62,13 @@ class Packer(Protocol):
         """A table [V, H] of which only rows are read: an embedding that is not also the head."""
 
 
+@runtime_checkable
+class Fp8Packer(Packer, Protocol):
+    """One whose kernels also multiply weights and rows in fp8."""
+
+    def fp8(self, weight: Fp8Weight, bias: Tensor | None = None) -> LinearLike: ...
+
+
 class ReferenceLinear(Linear):
     """The reference's linear, which can also read its own rows."""
 
@@ -94,6 +102,9 @@ class ReferencePacker:
         self, weight: Affine, bias: Tensor | None = None, *, gated: bool = False
     ) -> ReferenceLinear:
         return ReferenceLinear(dequantise(weight), bias)
+
+    def fp8(self, weight: Fp8Weight, bias: Tensor | None = None) -> ReferenceLinear:
+        return ReferenceLinear(dequantise_fp8(weight), bias)
 
     def embedding(self, weight: Tensor | Affine) -> ReferenceTable:
         if isinstance(weight, Affine):

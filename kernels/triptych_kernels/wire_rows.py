@@ -34,11 +34,13 @@ def num_scales(row_type: RowType, size: int) -> int:
     return {"int8": 1, "fp8": -(-size // FP8_BLOCK)}.get(row_type, 0)
 
 
-def empty_rows(shape: torch.Size, row_type: RowType) -> tuple[Tensor, Tensor | None]:
+def empty_rows(
+    shape: torch.Size, row_type: RowType, device: torch.device | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Room for rows [M, H] and their scales [M, scales]; None where the type has none."""
     scales = num_scales(row_type, shape[1])
-    room = torch.empty(shape, dtype=_DTYPES[row_type])
-    return room, torch.empty(shape[0], scales) if scales else None
+    room = torch.empty(shape, dtype=_DTYPES[row_type], device=device)
+    return room, torch.empty(shape[0], scales, device=device) if scales else None
 
 
 def quantise_rows(x: Tensor, row_type: RowType) -> tuple[Tensor, Tensor | None]:

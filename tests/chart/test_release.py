@@ -2,60 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
-import stat
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from bench.chart import Life, live, this_image
+from bench.chart import Life, live
 from tests.chart.conftest import Rendered
-from tests.chart.helm import NAMESPACE
-from triptych.testing.hosts import why_not
-from triptych.testing.kubelet.cluster import LocalCluster
+from tests.chart.installed import BODY, NEEDS_NAMESPACES, TINY, VOLUME, installed, open_to_all
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(why_not() is not None, reason=f"no namespaces: {why_not()}"),
-]
-
-TINY = (
-    'model.volume={"persistentVolumeClaim": {"claimName": "weights"}}',
-    "config.model=/models",
-    "config.served_model_name=tiny",
-    "config.kv.memory=16MiB",
-    "config.drain_s=20",
-    "config.router.replicas=2",
-)
-QUESTION = {"role": "user", "content": "What is a triptych? " * 8}
-BODY: dict[str, Any] = {
-    "model": "tiny",
-    "messages": [QUESTION],
-    "seed": 7,
-    "ignore_eos": True,
-    "max_tokens": 2000,  # so many that a report tells of it before it is done
-}
+pytestmark = NEEDS_NAMESPACES
+SETTINGS = (*TINY, VOLUME, "config.drain_s=20", "config.router.replicas=2")
 
 
 @pytest.fixture
-def weights(tiny_model: Path, tmp_path: Path) -> Path:
-    """The tiny model as a volume that any user may read."""
-    copy = shutil.copytree(tiny_model, tmp_path / "weights")
-    for path in (copy, *copy.iterdir()):
-        path.chmod(stat.S_IMODE(path.stat().st_mode) | (0o755 if path.is_dir() else 0o644))
-    return copy
-
-
-@pytest.fixture
-async def life(rendered: Rendered, weights: Path, tmp_path: Path) -> Life:
-    first = rendered(None, *TINY).manifests
-    second = rendered(None, *TINY, "config.engine.max_running=32").manifests
-    state = tmp_path / "state"
-    state.mkdir()
-    async with LocalCluster.create(
-        this_image(), state, namespace=NAMESPACE, claims={"weights": weights}
-    ) as cluster:
+async def life(rendered: Rendered, tiny_model: Path, tmp_path: Path) -> Life:
+    first = rendered(None, *SETTINGS).manifests
+    second = rendered(None, *SETTINGS, "config.engine.max_running=32").manifests
+    weights = open_to_all(tiny_model, tmp_path / "weights")
+    async with installed([], tmp_path / "state", {"weights": weights}) as cluster:
         return await live(cluster, first, second, BODY)
 
 

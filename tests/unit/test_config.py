@@ -191,3 +191,14 @@ def test_speculation_that_makes_no_sense_is_refused_by_its_field(
     file.write_text(f"speculation: {section}\n")
     with pytest.raises(ConfigError, match=rf"speculation.*{field}"):
         load_config(file)
+
+
+def test_the_models_of_a_cluster_are_the_targets_and_those_that_drafters_load() -> None:
+    draft = "{kind: draft_model, model: hf://org/small}"
+    alone = load_config(None, ["model=hf://org/large", f"speculation.drafters=[{draft}]"])
+    assert alone.models == ("hf://org/large", "hf://org/small")
+    switching = f"speculation.drafters=[{{kind: switching, between: [{{kind: ngram}}, {draft}]}}]"
+    assert load_config(None, [switching]).models == ("smollm2-135m", "hf://org/small")
+    assert load_config(None, [switching, "speculation.mode=off"]).models == ("smollm2-135m",)
+    wrong = f"speculation.drafters=[{draft.replace('org/', '')}]"
+    assert "speculation.drafters: model: hf://small: no source of weights" in refusal(wrong)

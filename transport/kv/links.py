@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transport.kv.base import KvLink, KvLinkError, KvSession, LinkUnusable
 from transport.kv.nixl import NixlLink
+from transport.kv.paths import takes
 from transport.kv.region import Region
 from transport.kv.shm import ShmLink
 from transport.kv.tcp import TcpLink
@@ -19,11 +20,6 @@ def make_links(names: Sequence[str], run_dir: Path, *, host: str = "127.0.0.1") 
     Opens nothing yet. Raises ValueError for a name that is not "shm", "tcp" or "nixl".
     """
     return [_make_link(name, run_dir, host) for name in names]
-
-
-def takes(path: str, wanted: str) -> bool:
-    """Whether a proven path is what was asked for: "nixl" allows any of NIXL's, "nixl:rdma" one."""
-    return path == wanted or path.startswith(f"{wanted}:")
 
 
 MAX_ATTEMPTS = 3

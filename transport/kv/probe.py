@@ -14,8 +14,9 @@ import numpy as np
 from transport.kv.base import BlockRead, KvLinkError, KvSession
 from transport.kv.counters import ByteCounters, Carrier, carrier_of, read_counters
 from transport.kv.digest import check_digests, digest_of
-from transport.kv.links import make_links, takes
+from transport.kv.links import make_links
 from transport.kv.owner import GENERATION, PoolOwner
+from transport.kv.paths import link_of, takes
 from transport.kv.region import Region, RegionShape
 
 BLOCK_BYTES = 1 << 20
@@ -59,7 +60,7 @@ def probe_links(names: Sequence[str], *, mib: int = 64, run_dir: Path) -> list[L
 
 
 def _probe_link(name: str, shape: RegionShape, run_dir: Path) -> LinkReport:
-    link_name = name.partition(":")[0]
+    link_name = link_of(name)
     try:
         [link] = make_links([link_name], run_dir)
         with (

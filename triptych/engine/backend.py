@@ -16,6 +16,7 @@ from triptych_kernels.packer import Packer, ReferencePacker
 KvDtype = Literal["float32", "bfloat16", "int8"]
 Device = Literal["auto", "cpu", "cuda"]
 CPU = torch.device("cpu")
+_KNOWS_FP8 = (8, 9)  # compute capability
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,10 @@ def resolve_types(
     library: Library | None, dtype: str, kv_dtype: str
 ) -> tuple[str, WeightDtype, KvDtype]:
     """(kernels, weights, KV). Pure."""
+    if dtype == "fp8":
+        raise ConfigError(
+            "dtype: fp8 is computed by device: cuda alone: set dtype: int8, or device: cuda"
+        )
     if library is None and kv_dtype == "int8":
         raise ConfigError("kv.dtype: int8 needs the native kernels, which cannot be had here")
     if dtype == "auto":
@@ -92,6 +97,11 @@ def _on_cuda(dtype: str, kv_dtype: str, group: int) -> Backend:
     elif torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
         major, minor = torch.cuda.get_device_capability(device)
+        if weights == "fp8" and (major, minor) < _KNOWS_FP8:
+            raise ConfigError(
+                f"dtype: fp8 needs a GPU of compute capability 8.9 or later, this one has "
+                f"{major}.{minor}: set dtype: int8"
+            )
         kernels = f"triton-sm_{major}{minor}"
     else:
         raise ConfigError(

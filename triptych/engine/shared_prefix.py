@@ -28,9 +28,16 @@ class Shared(NamedTuple):
 NOTHING = Shared(0, 0)
 
 
-def share_prefixes(tables: Seq[Seq[int]], known: Seq[int], block_tokens: int) -> list[Shared]:
+def share_prefixes(
+    tables: Seq[Seq[int]],
+    known: Seq[int],
+    block_tokens: int,
+    *,
+    tile_tokens: int = TILE_TOKENS,
+    min_saved_tiles: int = MIN_SAVED_TILES,
+) -> list[Shared]:
     """By job. `tables`: block tables; `known`: slots before the job's first row, 0 for a job that
-    is to stay alone.
+    is to stay alone. `tile_tokens`: what a kernel can share, whole; the defaults are the CPU's.
 
     Each job is in one bundle at most. Of a bundle with others inside it, the outer one or the inner
     ones are taken, whichever saves more; who is left out by the inner ones stays alone.
@@ -47,10 +54,10 @@ def share_prefixes(tables: Seq[Seq[int]], known: Seq[int], block_tokens: int) ->
         return found
     keys.sort()  # in whatever order, those that begin alike are neighbours
     blocks = [_common(keys[i - 1][0], keys[i][0]) for i in range(1, len(keys))]
-    tiles = [count * block_tokens // TILE_TOKENS for count in blocks]
-    for number, run in enumerate(_best_runs(tiles), start=1):
+    tiles = [count * block_tokens // tile_tokens for count in blocks]
+    for number, run in enumerate(_best_runs(tiles, min_saved_tiles), start=1):
         for _, job in keys[run.first : run.end]:
-            found[job] = Shared(number, run.tiles * TILE_TOKENS)
+            found[job] = Shared(number, run.tiles * tile_tokens)
     return found
 
 
@@ -75,15 +82,15 @@ class _Run:
     def saved(self) -> int:
         return self.tiles * (self.end - self.first - 1)
 
-    def best(self, end: int) -> list[_Run]:
+    def best(self, end: int, min_saved: int) -> list[_Run]:
         self.end = end
         own = self.saved
-        if own < MIN_SAVED_TILES or own < sum(run.saved for run in self.inner):
+        if own < min_saved or own < sum(run.saved for run in self.inner):
             return self.inner
         return [self]
 
 
-def _best_runs(tiles: Seq[int]) -> list[_Run]:
+def _best_runs(tiles: Seq[int], min_saved: int) -> list[_Run]:
     """Disjoint runs of neighbours; `tiles[i]`: what number i shares with number i + 1.
 
     A run is open as long as its neighbours share as much; runs within runs lie on a stack (the
@@ -95,7 +102,7 @@ def _best_runs(tiles: Seq[int]) -> list[_Run]:
         while stack[-1].tiles > shared:
             run = stack.pop()
             run.inner += closed
-            first, closed = run.first, run.best(at + 1)
+            first, closed = run.first, run.best(at + 1, min_saved)
         if stack[-1].tiles < shared:
             stack.append(_Run(shared, first))
         stack[-1].inner += closed

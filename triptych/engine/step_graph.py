@@ -16,27 +16,37 @@ import torch
 from torch import Tensor
 
 from triptych.engine.rows import RowJob
+from triptych.engine.triton_bundles import Bundle, SharedRoom
 from triptych.engine.triton_rows import slots_of
+from triptych_kernels.triton.attention import SPLIT_TOKENS
+from triptych_kernels.triton.shared_splits import SharedSplits
 
 MAX_ROWS = 64  # of a bucket, a tile of a matrix product; larger steps are launched kernel by kernel
-MIN_TOKENS = 1024  # of a bucket, a split of attention
+MIN_TOKENS = SPLIT_TOKENS  # of a bucket
 
 
 class Bucket(NamedTuple):
-    """Sizes of a decode step: its rows, and the tokens of the longest sequence."""
+    """Sizes of a decode step: its rows, the tokens of the longest sequence, and how many bundles of
+    sequences read their first splits together.
+    """
 
     rows: int
     tokens: int
+    bundles: int = 0
 
 
-def bucket_for(rows: int, tokens: int, max_tokens: int) -> Bucket | None:
+def bucket_for(rows: int, tokens: int, max_tokens: int, bundles: int = 0) -> Bucket | None:
     """The smallest that holds `rows` sequences of up to `tokens` tokens, powers of two, so that
     there are few; None: no bucket does. Pure.
     """
     if not 0 < rows <= MAX_ROWS:
         return None
     whole = max(MIN_TOKENS, 1 << (tokens - 1).bit_length())
-    return Bucket(1 << (rows - 1).bit_length(), min(whole, max(max_tokens, MIN_TOKENS)))
+    return Bucket(
+        1 << (rows - 1).bit_length(),
+        min(whole, max(max_tokens, MIN_TOKENS)),
+        1 << (bundles - 1).bit_length() if bundles else 0,
+    )
 
 
 def is_plain_decode(jobs: Seq[RowJob]) -> bool:
@@ -58,9 +68,21 @@ class DecodeBuffers:
         self.tables = torch.zeros(rows, pages, dtype=torch.int32, device=device)
         self.lengths = torch.zeros(rows, dtype=torch.int32, device=device)
         self.row_starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
+        self._shared = SharedRoom(
+            rows,
+            bucket.bundles,
+            pages,
+            device,
+            max_rows=rows,
+            max_splits=-(-bucket.tokens // SPLIT_TOKENS),
+        )
 
-    def fill(self, jobs: Seq[RowJob]) -> None:
-        """Jobs of one row each, and padding behind them."""
+    @property
+    def shared(self) -> SharedSplits:
+        return self._shared.splits
+
+    def fill(self, jobs: Seq[RowJob], bundles: Seq[Bundle] = ()) -> None:
+        """Jobs of one row each, in the order of their bundles, and padding behind them."""
         missing = len(self.tokens) - len(jobs)
         ends = [job.end for job in jobs]
         self._put(self.tokens, [job.tokens[0] for job in jobs] + [0] * missing)
@@ -72,6 +94,7 @@ class DecodeBuffers:
             blocks = job.sequence.blocks[: -(-job.end // self._block_tokens)]
             tables[row, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
         self.tables.copy_(tables)
+        self._shared.fill(bundles, tables, range(len(jobs) + 1))
 
     def _put(self, to: Tensor, values: list[int]) -> None:
         to.copy_(torch.tensor(values, dtype=to.dtype))

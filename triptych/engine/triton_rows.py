@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,11 +14,13 @@ from torch import Tensor
 from triptych.engine.device_kv import DeviceKv
 from triptych.engine.rows import RowJob
 from triptych.engine.sequence import Sequence
+from triptych.engine.triton_bundles import find_bundles, share_splits
 from triptych.engine.triton_skips import TileTally
 from triptych_kernels.triton.attention import Attended, AttentionShape, PagedKv, tiles_for
 from triptych_kernels.triton.column_scores import column_scores
 from triptych_kernels.triton.decode import paged_decode
 from triptych_kernels.triton.prefill import paged_prefill, rows_for
+from triptych_kernels.triton.shared_splits import SharedSplits
 from triptych_kernels.triton.tree import Trees, make_trees, verify_attention
 
 FEW_ROWS = 16  # of a sequence, that decode's kernel takes; only its time depends on that
@@ -42,6 +45,11 @@ class Span(NamedTuple):
         tiles: who else is in their batch must not show.
         """
         return self.kind, self.sequence.sparse is not None
+
+    @property
+    def known(self) -> int:
+        """Slots before the first row."""
+        return self.length - self.num_rows
 
 
 def spans_of(jobs: Seq[RowJob], block_tokens: int) -> Iterator[Span]:
@@ -86,6 +94,7 @@ class Part:
     max_length: int
     trees: Trees | None = None
     tally: TileTally | None = None  # None: attention is dense
+    shared: SharedSplits | None = None  # None: not looked for, in chunks and sparse attention
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, shape: AttentionShape) -> Attended:
         attended = self._attend(q, keys, values, shape)
@@ -104,6 +113,7 @@ class Part:
                 q, kv, self.row_starts, shape, max_rows=self.max_rows, skipping=skipping
             )
         tile = rows_for(tiles_for(q.dtype, q.shape[2]))
+        shared = self.shared if shape.window is None else None
         if self.trees is not None:
             return verify_attention(
                 q,
@@ -112,6 +122,7 @@ class Part:
                 shape,
                 max_length=self.max_length,
                 skipping=skipping,
+                shared=shared,
                 block_rows=tile,
             )[0]
         return paged_decode(
@@ -122,6 +133,7 @@ class Part:
             max_rows=self.max_rows,
             max_length=self.max_length,
             skipping=skipping,
+            shared=shared,
             block_rows=tile,
         )
 
@@ -132,35 +144,45 @@ def parts_of(jobs: Seq[RowJob], block_tokens: int, device: torch.device) -> list
     kernels = sorted({span.kernel for span in spans})
     parts = []
     for kernel in kernels:
-        kind, sparse = kernel
         own = [span for span in spans if span.kernel == kernel]
-        counts = [span.num_rows for span in own]
-        places = None
-        if len(kernels) > 1:
-            rows = [row for span in own for row in range(span.first, span.first + span.num_rows)]
-            places = torch.tensor(rows, device=device)
-        starts = torch.tensor([0, *counts]).cumsum(0)
-        parts.append(
-            Part(
-                kind,
-                places,
-                starts.to(device, torch.int32),
-                _tables([span.blocks for span in own], device),
-                torch.tensor([span.length for span in own], dtype=torch.int32, device=device),
-                max(counts),
-                max(span.length for span in own),
-                make_trees([span.masks for span in own], device) if kind == "tree" else None,
-                TileTally([span.sequence for span in own], counts, device) if sparse else None,
-            )
-        )
+        parts.append(_part_of(own, block_tokens, device, whole=len(kernels) == 1))
     return parts
 
 
-def _tables(blocks: Seq[Seq[int]], device: torch.device) -> Tensor:
-    """int32 [B, P]; what stands behind a table's end is never looked at."""
+def _part_of(spans: list[Span], block_tokens: int, device: torch.device, *, whole: bool) -> Part:
+    """Of spans of one kernel. whole: they are all of the batch."""
+    kind, sparse = spans[0].kernel
+    may_share = kind != "chunk" and not sparse
+    order, bundles = find_bundles(
+        [span.blocks for span in spans],
+        [span.known if may_share else 0 for span in spans],
+        block_tokens,
+    )
+    spans = [spans[number] for number in order]
+    counts = [span.num_rows for span in spans]
+    rows = [row for span in spans for row in range(span.first, span.first + span.num_rows)]
+    in_place = whole and not bundles
+    starts = [0, *accumulate(counts)]
+    tables = _tables([span.blocks for span in spans])
+    return Part(
+        kind,
+        None if in_place else torch.tensor(rows, device=device),
+        torch.tensor(starts, dtype=torch.int32, device=device),
+        tables.to(device),
+        torch.tensor([span.length for span in spans], dtype=torch.int32, device=device),
+        max(counts),
+        max(span.length for span in spans),
+        make_trees([span.masks for span in spans], device) if kind == "tree" else None,
+        TileTally([span.sequence for span in spans], counts, device) if sparse else None,
+        share_splits(bundles, tables, starts, device) if may_share else None,
+    )
+
+
+def _tables(blocks: Seq[Seq[int]]) -> Tensor:
+    """int32 [B, P], on the host; what stands behind a table's end is never looked at."""
     width = max(len(table) for table in blocks)
     filled = [[*table, *([0] * (width - len(table)))] for table in blocks]
-    return torch.tensor(filled, dtype=torch.int32, device=device)
+    return torch.tensor(filled, dtype=torch.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +205,7 @@ class BatchView:
 
     def attend(self, layer: int, q: Tensor, shape: AttentionShape) -> Tensor:
         keys, values = self.pool(layer)
-        if len(self.parts) == 1:
+        if len(self.parts) == 1 and self.parts[0].rows is None:
             attended = self.parts[0].attend(q, keys, values, shape)
             out, lse2 = attended.out, attended.lse2
         else:

@@ -25,6 +25,7 @@ from triptych.engine.step_graph import (
     bucket_for,
     is_plain_decode,
 )
+from triptych.engine.triton_bundles import find_bundles
 from triptych.engine.triton_pages import PagesView
 from triptych.engine.triton_rows import BatchView, Part, Scored, parts_of, slots_of
 from triptych.models.model import Model
@@ -118,22 +119,26 @@ class TritonRunner:
         if not is_plain_decode(jobs) or self._wishes.waiting:
             return None
         longest = max(job.end for job in jobs)
-        bucket = bucket_for(len(jobs), longest, self.model.config.max_model_len)
+        known = [job.start for job in jobs]
+        tables = [job.sequence.blocks for job in jobs]
+        order, bundles = find_bundles(tables, known, self.kv.layout.block_tokens)
+        bucket = bucket_for(len(jobs), longest, self.model.config.max_model_len, len(bundles))
         if bucket is None:
             return None
         if bucket not in self._recorded:
             self._recorded[bucket] = self._record(bucket)
         buffers, graph = self._recorded[bucket]
         self.kv.bring(jobs)
-        buffers.fill(jobs)
-        hidden = graph()[: len(jobs)].clone()
+        buffers.fill([jobs[number] for number in order], bundles)
+        places = sorted(range(len(jobs)), key=order.__getitem__)  # of each job, in that order
+        hidden = graph()[torch.tensor(places, device=self.device)]
         self.kv.copy_down(full_blocks(jobs, self.kv.layout.block_tokens, closing=False))
         return hidden
 
     def _record(self, bucket: Bucket) -> _Recorded:
         buffers = DecodeBuffers(bucket, self.kv.layout.block_tokens, self.device)
         of = (buffers.row_starts, buffers.tables, buffers.lengths)
-        part = Part("few", None, *of, max_rows=1, max_length=bucket.tokens)
+        part = Part("few", None, *of, max_rows=1, max_length=bucket.tokens, shared=buffers.shared)
         view = BatchView(self.kv, buffers.slots, [part])
 
         def step() -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from transport.kv.links import takes
+from transport.kv.paths import takes
 from triptych.config import ClusterConfig
 from triptych.errors import TriptychError
 from triptych.launch.client import ChatClient

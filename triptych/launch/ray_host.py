@@ -19,7 +19,7 @@ from triptych.config import ClusterConfig, dump_config
 from triptych.launch import guard
 from triptych.launch.base import ProcessEvent, ProcessState
 from triptych.launch.child import BackOff, Child
-from triptych.launch.commands.models import ensure_model
+from triptych.launch.commands.models import ensure_models
 from triptych.launch.console import open_console
 from triptych.launch.guarding import guarded
 from triptych.launch.logs import plain_message
@@ -111,7 +111,7 @@ class RayHost:
 
     async def _run(self) -> None:
         config = self._seat.config
-        await asyncio.to_thread(ensure_model, config.model, open_console())
+        await asyncio.to_thread(ensure_models, config, open_console())
         with tempfile.TemporaryDirectory(prefix="triptych-") as folder:
             place = RunDir(Path(folder))
             with place.claim():

@@ -28,7 +28,8 @@ def load_model(
     """Loads a Hugging Face directory (config.json and safetensors) or a .gguf file.
 
     Matrices are kept in `dtype`, packed by `packer` (none: the reference's). float32 and bfloat16:
-    quantised GGUF weights are dequantised. int8 and int4: they stay on the grids they are stored
+    quantised weights are dequantised. fp8, of a packer that can: blocks of 128 × 128, the
+    vocabulary's matrices in bfloat16. int8 and int4: they stay on the grids they are stored
     on where those fit, all others are quantised in groups of `group`; `Model.quantisation` tells.
     `progress(done, total)` counts tensors. With `distant` given, the units that run there are not
     read; routers and shared experts stay here. Raises ModelError naming the file, and the key or

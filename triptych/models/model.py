@@ -39,7 +39,7 @@ class Model:
         quantisation: QuantReport | None = None,
     ) -> None:
         self.config = config
-        self.quantisation = quantisation  # None: the matrices are float32 or bfloat16
+        self.quantisation = quantisation  # None: the matrices are not int8 or int4
         self.embedding = embedding
         self.layers = layers
         self.norm = norm

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FP8_BLOCK = 128  # rows and columns that share a scale
+from triptych_kernels.fp8 import FP8_BLOCK, Fp8Weight, dequantise_fp8
+
+__all__ = ["FP8_BLOCK", "MXFP4_GROUP", "from_fp8", "from_mxfp4"]
+
 MXFP4_GROUP = 32  # neighbours in a row that share a scale
 
 # e2m1 by its four bits: sign, two of exponent, one of mantissa.
@@ -18,12 +21,7 @@ def from_fp8(weight: Tensor, scale: Tensor) -> Tensor:
     """DeepSeek-V3's block scaling (arXiv 2412.19437, section 3.3.2): weight [N, K] float8_e4m3fn
     times scale [⌈N / 128⌉, ⌈K / 128⌉] float32 → float32 [N, K].
     """
-    rows, columns = weight.shape
-    wide = scale.float().repeat_interleave(FP8_BLOCK, dim=1)[:, :columns]
-    out = weight.float()
-    for block, of_rows in enumerate(torch.split(out, FP8_BLOCK)):
-        of_rows *= wide[block]
-    return out
+    return dequantise_fp8(Fp8Weight(weight, scale))
 
 
 def from_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:

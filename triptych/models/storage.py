@@ -8,7 +8,7 @@ from typing import Literal
 
 from triptych_kernels.quant import Affine
 
-WeightDtype = Literal["float32", "bfloat16", "int8", "int4"]
+WeightDtype = Literal["float32", "bfloat16", "fp8", "int8", "int4"]
 
 # Bits per weight, scales included, of the largest 4-bit and 5-bit formats (Q4_1, Q5_1).
 _FOUR, _FIVE = 5.0, 6.0

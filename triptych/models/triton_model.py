@@ -19,12 +19,13 @@ from triptych.models.layers import Attention, DenseFfn, Layer, LocalExperts, Nor
 from triptych.models.model import Model
 from triptych.models.rope import Rope
 from triptych.models.taps import Tap, tell
+from triptych.models.triton_ffn import TritonFfn, TritonMixture, TritonUnit
 from triptych_kernels import rotary_cos_sin
 from triptych_kernels.triton.attention import AttentionShape
-from triptych_kernels.triton.gates import gate_rows
 from triptych_kernels.triton.norms import add_rms_norm
 from triptych_kernels.triton.packer import TritonLinear
 from triptych_kernels.triton.rope_append import HeadNorms, rope_append
+from triptych_kernels.triton.routing import can_route
 
 MAX_HEAD_DIM = 256
 
@@ -55,17 +56,19 @@ class _Layer:
     shape: AttentionShape
     qkv: TritonLinear
     output: TritonLinear
-    gate_up: TritonLinear
-    down: TritonLinear
+    ffn: TritonFfn
 
 
 def check_config(config: ModelConfig) -> None:
     """Raises ModelError for what these kernels do not run, with the remedy."""
     for refused, what in (
-        (config.moe is not None, "mixtures of experts"),
+        (config.delta is not None, "gated delta layers (linear attention)"),
         (config.latent is not None, "attention out of low ranks (MLA)"),
         (config.nsa is not None, "attention in three parts (NSA)"),
-        (config.delta is not None, "gated delta layers (linear attention)"),
+        (
+            config.moe is not None and not can_route(config.moe.routing),
+            "routing by groups of experts or by sigmoids",
+        ),
         (config.qk_norm_whole, "norms over all heads of a row"),
         (config.head_dim > MAX_HEAD_DIM, f"heads of more than {MAX_HEAD_DIM} numbers"),
     ):
@@ -86,10 +89,9 @@ class TritonModel:
         self._embedding = cast(TritonLinear, model.embedding)
         self._head = cast(TritonLinear, model.head)
         self.device = self._head.device
-        self._operands = self._head.operands
         assert isinstance(model.experts, LocalExperts) and model.distant is None
         self._layers = [
-            self._lower(layer, rope, *units)
+            self._lower(layer, rope, self._lower_ffn(layer, units, model.experts.cell_dtype))
             for layer, rope, units in zip(
                 model.layers, model.config.ropes, model.experts.units, strict=True
             )
@@ -119,7 +121,7 @@ class TritonModel:
         tapped = {layer for tap in taps for layer in tap.layers}
         delta: Tensor | None = None  # what the last branch adds; the next norm does
         for index, layer in enumerate(self._layers):
-            rows = self._normed(hidden, delta, layer.before_attention)
+            rows = self._normed(hidden, delta, layer.before_attention, layer.qkv.operands)
             queries = rope_append(
                 layer.qkv.multiply(rows, kv_dtype),
                 *rotary[layer.rope],
@@ -129,11 +131,10 @@ class TritonModel:
                 norms=layer.head_norms,
             )
             mixed = view.attend(index, queries, layer.shape).flatten(1)
-            delta = self._branch(layer.output, mixed, layer.behind_attention)
-            rows = self._normed(hidden, delta, layer.before_ffn)
-            gate_up = layer.gate_up.multiply(rows, torch.float32)
-            rows = gate_rows(gate_up, self.config.activation, self._operands)
-            delta = self._branch(layer.down, rows, layer.behind_ffn)
+            mixed = layer.output.multiply(mixed, torch.float32)
+            delta = self._branch(mixed, layer.behind_attention)
+            rows = self._normed(hidden, delta, layer.before_ffn, layer.ffn.takes)
+            delta = self._branch(layer.ffn(rows), layer.behind_ffn)
             if index in tapped or index == len(self._layers) - 1:
                 hidden += delta
                 delta = None
@@ -151,12 +152,13 @@ class TritonModel:
         cap = self.config.final_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    def _normed(self, hidden: Tensor, delta: Tensor | None, weight: Tensor) -> Tensor:
-        return add_rms_norm(hidden, delta, weight, self._eps, out_dtype=self._operands)
+    def _normed(
+        self, hidden: Tensor, delta: Tensor | None, weight: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        return add_rms_norm(hidden, delta, weight, self._eps, out_dtype=dtype)
 
-    def _branch(self, linear: TritonLinear, rows: Tensor, norm: Tensor | None) -> Tensor:
-        """What is added to the residual stream, float32 [M, H]."""
-        delta = linear.multiply(rows, torch.float32)
+    def _branch(self, delta: Tensor, norm: Tensor | None) -> Tensor:
+        """delta float32 [M, H] as it is added to the residual stream."""
         if norm is not None:
             delta = add_rms_norm(delta, None, norm, self._eps)
         scale = self.config.branch_scale
@@ -168,7 +170,15 @@ class TritonModel:
         cos, sin = rotary_cos_sin(positions, inv_freq, rope.attention_scaling)
         return cos.to(self.device), sin.to(self.device)
 
-    def _lower(self, layer: Layer, rope: Rope, ffn: DenseFfn) -> _Layer:
+    def _lower_ffn(
+        self, layer: Layer, units: Sequence[DenseFfn], cell_dtype: torch.dtype
+    ) -> TritonFfn:
+        gate = self.config.activation
+        if layer.mixture is None:
+            return TritonUnit(units[0], gate)
+        return TritonMixture(layer.mixture, units, gate, cell_dtype)
+
+    def _lower(self, layer: Layer, rope: Rope, ffn: TritonFfn) -> _Layer:
         attention = layer.attention
         assert isinstance(attention, Attention), "see check_config"
         norms = None
@@ -187,8 +197,7 @@ class TritonModel:
             shape=AttentionShape(attention.scale, attention.window, attention.softcap, sinks),
             qkv=cast(TritonLinear, attention.qkv),
             output=cast(TritonLinear, attention.output),
-            gate_up=cast(TritonLinear, ffn.gate_up),
-            down=cast(TritonLinear, ffn.down),
+            ffn=ffn,
         )
 
     def _weight(self, norm: Norm) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 from triptych.errors import ModelError
 from triptych.models.sources import CheckedSource
 from triptych.models.storage import QuantReport, QuantTally, WeightDtype, kept_bits
-from triptych_kernels.packer import LinearLike, Packer, TableLike
+from triptych_kernels.fp8 import quantise_fp8
+from triptych_kernels.packer import Fp8Packer, LinearLike, Packer, TableLike
 from triptych_kernels.quant import Affine, join, promote, quantise, relative_error
 
 _BITS = {"int8": 8, "int4": 4}
@@ -60,7 +61,8 @@ class WeightReader:
         self._packer = packer
         self._tally = QuantTally()
         # Where joined weights are put together; packers copy, so it serves for all.
-        self._scratch = torch.empty(0, dtype=torch.bfloat16 if dtype == "bfloat16" else None)
+        halves = dtype in ("bfloat16", "fp8")
+        self._scratch = torch.empty(0, dtype=torch.bfloat16 if halves else None)
 
     @property
     def origin(self) -> str:
@@ -114,10 +116,10 @@ class WeightReader:
 
         order [N] int64: the outputs that are kept, in this order; −1 is one that is zero.
         """
-        if exact:
-            matrix: Tensor | Affine = torch.cat(
-                [self._read(w, in_features) for w in weights]
-            ).float()
+        fp8 = self._dtype == "fp8" and not (head or exact)
+        matrix: Tensor | Affine
+        if exact or fp8:  # out of float32, weights stored on fp8's grids stay on them
+            matrix = torch.cat([self._read(part, in_features) for part in weights]).float()
         else:
             matrix = self._matrix(weights, in_features, head)
         bias = torch.cat([self._read(part).float() for part in biases]) if biases else None
@@ -126,6 +128,8 @@ class WeightReader:
             bias = None if bias is None else _pick(bias, order)
         if isinstance(matrix, Affine):
             return self._packer.affine(matrix, bias, gated=gated)
+        if fp8:
+            return self._in_fp8(weights, matrix, bias)
         return self._packer.dense(matrix, bias, gated=gated)
 
     def table(self, name: str, rows: int, columns: int) -> TableLike:
@@ -169,6 +173,23 @@ class WeightReader:
             for part in parts
         ]
         return self._affine(parts, columns, bits)
+
+    def _in_fp8(self, parts: Sequence[Part], matrix: Tensor, bias: Tensor | None) -> LinearLike:
+        if not isinstance(self._packer, Fp8Packer):
+            raise ModelError(
+                "dtype: fp8 is computed by device: cuda alone: set dtype: int8, or device: cuda"
+            )
+        try:
+            packed = quantise_fp8(matrix)
+        except ValueError as error:
+            raise self._damaged([part.name for part in parts], error) from error
+        return self._packer.fp8(packed, bias)
+
+    def _damaged(self, names: Sequence[str], error: ValueError) -> ModelError:
+        told = ", ".join(repr(name) for name in names)
+        return ModelError(
+            f"{self._source.origin}: tensor {told}: {error}; the file is damaged: get it again"
+        )
 
     def _dense(self, parts: Sequence[Part], columns: int) -> Tensor:
         alone = self._read(parts[0], columns) if len(parts) == 1 else None
@@ -216,10 +237,7 @@ class WeightReader:
         try:
             affine = quantise(weight, bits, group)
         except ValueError as error:
-            raise ModelError(
-                f"{self._source.origin}: tensor {part.name!r}: {error}; the file is damaged: "
-                "get it again"
-            ) from error
+            raise self._damaged([part.name], error) from error
         self._tally.errors[part.label] = relative_error(weight, affine)
         return affine
 

@@ -25,6 +25,7 @@ class FileServer:
     gated: set[str] = field(default_factory=set)  # repos whose bytes need the token "leave"
     statuses: list[int] = field(default_factory=list)  # of the next answers, before any good one
     cut_after: list[int] = field(default_factory=list)  # body bytes of the next answers
+    longest: int | None = None  # body bytes of any answer: where larger ones break off
     ranges: bool = True
     asked: list[tuple[str, str | None]] = field(default_factory=list)  # (path, Range) of bytes
     url: str = ""
@@ -47,14 +48,14 @@ class FileServer:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[FileServer]:
+def serving(host: str = "127.0.0.1") -> Iterator[FileServer]:
     state = FileServer()
 
     class Handler(_Handler):
         server_state = state
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{server.server_port}"
+    server = ThreadingHTTPServer((host, 0), Handler)
+    state.url = f"http://{host}:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -113,6 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         cuts = self.server_state.cut_after
         sent = body[: cuts.pop(0)] if cuts and status in (200, 206) else body
+        sent = sent[: self.server_state.longest]
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)

@@ -28,6 +28,11 @@ TINY = {
 }
 
 
+def knows_fp8(device: torch.device) -> bool:
+    """Whether products of e4m3 can be had there."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def triton_model(checkpoint: Path, device: torch.device, weights: WeightDtype = "float32") -> Model:
     operands = torch.float32 if weights == "float32" else torch.bfloat16
     return load_model(checkpoint, dtype=weights, packer=TritonPacker(device, operands))

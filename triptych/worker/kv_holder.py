@@ -10,7 +10,8 @@ from typing import TypeAlias
 import grpc
 
 from transport.kv.base import KvLinkError, KvSource, LinkUnusable
-from transport.kv.links import make_links, takes
+from transport.kv.links import make_links
+from transport.kv.paths import takes
 from transport.protos import worker_pb2 as pb
 from transport.protos.worker_pb2_grpc import KvHolderServicer
 from triptych.worker.args import WorkerArgs

@@ -17,10 +17,11 @@ _OPTIONAL = {  # arguments that are None unless a kernel is compiled for a featu
     "SKIP": ("thresholds", "budgets", "eps", "counts"),
     "TREE": ("owners_of", "paths", "leaves_of", "masks"),
     "RECORD": ("record",),
+    "SHARED": ("splits_of",),
 }
 _FLAGS = ("CAPPED", "WINDOWED", "SCALED", *_OPTIONAL)
-_ELEMENTS = {"q", "keys", "values", "out", "parts", "low", "high"}
-_FLOATS = {"lse", "part_lse", "sinks", "thresholds", "budgets", "eps", "states", "outs", "scores"}
+_ELEMENTS = {"q", "keys", "values", "out", "low", "high"}
+_FLOATS = {"lse", "sinks", "thresholds", "budgets", "eps", "states", "outs", "scores"}
 _POINTERS = {
     "tables",
     "lengths",
@@ -29,6 +30,7 @@ _POINTERS = {
     "owners_of",
     "paths",
     "leaves_of",
+    "splits_of",
     "counts",
     "blocks",
     "filled",

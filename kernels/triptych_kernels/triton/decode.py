@@ -5,6 +5,10 @@ rows of a sequence are the rows of a tile, so keys and values are read once for 
 CTA leaves the state of one split, and combine.py merges a row's states in position order. A
 CTA whose split its sequence has not got ends at once: how many there are depends on that sequence.
 
+Splits that several sequences share (shared_splits.py) are folded by one launch whose "sequences"
+are bundles: rows of all members in one tile. Another launch of the same code folds what each has to
+itself, and all states are merged as if nobody had shared anything: the same bits.
+
 Rows of a tree of drafts (tree.py) stand at positions of their own. Behind the last token that all
 share, tiles are visited once for each path from the root to a leaf, with the path's keys where they
 would lie without the other branches. So a row gets the bits that plain decoding would give it.
@@ -12,7 +16,8 @@ would lie without the other branches. So a row gets the bits that plain decoding
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import triton
@@ -42,6 +47,7 @@ from triptych_kernels.triton.attention_math import (
 )
 from triptych_kernels.triton.combine import combine_splits
 from triptych_kernels.triton.common import NO_FUSION
+from triptych_kernels.triton.shared_splits import SharedSplits
 from triptych_kernels.triton.skipping import (
     largest,
     left_out,
@@ -76,7 +82,12 @@ def _slots(columns, start, high, path, turn, path_leaf, TREE: tl.constexpr):
     return columns, columns < high
 
 
-@triton.jit
+# What differs from batch to batch is compiled as any number: one code for every batch.
+_OF_BATCH = ["table_head", "table_row", "length_head", "position_head"]
+_OF_BATCH += ["path_row", "path_leaf", "record_tiles", "total_rows"]
+
+
+@triton.jit(do_not_specialize=_OF_BATCH)
 def split_kernel(
     q,
     keys,
@@ -84,6 +95,7 @@ def split_kernel(
     tables,
     lengths,
     row_starts,
+    splits_of,
     positions_of,
     owners_of,
     paths,
@@ -124,6 +136,7 @@ def split_kernel(
     CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
     TREE: tl.constexpr,
+    SHARED: tl.constexpr,
     SKIP: tl.constexpr,
     SCALED: tl.constexpr,
     RECORD: tl.constexpr,
@@ -136,6 +149,10 @@ def split_kernel(
     num_rows = tl.load(row_starts + seq + 1) - first
     if at >= num_rows * GROUP:
         return
+    if SHARED:
+        begin, end = tl.load(splits_of + 2 * seq), tl.load(splits_of + 2 * seq + 1)
+        if (split < begin) | (split >= end):
+            return
     pairs = at + tl.arange(0, ROWS)
     real = pairs < num_rows * GROUP
     rows = (first + pairs // GROUP).to(tl.int64)
@@ -269,25 +286,27 @@ def paged_decode(
     max_length: int,
     paths: Paths | None = None,
     skipping: Skipping | None = None,
-    see_all: bool = False,
+    shared: SharedSplits | None = None,
     block_rows: int = 16,
 ) -> Attended:
     """Attention of a few rows of each sequence. q [T, Hq, D]; row_starts int32 [B + 1].
 
     The rows are the last ones of their sequence's tokens, one behind the other or, with `paths`, a
-    tree; with `see_all` they are no part of it and see all of it (a prefix that they share).
-    max_rows and max_length: of one sequence, or more; they show in no bit. block_rows, 16, 32 or
-    64: rows × query heads of a KV head that a CTA takes. Sums of products may be rounded otherwise
-    for each, so whoever wants decode and verification to give the same bits gives both the same.
+    tree. max_rows and max_length: of one sequence, or more; they show in no bit. block_rows, 16, 32
+    or 64: rows × query heads of a KV head that a CTA takes. Sums of products may be rounded
+    otherwise for each, so whoever wants decode and verification to give the same bits gives both
+    the same. shared: what is read once for several sequences. Shows in no bit; but give it always
+    or never, without bundles where there are none, for it is another compilation than None.
     """
     group = check_queries(q, kv)
     rows, heads, dim = q.shape
-    batch = kv.lengths.shape[-1]
     if kv.per_head and shape.window is not None:
         raise ValueError("a window needs true positions: give one table for all KV heads")
+    if shared is not None and (kv.per_head or shape.window is not None or skipping is not None):
+        raise ValueError("shared: neither tables per KV head, nor windows, nor skipping")
     tiles = tiles_for(q.dtype, dim)
     results = new_results(q, kv, skipping, kv.kv_heads)
-    positions = _positions(kv, row_starts, rows, paths, see_all)
+    positions = _positions(kv, row_starts, rows, paths)
     splits = max(1, triton.cdiv(max_length, SPLIT_TOKENS))
     states = torch.empty(splits, rows, heads, 4, dtype=torch.float32, device=q.device)
     outs = torch.empty(splits, rows, heads, dim, dtype=torch.float32, device=q.device)
@@ -295,59 +314,74 @@ def paged_decode(
     tree = (None,) * 3 if paths is None else (paths.owners, paths.nodes, paths.leaves)
     thresholds, budgets, record = skip_arguments(skipping, results)
     of = constants(kv, shape, skipping, group, tiles)
-    row_tiles = triton.cdiv(max_rows * group, block_rows)
-    split_kernel[(splits, row_tiles * kv.kv_heads, batch)](
-        q,
-        kv.keys,
-        kv.values,
-        kv.tables,
-        kv.lengths,
-        row_starts,
-        positions,
-        *tree,
-        states,
-        outs,
-        thresholds,
-        budgets,
-        record,
-        results.counts,
-        *q.stride()[:2],
-        *kv.keys.stride()[:3],
-        *kv.values.stride()[:3],
-        kv.head_stride(kv.tables),
-        kv.batch_stride(kv.tables),
-        kv.head_stride(kv.lengths),
-        position_head,
-        0 if paths is None else paths.nodes.stride(0),
-        0 if paths is None else paths.nodes.stride(1),
-        0 if record is None else record.shape[2],
-        rows,
-        kv.kv_heads,
-        *shape.factors,
-        shape.window or 0,
-        **of,
-        ROWS=block_rows,
-        TREE=paths is not None,
-        STAGES=STAGES,
-        num_warps=warps_for(block_rows),
-        **NO_FUSION,
-    )
+    launches = [_Launch(kv, row_starts, None if shared is None else shared.own, max_rows, splits)]
+    if shared is not None and len(shared.lengths):
+        together = replace(kv, tables=shared.tables, lengths=shared.lengths)
+        launches.append(
+            _Launch(together, shared.row_starts, shared.splits, shared.max_rows, shared.max_splits)
+        )
+    for of_kv, starts, splits_of, most_rows, most_splits in launches:
+        row_tiles = triton.cdiv(most_rows * group, block_rows)
+        split_kernel[(most_splits, row_tiles * kv.kv_heads, of_kv.lengths.shape[-1])](
+            q,
+            kv.keys,
+            kv.values,
+            of_kv.tables,
+            of_kv.lengths,
+            starts,
+            splits_of,
+            positions,
+            *tree,
+            states,
+            outs,
+            thresholds,
+            budgets,
+            record,
+            results.counts,
+            *q.stride()[:2],
+            *kv.keys.stride()[:3],
+            *kv.values.stride()[:3],
+            of_kv.head_stride(of_kv.tables),
+            of_kv.batch_stride(of_kv.tables),
+            of_kv.head_stride(of_kv.lengths),
+            position_head,
+            0 if paths is None else paths.nodes.stride(0),
+            0 if paths is None else paths.nodes.stride(1),
+            0 if record is None else record.shape[2],
+            rows,
+            kv.kv_heads,
+            *shape.factors,
+            shape.window or 0,
+            **of,
+            ROWS=block_rows,
+            TREE=paths is not None,
+            SHARED=shared is not None,
+            STAGES=STAGES,
+            num_warps=warps_for(block_rows),
+            **NO_FUSION,
+        )
     combine_splits(
         states, outs, positions, results, position_head=position_head, shape=shape, of=of
     )
     return results
 
 
-def _positions(
-    kv: PagedKv, row_starts: Tensor, rows: int, paths: Paths | None, see_all: bool
-) -> Tensor:
+class _Launch(NamedTuple):
+    """Sequences, or bundles of them, and the splits of each that are folded."""
+
+    kv: PagedKv
+    row_starts: Tensor
+    splits_of: Tensor | None
+    max_rows: int
+    max_splits: int
+
+
+def _positions(kv: PagedKv, row_starts: Tensor, rows: int, paths: Paths | None) -> Tensor:
     """Of each row, int32 [T] or [Hkv, T]; without waiting for the GPU."""
     counts = row_starts.diff()
     sequences = torch.arange(len(counts), device=counts.device)
     sequences = torch.repeat_interleave(sequences, counts, output_size=rows)
     lengths = kv.lengths[..., sequences]
-    if see_all:
-        return (lengths - 1).contiguous()
     if paths is None:
         depths = torch.arange(rows, dtype=torch.int32, device=counts.device) - row_starts[sequences]
     else:
@@ -366,6 +400,8 @@ AOT_CASES = tuple(
         ("bf16", 128, 16, ()),
         ("bf16", 128, 16, ("SKIP",)),
         ("bf16", 128, 64, ()),
+        ("bf16", 128, 64, ("SHARED",)),
+        ("bf16", 128, 64, ("TREE", "SHARED")),
         ("bf16", 128, 64, ("SKIP", "SCALED")),
         ("bf16", 128, 64, ("TREE",)),
         ("bf16", 128, 64, ("TREE", "SKIP")),

@@ -19,6 +19,8 @@ from triptych_kernels.triton.rounding import narrow
 ROWS = 64  # of a tile; part of the numerics contract, like the other two
 COLUMNS = 64
 DEPTH = 64
+# Without tensor cores, as float32 proper: 64 spill on sm_80.
+DEPTH_OF_FLOAT32 = 32
 
 
 def linear_dense(
@@ -45,7 +47,7 @@ def linear_dense(
         BIAS=bias is not None,
         ROWS=ROWS,
         COLUMNS=COLUMNS,
-        DEPTH=DEPTH,
+        DEPTH=DEPTH_OF_FLOAT32 if x.dtype == torch.float32 else DEPTH,
         num_warps=4,
         num_stages=3,
         **NO_FUSION,
@@ -76,18 +78,20 @@ def _linear_dense(x, weight, bias, out, x_stride, weight_stride, rows, columns, 
     tl.store(to, narrow(sums, out.dtype.element_ty), mask=exist & (column[None, :] < columns))
 
 
-AOT_CASES = (
+AOT_CASES = tuple(
     AotCase(
-        "linear/dense/bf16",
+        f"linear/dense/{dtype}",
         _linear_dense,
         {
-            **dict.fromkeys(("x", "weight", "out"), "*bf16"),
+            **dict.fromkeys(("x", "weight", "out"), f"*{dtype}"),
             **dict.fromkeys(("x_stride", "weight_stride", "rows", "columns", "depth"), "i32"),
             "bias": "*fp32",
         },
-        {"ROWS": ROWS, "COLUMNS": COLUMNS, "DEPTH": DEPTH, "BIAS": True},
+        {"ROWS": ROWS, "COLUMNS": COLUMNS, "DEPTH": depth, "BIAS": True},
         num_stages=3,
         aligned=("x", "weight", "out", "x_stride", "weight_stride", "columns", "depth"),
+        mma=dtype == "bf16",
         async_copies=24,
-    ),
+    )
+    for dtype, depth in (("bf16", DEPTH), ("fp32", DEPTH_OF_FLOAT32))
 )

@@ -14,9 +14,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import JITFunction
 
 from triptych_kernels.triton.aot import AotCase
 from triptych_kernels.triton.common import NO_FUSION, dot
+from triptych_kernels.triton.dense_linear import DEPTH_OF_FLOAT32
 from triptych_kernels.triton.gates import GATES, Gate, gated
 from triptych_kernels.triton.rounding import narrow
 
@@ -64,12 +66,17 @@ def run_experts(
     *,
     num_cells: int,
     gate: Gate = "silu",
+    gate_up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Every cell's answer, [num_cells, H] in the rows' order.
 
-    x [M, H]; gate_up [E, 2·I, H], gate above up; down [E, H, I]; num_cells = M · k.
+    x [M, H]; gate_up [E, 2·I, H], gate above up; down [E, H, I]; biases float32 [E, 2·I] and
+    [E, H], both or none; num_cells = M · k.
     """
+    assert (gate_up_bias is None) == (down_bias is None), "both have biases, or none has"
+    depth = DEPTH_OF_FLOAT32 if x.dtype == torch.float32 else DEPTH
     assert x.stride(1) == gate_up.stride(2) == down.stride(2) == 1, "rows are contiguous"
     size, inner = down.shape[1:]
     tiles = len(plan.experts)
@@ -77,6 +84,7 @@ def run_experts(
     _gate_up[(tiles, triton.cdiv(inner, COLUMNS))](
         x,
         gate_up,
+        gate_up_bias,
         plan.cells,
         plan.experts,
         hidden,
@@ -87,9 +95,10 @@ def run_experts(
         inner,
         size,
         GATE=GATES[gate],
+        BIAS=gate_up_bias is not None,
         ROWS=ROWS,
         COLUMNS=COLUMNS,
-        DEPTH=DEPTH,
+        DEPTH=depth,
         num_warps=4,
         num_stages=3,
         **NO_FUSION,
@@ -98,6 +107,7 @@ def run_experts(
     _down[(tiles, triton.cdiv(size, COLUMNS))](
         hidden,
         down,
+        down_bias,
         plan.cells,
         plan.experts,
         answers,
@@ -105,9 +115,10 @@ def run_experts(
         down.stride(1),
         size,
         inner,
+        BIAS=down_bias is not None,
         ROWS=ROWS,
         COLUMNS=COLUMNS,
-        DEPTH=DEPTH,
+        DEPTH=depth,
         num_warps=4,
         num_stages=3,
         **NO_FUSION,
@@ -145,9 +156,9 @@ def combine(
 
 
 @triton.jit
-def _gate_up(x, weights, cells, experts, out, x_stride, expert_stride, row_stride, k, inner, size,
-             GATE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-             DEPTH: tl.constexpr):  # fmt: skip
+def _gate_up(x, weights, bias, cells, experts, out, x_stride, expert_stride, row_stride, k, inner,
+             size, GATE: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr,
+             COLUMNS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
     tile = tl.program_id(0)
     expert = tl.load(experts + tile).to(tl.int64)
     if expert < 0:
@@ -170,14 +181,19 @@ def _gate_up(x, weights, cells, experts, out, x_stride, expert_stride, row_strid
         c = tl.load(from_up + d[:, None], mask=inside & (d[:, None] < size), other=0.0)
         gate += dot(a, b)
         up += dot(a, c)
+    if BIAS:
+        from_bias = bias + expert * 2 * inner + column
+        gate += tl.load(from_bias, mask=column < inner, other=0.0)[None, :]
+        up += tl.load(from_bias + inner, mask=column < inner, other=0.0)[None, :]
     value = narrow(gated(gate, up, GATE), out.dtype.element_ty)
     to = out + at[:, None].to(tl.int64) * inner + column[None, :]
     tl.store(to, value, mask=inside)
 
 
 @triton.jit
-def _down(hidden, weights, cells, experts, out, expert_stride, row_stride, size, inner,
-          ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+def _down(hidden, weights, bias, cells, experts, out, expert_stride, row_stride, size, inner,
+          BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+          DEPTH: tl.constexpr):  # fmt: skip
     tile = tl.program_id(0)
     expert = tl.load(experts + tile).to(tl.int64)
     if expert < 0:
@@ -195,6 +211,8 @@ def _down(hidden, weights, cells, experts, out, expert_stride, row_stride, size,
         a = tl.load(from_hidden + d[None, :], mask=d[None, :] < inner, other=0.0)
         b = tl.load(from_weights + d[:, None], mask=inside & (d[:, None] < inner), other=0.0)
         sums += dot(a, b)
+    if BIAS:
+        sums += tl.load(bias + expert * size + column, mask=column < size, other=0.0)[None, :]
     to = out + cell[:, None].to(tl.int64) * size + column[None, :]
     tl.store(to, narrow(sums, out.dtype.element_ty), mask=inside & (cell[:, None] >= 0))
 
@@ -221,36 +239,37 @@ def _combine(cells, weights, shared, out, scale, k, size, WEIGHTED: tl.constexpr
 
 
 _TILES = {"ROWS": ROWS, "COLUMNS": COLUMNS, "DEPTH": DEPTH}
+_GATED: tuple[tuple[bool, Gate], ...] = ((False, "silu"), (True, "clamped_swiglu"))
+
+
+def _product(name: str, kernel: JITFunction, copies: int, bias: bool, gate: Gate) -> AotCase:
+    """kernel: `_gate_up` or `_down`."""
+    types = {
+        **dict.fromkeys(("x", "hidden", "weights", "out"), "*bf16"),
+        **dict.fromkeys(("cells", "experts"), "*i32"),
+        **dict.fromkeys(("x_stride", "row_stride", "k", "inner", "size"), "i32"),
+        "expert_stride": "i64",
+        "bias": "*fp32",
+    }
+    constants: dict[str, object] = {**_TILES, "GATE": GATES[gate], "BIAS": bias}
+    if not bias:
+        constants["bias"] = None
+    names = kernel.arg_names
+    aligned = ("x", "hidden", "weights", "out", "x_stride", "expert_stride", "row_stride")
+    return AotCase(
+        f"experts/{name}{'+bias' if bias else ''}/bf16",
+        kernel,
+        {of: types[of] for of in names if of in types and of not in constants},
+        {of: value for of, value in constants.items() if of in names},
+        num_stages=3,
+        aligned=tuple(of for of in (*aligned, "inner", "size") if of in names),
+        async_copies=copies,
+    )
+
 
 AOT_CASES = (
-    AotCase(
-        "experts/gate_up/bf16",
-        _gate_up,
-        {
-            **dict.fromkeys(("x", "weights", "out"), "*bf16"),
-            **dict.fromkeys(("cells", "experts"), "*i32"),
-            **dict.fromkeys(("x_stride", "row_stride", "k", "inner", "size"), "i32"),
-            "expert_stride": "i64",
-        },
-        {**_TILES, "GATE": GATES["silu"]},
-        num_stages=3,
-        aligned=("x", "weights", "x_stride", "expert_stride", "row_stride", "inner", "size"),
-        async_copies=36,
-    ),
-    AotCase(
-        "experts/down/bf16",
-        _down,
-        {
-            **dict.fromkeys(("hidden", "weights", "out"), "*bf16"),
-            **dict.fromkeys(("cells", "experts"), "*i32"),
-            **dict.fromkeys(("row_stride", "size", "inner"), "i32"),
-            "expert_stride": "i64",
-        },
-        _TILES,
-        num_stages=3,
-        aligned=("hidden", "weights", "out", "expert_stride", "row_stride", "inner", "size"),
-        async_copies=24,
-    ),
+    *(_product("gate_up", _gate_up, 36, bias, gate) for bias, gate in _GATED),
+    *(_product("down", _down, 24, bias, gate) for bias, gate in _GATED),
     AotCase(
         "experts/combine/bf16",
         _combine,

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triptych_kernels.fp8 import FP8_BLOCK, Fp8Weight
 from triptych_kernels.quant import Affine
 from triptych_kernels.triton.aot import AotCase
 from triptych_kernels.triton.common import NO_FUSION, dot
@@ -28,9 +29,8 @@ ROWS = 64
 COLUMNS = 64
 HALF = 32  # of a block of K: one scale of the finest group
 DEPTH = 2 * HALF
-FP8_COLUMNS = 128
-FP8_DEPTH = 128
-_FP8_MAX = 448.0
+FP8_COLUMNS = FP8_BLOCK
+FP8_DEPTH = FP8_BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,7 @@ class PackedAffine:
     in_features: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fp8Weight:
-    q: Tensor  # float8_e4m3fn [N, K]
-    scale: Tensor  # float32 [ceil(N / 128), ceil(K / 128)]
+Packed = PackedAffine | Fp8Weight
 
 
 def pack_affine(weight: Affine) -> PackedAffine:
@@ -62,17 +59,6 @@ def pack_affine(weight: Affine) -> PackedAffine:
         q = (blocks[:, :, 0] | blocks[:, :, 1] << 4).flatten(1)
     scale, low = weight.scale.contiguous(), weight.low.contiguous()
     return PackedAffine(q.contiguous(), scale, low, weight.bits, weight.group, columns)
-
-
-def quantise_fp8(weight: Tensor) -> Fp8Weight:
-    """weight [N, K] of any floating type; a scale is the largest size of its block over 448."""
-    rows, columns = weight.shape
-    block = FP8_DEPTH
-    padded = torch.nn.functional.pad(weight.float(), (0, -columns % block, 0, -rows % block))
-    tiles = padded.view(padded.shape[0] // block, block, -1, block)
-    scale = (tiles.abs().amax((1, 3)) / _FP8_MAX).clamp(min=torch.finfo(torch.float32).tiny)
-    q = (tiles / scale[:, None, :, None]).view_as(padded)[:rows, :columns]
-    return Fp8Weight(q.to(torch.float8_e4m3fn).contiguous(), scale)
 
 
 def linear_affine(
@@ -151,17 +137,16 @@ def _on_grid(q, scale, low, at, dtype: tl.constexpr):
     return narrow(q.to(tl.float32) * step + tl.load(low + at)[:, None].to(tl.float32), dtype)
 
 
-@triton.jit(do_not_specialize=["rows"])  # one code for every batch
-def _linear_affine(q, scale, low, x, bias, out, x_stride, q_stride, group_stride, rows, columns,
-                   depth, BITS: tl.constexpr, GROUP: tl.constexpr, BIAS: tl.constexpr,
-                   ROWS: tl.constexpr, COLUMNS: tl.constexpr, HALF: tl.constexpr):  # fmt: skip
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    # Behind the last one the last one is read; it is not stored.
-    of = tl.minimum(column, columns - 1).to(tl.int64)
+@triton.jit
+def affine_product(q, scale, low, from_x, of, real, q_stride, group_stride, depth,
+                   BITS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+                   COLUMNS: tl.constexpr, HALF: tl.constexpr):  # fmt: skip
+    """of int64 [COLUMNS]: rows of the matrix. from_x [1, ROWS]: where rows begin; real [ROWS]: not
+    read where False. → float32 [COLUMNS, ROWS].
+    """
     half = tl.arange(0, HALF)
     from_q = q + of[:, None] * q_stride + half[None, :]
-    from_x = x + row[None, :].to(tl.int64) * x_stride + half[:, None]
+    from_x += half[:, None]
     last_group = (depth - 1) // GROUP
     sums = tl.zeros((COLUMNS, ROWS), tl.float32)
     for first in range(0, depth, 2 * HALF):
@@ -172,12 +157,29 @@ def _linear_affine(q, scale, low, x, bias, out, x_stride, q_stride, group_stride
             front, back = tl.load(from_q + first), tl.load(from_q + first + HALF)
         group = of * group_stride + first // GROUP
         next_group = of * group_stride + tl.minimum((first + HALF) // GROUP, last_group)
-        inside = (half[:, None] < depth - first) & (row[None, :] < rows)
-        inside_back = (half[:, None] < depth - first - HALF) & (row[None, :] < rows)
+        inside = (half[:, None] < depth - first) & real[None, :]
+        inside_back = (half[:, None] < depth - first - HALF) & real[None, :]
         x_front = tl.load(from_x + first, mask=inside, other=0.0)
         x_back = tl.load(from_x + first + HALF, mask=inside_back, other=0.0)
-        sums += dot(_on_grid(front, scale, low, group, x.dtype.element_ty), x_front)
-        sums += dot(_on_grid(back, scale, low, next_group, x.dtype.element_ty), x_back)
+        dtype = from_x.dtype.element_ty
+        sums += dot(_on_grid(front, scale, low, group, dtype), x_front)
+        sums += dot(_on_grid(back, scale, low, next_group, dtype), x_back)
+    return sums
+
+
+@triton.jit(do_not_specialize=["rows"])  # one code for every batch
+def _linear_affine(q, scale, low, x, bias, out, x_stride, q_stride, group_stride, rows, columns,
+                   depth, BITS: tl.constexpr, GROUP: tl.constexpr, BIAS: tl.constexpr,
+                   ROWS: tl.constexpr, COLUMNS: tl.constexpr, HALF: tl.constexpr):  # fmt: skip
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    # Behind the last one the last one is read; it is not stored.
+    of = tl.minimum(column, columns - 1).to(tl.int64)
+    from_x = x + row[None, :].to(tl.int64) * x_stride
+    sums = affine_product(
+        q, scale, low, from_x, of, row < rows, q_stride, group_stride, depth,
+        BITS, GROUP, ROWS, COLUMNS, HALF,
+    )  # fmt: skip
     if BIAS:
         sums += tl.load(bias + of)[:, None]
     to = out + row[None, :].to(tl.int64) * columns + column[:, None]
@@ -185,14 +187,12 @@ def _linear_affine(q, scale, low, x, bias, out, x_stride, q_stride, group_stride
     tl.store(to, narrow(sums, out.dtype.element_ty), mask=stored)
 
 
-@triton.jit(do_not_specialize=["rows"])  # one code for every batch
-def _linear_fp8(x, x_scale, q, scale, bias, out, scale_stride, rows, columns, depth,
-                BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-                DEPTH: tl.constexpr):  # fmt: skip
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    of = tl.minimum(column, columns - 1).to(tl.int64)
-    of_row = tl.minimum(row, rows - 1).to(tl.int64)
+@triton.jit
+def fp8_product(x, x_scale, q, scales, of_row, of, depth, ROWS: tl.constexpr,
+                COLUMNS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+    """of_row int64 [ROWS]: rows of x; of int64 [COLUMNS]: rows of the matrix, of one block, whose
+    scales begin at `scales`. → float32 [ROWS, COLUMNS].
+    """
     at = tl.arange(0, DEPTH)
     from_x = x + of_row[:, None] * depth + at[None, :]
     from_q = q + of[None, :] * depth + at[:, None]
@@ -203,8 +203,21 @@ def _linear_fp8(x, x_scale, q, scale, bias, out, scale_stride, rows, columns, de
         a = tl.load(from_x + block * DEPTH, mask=at[None, :] < left, other=0.0)
         b = tl.load(from_q + block * DEPTH, mask=at[:, None] < left, other=0.0)
         of_x = tl.load(x_scale + of_row * blocks + block)
-        of_q = tl.load(scale + tl.program_id(0) * scale_stride + block)
+        of_q = tl.load(scales + block)
         sums += dot(a, b) * (of_x * of_q)[:, None]
+    return sums
+
+
+@triton.jit(do_not_specialize=["rows"])  # one code for every batch
+def _linear_fp8(x, x_scale, q, scale, bias, out, scale_stride, rows, columns, depth,
+                BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+                DEPTH: tl.constexpr):  # fmt: skip
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    of = tl.minimum(column, columns - 1).to(tl.int64)
+    of_row = tl.minimum(row, rows - 1).to(tl.int64)
+    scales = scale + tl.program_id(0) * scale_stride
+    sums = fp8_product(x, x_scale, q, scales, of_row, of, depth, ROWS, COLUMNS, DEPTH)
     if BIAS:
         sums += tl.load(bias + of)[None, :]
     to = out + row[:, None].to(tl.int64) * columns + column[None, :]

@@ -15,6 +15,7 @@ from torch import Tensor
 from triptych_kernels.triton.attention import Attended, AttentionShape, PagedKv, Skipping
 from triptych_kernels.triton.column_scores import column_scores
 from triptych_kernels.triton.decode import Paths, paged_decode
+from triptych_kernels.triton.shared_splits import SharedSplits
 
 MAX_TREE = 64
 
@@ -76,6 +77,7 @@ def verify_attention(
     *,
     max_length: int,
     skipping: Skipping | None = None,
+    shared: SharedSplits | None = None,
     block_rows: int = 64,
     scores_by: int | None = None,
 ) -> tuple[Attended, Tensor | None]:
@@ -93,6 +95,7 @@ def verify_attention(
         max_length=max_length,
         paths=trees.paths,
         skipping=skipping,
+        shared=shared,
         block_rows=block_rows,
     )
     if scores_by is None:

@@ -28,19 +28,23 @@ def pack_rows(x: Tensor, rows: Tensor, row_type: RowType) -> tuple[Tensor, Tenso
     rows int32 [C]; −1: zeros.
     """
     count, size = len(rows), x.shape[1]
-    packed, scales = empty_rows(torch.Size((count, size)), row_type)
-    packed = packed.to(x.device)
-    if scales is None:
-        scales = torch.empty(0)
-    scales = scales.to(x.device)
+    packed, scales = empty_rows(torch.Size((count, size)), row_type, x.device)
     # A scale of a whole row needs all of it in one program; of a block, only that block.
     tile = triton.next_power_of_2(size) if row_type == "int8" else FP8_BLOCK
     tile = tile if row_type in ("int8", "fp8") else _TILE
     out = packed.view(torch.uint8) if row_type == "fp8" else packed
     _pack[(count, triton.cdiv(size, tile))](
-        x, rows, out, scales, x.stride(0), size, KIND=_KINDS[row_type], TILE=tile, **NO_FUSION
+        x,
+        rows,
+        out,
+        out if scales is None else scales,
+        x.stride(0),
+        size,
+        KIND=_KINDS[row_type],
+        TILE=tile,
+        **NO_FUSION,
     )
-    return packed, scales if len(scales) else None
+    return packed, scales
 
 
 def unpack_rows(packed: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,29 @@ def test_items_and_modes_are_as_asked(maker: VolumeMaker) -> None:
     [made] = maker.make([{"name": "keys", "secret": volume}]).values()
     assert isinstance(made, Path)
     assert stat.S_IMODE((made / "sub/name").stat().st_mode) == 0o440
+
+
+def test_a_projected_volume_is_one_folder_with_a_mode_for_all(maker: VolumeMaker) -> None:
+    own = {"key": "k", "path": "own", "mode": 0o600}
+    sources = [
+        {"secret": {"name": "keys", "items": [own]}},
+        {"secret": {"name": "keys"}},
+        {"configMap": {"name": "config", "items": [{"key": "a.yaml", "path": "a"}]}},
+        {"secret": {"name": "lost", "optional": True}},
+    ]
+    volume = {"name": "all", "projected": {"defaultMode": 0o400, "sources": sources}}
+    made = maker.make([volume])["all"]
+    assert isinstance(made, Path)
+    modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in made.iterdir()}
+    assert modes == {"own": 0o600, "k": 0o400, "a": 0o400}
+
+
+def test_the_group_of_a_pod_may_read_secrets_whatever_their_mode(tmp_path: Path) -> None:
+    maker = VolumeMaker(tmp_path, STORED, {}, group=os.getgid())
+    secret = {"secretName": "keys", "defaultMode": 0o400}
+    made = maker.make([{"name": "keys", "secret": secret}])["keys"]
+    assert isinstance(made, Path)
+    assert stat.S_IMODE((made / "k").stat().st_mode) == 0o440
 
 
 def test_what_is_not_there_is_an_error(maker: VolumeMaker) -> None:

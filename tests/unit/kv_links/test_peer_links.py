@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from transport.kv.base import BlockRead, KvSource, LinkUnusable, PeerGone, Transfer
-from transport.kv.links import MAX_ATTEMPTS, PeerLinks, make_links, takes
+from transport.kv.links import MAX_ATTEMPTS, PeerLinks, make_links
+from transport.kv.paths import link_of, takes
 from transport.kv.region import Region, RegionShape
 
 
@@ -190,6 +191,7 @@ def test_a_path_satisfies_its_link_and_itself() -> None:
     assert not takes("nixl:cma", "nixl:rdma")
     assert not takes("nixl", "nixl:rdma")
     assert not takes("shmoo", "shm")
+    assert [link_of(path) for path in ("shm", "nixl:rdma")] == ["shm", "nixl"]
 
 
 def test_links_are_made_by_name(tmp_path: Path) -> None:

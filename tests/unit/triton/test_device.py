@@ -16,7 +16,7 @@ from transport.protos import worker_pb2 as pb
 from triptych.config import parse_config
 from triptych.drafters.ngram import NgramDrafter
 from triptych.engine import backend
-from triptych.engine.backend import choose_backend
+from triptych.engine.backend import choose_backend, resolve_cuda_types
 from triptych.engine.device_kv import DeviceKv, Mirror
 from triptych.engine.rows import RowJob
 from triptych.engine.runner import Runner, make_runner
@@ -25,6 +25,7 @@ from triptych.engine.scheduler import Scheduler
 from triptych.engine.sequence import Sequence
 from triptych.engine.step_graph import Bucket, DecodeBuffers, bucket_for
 from triptych.engine.storage import plain_storage
+from triptych.engine.triton_bundles import Bundle
 from triptych.errors import ConfigError, ModelError, RequestError
 from triptych.kv.pool import BlockPool
 from triptych.models.load import load_config, load_model
@@ -116,6 +117,24 @@ def test_a_step_gets_the_smallest_bucket_that_holds_it(
     assert bucket_for(rows, tokens, 6000) == expected
 
 
+def test_bundles_that_share_a_prefix_are_a_bucket_of_their_own() -> None:
+    assert bucket_for(7, 5000, 8192, bundles=3) == Bucket(8, 8192, 4)
+
+
+def test_a_step_without_bundles_reads_nothing_together(device: torch.device) -> None:
+    """Whatever the bundles of the step before shared."""
+    buffers = DecodeBuffers(Bucket(4, 2048, 2), BLOCK_TOKENS, device)
+    system = list(range(1024 // BLOCK_TOKENS))
+    jobs = [RowJob(sequence_of([7] * 1030, [*system, 70 + n]), 1029, 1030) for n in range(3)]
+    buffers.fill(jobs, [Bundle(2, 1)])
+    assert buffers.shared.own[:, 0].tolist() == [1, 1, 0, 0]
+    assert buffers.shared.splits.tolist() == [[0, 1], [0, 0]]
+    assert buffers.shared.row_starts.tolist() == [0, 2, 2]
+    buffers.fill(jobs)
+    assert buffers.shared.own[:, 0].tolist() == [0, 0, 0, 0]
+    assert buffers.shared.row_starts.tolist() == [0, 0, 0]
+
+
 def test_a_short_context_has_one_bucket_of_tokens() -> None:
     assert bucket_for(2, 30, 100) == Bucket(2, 1024)
 
@@ -148,6 +167,18 @@ def test_without_a_cuda_device_the_error_names_the_field(monkeypatch: pytest.Mon
 def test_int8_kv_is_refused_on_a_device() -> None:
     with pytest.raises(ConfigError, match="kv.dtype: device: cuda has no kernel that appends int8"):
         choose_backend("auto", "int8", device="cuda")
+
+
+def test_fp8_is_refused_where_nothing_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="dtype: fp8 is computed by device: cuda alone: set dtyp"):
+        choose_backend("fp8", "auto")
+    assert resolve_cuda_types("fp8", "auto") == ("fp8", "bfloat16")
+    monkeypatch.setattr(common, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with pytest.raises(ConfigError, match="dtype: fp8 needs a GPU of compute capability 8.9 or"):
+        choose_backend("fp8", "auto", device="cuda")
 
 
 def test_auto_is_the_cpu_as_long_as_no_gpu_has_run_this() -> None:
@@ -196,8 +227,8 @@ def test_sparse_attention_is_refused_by_plain_torch_alone(checkpoint: Path, kern
 @pytest.mark.parametrize(
     ("family", "told"),
     [
-        ("mixtral", "does not run mixtures of experts yet, and mixtral has them: set device: cpu"),
-        ("deepseek_v3", "mixtures of experts"),
+        ("olmoe", "norms over all heads of a row yet, and olmoe has them: set device: cpu"),
+        ("deepseek_v3", "attention out of low ranks"),
     ],
 )
 def test_families_that_do_not_run_on_a_device_are_refused(

@@ -8,14 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from triptych.testing.on_triton import knows_fp8
 from triptych_kernels import (
     clamped_swiglu_mul,
     combine,
     gelu_tanh_mul,
     silu_mul,
 )
+from triptych_kernels.fp8 import quantise_fp8
+from triptych_kernels.quant import quantise
 from triptych_kernels.triton import experts
-from triptych_kernels.triton.gates import Gate
+from triptych_kernels.triton.gates import Gate, gate_rows
+from triptych_kernels.triton.packed_experts import run_packed_experts
+from triptych_kernels.triton.packer import TritonLinear, TritonPacker, stacked, stacked_biases
 
 GATES = {"silu": silu_mul, "gelu_tanh": gelu_tanh_mul, "clamped_swiglu": clamped_swiglu_mul}
 EXPERTS, HIDDEN, INNER, CHOSEN = 5, 100, 72, 3  # no multiples of what kernels work with
@@ -114,3 +119,41 @@ def test_answers_are_added_up_as_by_the_reference(dtype: torch.dtype, device: to
     into = stream.to(device)
     experts.combine(*on, scale=0.5, into=into)
     assert torch.equal(into.cpu(), expected)
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8", "fp8"])
+def test_a_packed_experts_cell_is_that_experts_row_alone(kind: str, device: torch.device) -> None:
+    """To the bit, with biases; and so its bits are its own."""
+    if kind == "fp8" and not knows_fp8(device):
+        pytest.skip("this GPU knows no e4m3")
+    chance = torch.Generator().manual_seed(6)
+    packer = TritonPacker(device, torch.bfloat16)
+
+    def packed(rows: int, columns: int) -> list[TritonLinear]:
+        found = []
+        for _ in range(EXPERTS):
+            weight = torch.randn(rows, columns, generator=chance) * columns**-0.5
+            bias = torch.randn(rows, generator=chance)
+            if kind == "fp8":
+                found.append(packer.fp8(quantise_fp8(weight), bias))
+            else:
+                found.append(packer.affine(quantise(weight, int(kind[3:]), 32), bias))
+        return found
+
+    gate_ups, downs = packed(2 * INNER, HIDDEN), packed(HIDDEN, INNER)
+    x, ids = random_rows(10, torch.bfloat16, device)
+    cells = run_packed_experts(
+        x,
+        experts.plan_cells(ids, EXPERTS),
+        stacked(gate_ups),
+        stacked(downs),
+        num_cells=ids.numel(),
+        gate_up_bias=stacked_biases(gate_ups),
+        down_bias=stacked_biases(downs),
+        out_dtype=torch.float32,
+    )
+    for cell in (0, 29):
+        row, expert = cell // CHOSEN, int(ids.flatten()[cell])
+        both = gate_ups[expert].multiply(x[row : row + 1], torch.float32)
+        alone = downs[expert].multiply(gate_rows(both, "silu", torch.bfloat16), torch.float32)
+        assert torch.equal(cells[cell], alone[0])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from triptych.testing.on_triton import knows_fp8
+from triptych_kernels.fp8 import Fp8Weight, dequantise_fp8, quantise_fp8
 from triptych_kernels.quant import dequantise, quantise
 from triptych_kernels.triton import packed_linear, wire_rows
 from triptych_kernels.wire_rows import dequantise_rows
@@ -40,18 +42,30 @@ def test_four_bits_take_half_a_byte() -> None:
 
 
 def test_fp8_weights_multiply_rows_as_they_travel(device: torch.device) -> None:
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+    if not knows_fp8(device):
         pytest.skip("this GPU knows no e4m3")
     chance = torch.Generator().manual_seed(8)
-    weight = packed_linear.quantise_fp8(torch.randn(200, 300, generator=chance))
+    weight = quantise_fp8(torch.randn(200, 300, generator=chance))
     x = torch.randn(67, 300, generator=chance)
     every = torch.arange(67, dtype=torch.int32, device=device)
     rows, scales = wire_rows.pack_rows(x.to(device), every, "fp8")
     assert scales is not None
-    on_device = packed_linear.Fp8Weight(weight.q.to(device), weight.scale.to(device))
+    on_device = Fp8Weight(weight.q.to(device), weight.scale.to(device))
     got = packed_linear.linear_fp8(rows, scales, on_device, out_dtype=torch.float32)
-    wide = weight.scale.repeat_interleave(128, 0)[:200].repeat_interleave(128, 1)[:, :300]
-    whole = dequantise_rows(rows.cpu(), scales.cpu()) @ (weight.q.float() * wide).t()
+    whole = dequantise_rows(rows.cpu(), scales.cpu()) @ dequantise_fp8(weight).t()
     torch.testing.assert_close(got.cpu(), whole, rtol=1e-3, atol=1e-2)
     alone = packed_linear.linear_fp8(rows[66:], scales[66:], on_device, out_dtype=torch.float32)
     assert torch.equal(alone[0], got[66])
+
+
+def test_weights_that_were_stored_in_fp8_blocks_get_their_numbers_back() -> None:
+    chance = torch.Generator().manual_seed(9)
+    stored = quantise_fp8(torch.randn(200, 300, generator=chance))
+    again = quantise_fp8(dequantise_fp8(stored))
+    assert torch.equal(again.q.float(), stored.q.float())
+    torch.testing.assert_close(again.scale, stored.scale, rtol=2**-22, atol=0)
+
+
+def test_weights_that_are_no_numbers_are_not_quantised() -> None:
+    with pytest.raises(ValueError, match="weights are not finite numbers"):
+        quantise_fp8(torch.tensor([[1.0, torch.inf]]))

@@ -88,6 +88,7 @@ def _check_cluster(
 def _names(links: str | None) -> list[str] | None:
     from typing import get_args
 
+    from transport.kv.paths import link_of
     from triptych.config import LinkName
 
     if links is None:
@@ -95,7 +96,7 @@ def _names(links: str | None) -> list[str] | None:
     names = [name.strip() for name in links.split(",")]
     known = get_args(LinkName)
     for name in names:
-        if name.partition(":")[0] not in known:  # "nixl:rdma" asks for one path of a link
+        if link_of(name) not in known:
             raise typer.BadParameter(
                 f"{name!r} is no link; there are {', '.join(known)}", param_hint="--links"
             )

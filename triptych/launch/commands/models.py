@@ -11,6 +11,8 @@ from triptych.launch.commands.upcycle import upcycle
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from triptych.config import ClusterConfig
+
 app = typer.Typer(no_args_is_help=True, help="Checkpoints: pull, list, make.")
 app.command()(upcycle)
 
@@ -32,6 +34,12 @@ def pull(name: Annotated[str, typer.Argument(help="See `triptych models list`.")
     from triptych.launch.console import open_console
 
     pull_model(name, open_console())
+
+
+def ensure_models(config: ClusterConfig, console: Console) -> None:
+    """`ensure_model` for the target's checkpoint and those that drafters load."""
+    for name in config.models:
+        ensure_model(name, console)
 
 
 def ensure_model(name: str, console: Console) -> None:

@@ -56,7 +56,7 @@ def up(
     import json
 
     from triptych.config import load_config
-    from triptych.launch.commands.models import ensure_model
+    from triptych.launch.commands.models import ensure_models
     from triptych.launch.console import open_console
     from triptych.launch.local import LocalLauncher
     from triptych.launch.plan import scale_pool
@@ -78,7 +78,7 @@ def up(
     if ffn is not None:
         config = scale_pool(config, "ffn", ffn)
     console = open_console()
-    ensure_model(config.model, console)
+    ensure_models(config, console)
     with own_or_temporary(run_dir) as place:
         question = Question(prompt, max_tokens) if prompt is not None else None
         if launcher is LauncherName.RAY:

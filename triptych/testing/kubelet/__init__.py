@@ -6,7 +6,8 @@
 
 Real: one network, PID and mount namespace per pod or container; init containers, probes, restarts
 with back-off, preStop, SIGTERM and the grace period, rolling upgrades, read-only roots, users and
-their capabilities, the downward API, volumes of ConfigMaps, Secrets, emptyDir and claims.
+their capabilities, the downward API, volumes of ConfigMaps, Secrets, both projected, emptyDir and
+claims.
 Not enforced: limits of CPU and memory, seccomp, network policies, disruption budgets, scheduling
 rules, service accounts. Mounted ConfigMaps do not change under a running pod.
 """

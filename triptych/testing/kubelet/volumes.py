@@ -16,6 +16,7 @@ from triptych.testing.kubelet.variables import Stored
 _UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12} | {
     f"{letter}i": 2 ** (10 * power) for power, letter in enumerate("KMGT", start=1)
 }
+_MODE = 0o644  # of files of ConfigMaps and Secrets
 _ETC = ("passwd", "group", "nsswitch.conf", "ld.so.cache", "ssl", "alternatives", "localtime")
 
 
@@ -83,10 +84,15 @@ class VolumeMaker:
         return place
 
     def _project(self, volume: Mapping[str, Any], place: Path) -> None:
-        if "projected" in volume:
-            for source in volume["projected"]["sources"]:
-                self._project(source, place)
+        projected = volume.get("projected")
+        if projected is None:
+            self._copy(volume, place, _MODE)
             return
+        for source in projected["sources"]:
+            self._copy(source, place, projected.get("defaultMode", _MODE))
+
+    def _copy(self, volume: Mapping[str, Any], place: Path, mode: int) -> None:
+        """Keys to files; `mode` is theirs where neither the volume nor its items have one."""
         for kind, key, groups in (
             ("configMap", "name", self.stored.config_maps),
             ("secret", "secretName", self.stored.secrets),
@@ -96,7 +102,7 @@ class VolumeMaker:
                 found = groups.get(origin.get(key) or origin["name"], {})
                 if not found and not origin.get("optional"):
                     raise KeyError(f"volume {volume.get('name')}: no {kind} like {origin}")
-                self._write(found, origin, place)
+                self._write(found, {"defaultMode": mode, **origin}, place)
                 return
         raise KeyError(f"volume {dict(volume)}: this stand-in does not know its kind")
 
@@ -106,7 +112,9 @@ class VolumeMaker:
             file = place / item["path"]
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(values[item["key"]])
-            file.chmod(item.get("mode", origin.get("defaultMode", 0o644)))
+            mode = item.get("mode", origin["defaultMode"])
+            # The kubelet lets the pod's group read, whatever the mode says.
+            file.chmod(mode if self.group is None else mode | 0o440)
             self._give(file)
 
     def _give(self, path: Path) -> None:

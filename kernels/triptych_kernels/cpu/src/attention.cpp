@@ -74,19 +74,18 @@ class Worker {
     }
 
     // seeds[member][lane]: the largest score that a lane knows before it folds anything; nothing at all
-    // where attention is dense. The task is prepared.
+    // where nothing can be left out. The task is prepared.
     void find_seeds(const Call& call, const LaneTask& task, float* seeds) {
         for (int member = 0; member < task.members(); ++member) {
-            store(seeds + member * kLanes, set1(kNothing));
+            find_seed(call, task, member, seeds + member * kLanes);
         }
-        for (int group = 0; group < task.groups; ++group) {
-            if (!rules_[group].active) continue;
-            for (const int at : tiles_kept(rules_[group])) {
-                for (int member = group; member < task.members(); member += task.groups) {
-                    look_at_tile(call, task, member, at, seeds + member * kLanes);
-                }
-            }
-        }
+    }
+
+    void find_seed(const Call& call, const LaneTask& task, int member, float* seed) {
+        const SkipRule& rule = rules_[member % task.groups];
+        store(seed, set1(kNothing));
+        if (!rule.active) return;
+        for (const int at : tiles_kept(rule)) look_at_tile(call, task, member, at, seed);
     }
 
     // Room for the seeds of a task.
@@ -448,14 +447,19 @@ void run_split(const Call& call, const std::vector<LaneTask>& tasks) {
         for (State& state : piece.states) state = {at, dim}, at += State::size(dim);
         piece.seeds = seeds[piece.task - tasks.data()];
     }
-    if (std::any_of(tasks.begin(), tasks.end(), skips)) {
-        parallel_for(static_cast<int>(tasks.size()), [&](int t) {
-            Worker<P>& own = worker<P>(dim);
-            P::configure();
-            own.prepare(call, tasks[t]);
-            own.find_seeds(call, tasks[t], seeds[t]);
-        });
+    std::vector<std::pair<int, int>> looks;  // task, member
+    for (int t = 0; t < static_cast<int>(tasks.size()); ++t) {
+        for (int member = 0; skips(tasks[t]) && member < tasks[t].members(); ++member) {
+            looks.emplace_back(t, member);
+        }
     }
+    parallel_for(static_cast<int>(looks.size()), [&](int i) {
+        const auto [t, member] = looks[i];
+        Worker<P>& own = worker<P>(dim);
+        P::configure();
+        own.prepare(call, tasks[t]);
+        own.find_seed(call, tasks[t], member, seeds[t] + member * kLanes);
+    });
     parallel_for(static_cast<int>(pieces.size()), [&](int i) {
         Worker<P>& own = worker<P>(dim);
         P::configure();

@@ -40,7 +40,7 @@ inline SkipRule skip_rule(const Skipping& how, const Lanes& lanes, int used) {
         const int low = std::max(0, lanes.low[lane]), end = lanes.high[lane];
         const int splits = (end + kSplitTokens - 1) / kSplitTokens - low / kSplitTokens;
         const int seen = end - low;
-        const bool may = seen > how.scale;  // else λ ≥ 1
+        const bool may = how.scale > 0 && seen > how.scale;  // else λ is 0, or at least 1
         rule.log2_lambda[lane] = may ? std::log2(how.scale / static_cast<float>(seen)) : -kAll;
         rule.budget[lane] = how.budget / static_cast<float>(splits);
         rule.first[lane] = low / kTileTokens * kTileTokens;

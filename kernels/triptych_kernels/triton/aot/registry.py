@@ -7,9 +7,10 @@ from importlib import import_module
 from triptych_kernels.triton.aot.case import AotCase
 
 OP_MODULES: tuple[str, ...] = (
-    *("prefill", "decode", "combine", "column_scores", "pages", "page_choice", "states"),
+    *("prefill", "decode", "combine", "column_scores", "pages", "page_choice"),
     *("filters", "sampling", "laws", "verify"),
-    *("experts", "gates", "wire_rows", "dense_linear", "packed_linear", "norms"),
+    *("experts", "packed_experts", "routing", "gates", "wire_rows"),
+    *("dense_linear", "packed_linear", "norms"),
     *("rope_append", "kv_move"),
     *("nsa", "indexer", "top_k"),
 )
