@@ -64,9 +64,9 @@ class KvStorage:
         history_end = 1 + (sizes.conv_tokens - 1) * sizes.mixed_dim
         return LayerStates(
             taken=words[:, 0].view(torch.int32),
-            history=words[:, 1:history_end].unflatten(1, (-1, sizes.mixed_dim)),
-            state=words[:, history_end:].unflatten(
-                1, (sizes.value_heads, sizes.key_dim, sizes.value_dim)
+            history=words[:, 1:history_end].view(self.num_blocks, -1, sizes.mixed_dim),
+            state=words[:, history_end:].view(
+                self.num_blocks, sizes.value_heads, sizes.key_dim, sizes.value_dim
             ),
         )
 

@@ -91,7 +91,7 @@ def _projection_rows(sizes: DeltaConfig) -> tuple[Tensor, Tensor]:
     own_values = sizes.values // sizes.key_heads
     kinds = [sizes.key_dim, sizes.key_dim, own_values, own_values]
     stored = torch.arange(sizes.key_heads * sum(kinds)).view(sizes.key_heads, -1)
-    query, key, value, gate = (part.flatten() for part in stored.split(kinds, dim=1))
+    query, key, value, gate = (part.flatten() for part in torch.split(stored, kinds, dim=1))
     return torch.cat([query, key, value]), gate
 
 
