@@ -117,9 +117,7 @@ class ModelConfig:
     nsa: NsaConfig | None = None  # none: attention has one part; else three, and gates
     delta: DeltaConfig | None = None  # none: every layer attends
     rotary_dim: int | None = None  # numbers of a head that are rotated; none: all, or as MLA says
-    output_gate: bool = (
-        False  # what heads attended to is weighted by sigmoid, stored beside queries
-    )
+    output_gate: bool = False  # sigmoids weigh what heads attended to; stored beside queries
     sinks: bool = False  # a learned logit of each head takes its share of the softmax
     draft_layers: int = 0  # stored behind the model's own, to draft with; not read
 
