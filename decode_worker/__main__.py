@@ -82,7 +82,10 @@ def build_role(
     lender = Lender(args, parts, holder)
     neighbours = _neighbours(args, parts)
     salvager = Salvager(parts.pool, parts.region, neighbours, metrics)
-    if neighbours is not None and not parts.backend.on_triton:  # there blocks are on the device
+    # On a device blocks lie elsewhere. A state may be ahead of the rows that are told: a home that
+    # dies in a step leaves it so.
+    told = not parts.backend.on_triton and parts.model.config.delta is None
+    if neighbours is not None and told:
         parts.scheduler.tails = Tails(parts.region.hashes)
     service.connect(Intake(parts.pool, peers, fetcher, loop, thread, transport, lender, salvager))
 

@@ -16,6 +16,7 @@ from triptych.engine.sampler import Sampler
 from triptych.obs.speculation import SpeculationMetrics
 from triptych.speculation_config import SpeculationConfig
 from triptych.worker.boot import EngineParts
+from triptych.worker.on_states import speculation_beside
 from triptych_kernels.verification import block, rejection
 
 
@@ -29,6 +30,7 @@ def make_speculator(
     """sampler: what draws the target's tokens, so that drafts are drawn alike; metrics None: nobody
     reads them; remote None: nobody drafts elsewhere.
     """
+    config = speculation_beside(parts.model.config, config)
     make = DrafterMaker(parts, sampler, remote)
     wanted = () if config.mode == "off" else config.drafters
     drafters: dict[str, Drafter] = {drafter.kind: make(drafter) for drafter in wanted}

@@ -140,6 +140,11 @@ def _draft_model(config: DraftModelConfig, parts: EngineParts, sampler: Sampler)
     dtype = parts.backend.weights if config.dtype == "auto" else config.dtype
     backend = choose_backend(dtype, parts.backend.kv, parts.backend.group)
     model = load_model(path, dtype=backend.weights, group=backend.group, packer=backend.packer)
+    if model.config.delta is not None:
+        raise ConfigError(
+            f"speculation.drafters: {config.model} keeps states, which cannot go back: take a "
+            "draft model without linear attention"
+        )
     same_size = model.config.vocab_size == target.vocab_size
     if not same_size or ours.encode(_PROBE) != theirs.encode(_PROBE):
         raise ConfigError(

@@ -14,6 +14,7 @@ from triptych_kernels.reference import (
     rotary_cos_sin,
     silu_mul,
 )
+from triptych_kernels.reference_delta import gated_delta
 from triptych_kernels.reference_index import choose_tokens
 from triptych_kernels.reference_nsa import nsa_attention
 from triptych_kernels.reference_pages import choose_pages
@@ -30,6 +31,7 @@ __all__ = [
     "clamped_swiglu_mul",
     "combine",
     "filter_logits",
+    "gated_delta",
     "gelu_tanh_mul",
     "gumbel_noise",
     "layer_norm",

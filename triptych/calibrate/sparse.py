@@ -72,6 +72,8 @@ def calibrate(
     model = load_model(path, dtype=backend.weights, group=backend.group, packer=backend.packer)
     if model.config.chooses:
         raise ConfigError("model: this one chooses by itself what it attends to")
+    if model.config.delta is not None:
+        raise ConfigError("model: this one attends in plain torch, which skips nothing")
     torch.set_num_threads(1)
     chosen = lengths_of(lengths, len(ids), model.config.max_model_len)
     texts = [LongText(model, backend, ids[:tokens], config.kv.block_tokens) for tokens in chosen]

@@ -16,9 +16,10 @@ from torch import Tensor
 from triptych.engine.pages import PageRow, PageScores, ScoreWishes
 from triptych.engine.rows import RowJob, wanted_rows
 from triptych.engine.selected_pages import count_pages, pages_kept
+from triptych.engine.states import take_in
 from triptych.engine.storage import KvStorage
 from triptych.models.model import Model
-from triptych.models.seams import IndexRows, NsaRows
+from triptych.models.seams import DeltaRows, IndexRows, NsaRows
 from triptych.models.taps import Tap
 from triptych.request import PAGE_TOKENS
 from triptych_kernels import (
@@ -177,6 +178,17 @@ class PagedView:
             if kept is not None:
                 times = num_layers * self._storage.layout.num_kv_heads
                 job.sequence.tiles.add(count_pages(job, kept, times))
+
+    def take_in(self, layer: int, rows: DeltaRows) -> Tensor:
+        """Job by job, see StateView. Padding rows come back as zeros."""
+        sizes = rows.sizes
+        out = rows.mixed.new_zeros(
+            len(rows.mixed), sizes.value_heads, sizes.value_dim, dtype=torch.float32
+        )
+        states = self._storage.states(layer, sizes)
+        for (begin, end), job in zip(self.spans, self._jobs, strict=True):
+            out[begin:end] = take_in(states, job, rows, begin, self._storage.layout.block_tokens)
+        return out
 
     def _score(self, layer: int, q: Tensor, keys: Tensor, **how: Any) -> None:
         for place, shares in self._scores:

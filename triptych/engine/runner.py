@@ -71,4 +71,6 @@ def make_runner(model: Model, storage: KvStorage | DeviceKv, *, graphs: bool = T
         from triptych.engine.triton_runner import TritonRunner
 
         return TritonRunner(model, storage, graphs=graphs)
+    if model.config.delta is not None:  # no native kernel takes rows into a state
+        return ReferenceRunner(model, storage)
     return NativeRunner(model, storage) if model.is_native else ReferenceRunner(model, storage)

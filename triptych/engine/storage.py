@@ -5,6 +5,7 @@ memory).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,8 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triptych.kv.layout import KvLayout
+from triptych.models.config import DeltaConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStates:
+    """Per block, as they are behind the last of its tokens that is computed."""
+
+    taken: Tensor  # int32 [num_blocks]: tokens of the sequence that are in the state
+    history: Tensor  # float32 [num_blocks, K − 1, C]
+    state: Tensor  # float32 [num_blocks, Hv, Dk, Dv]
 
 
 class KvStorage:
@@ -46,6 +57,18 @@ class KvStorage:
         layout = self.layout
         keys = self._layers[:, layer, layout.index_offset :].view(_DTYPES[layout.index_dtype])
         return keys.view(self.num_blocks, layout.block_tokens, 1, layout.index_dim)
+
+    def states(self, layer: int, sizes: DeltaConfig) -> LayerStates:
+        """Of a layer that keeps a state in place of KV: views."""
+        words = self._layers[:, layer, : sizes.state_bytes].view(torch.float32)
+        history_end = 1 + (sizes.conv_tokens - 1) * sizes.mixed_dim
+        return LayerStates(
+            taken=words[:, 0].view(torch.int32),
+            history=words[:, 1:history_end].view(self.num_blocks, -1, sizes.mixed_dim),
+            state=words[:, history_end:].view(
+                self.num_blocks, sizes.value_heads, sizes.key_dim, sizes.value_dim
+            ),
+        )
 
     def pools(self, layer: int) -> tuple[Tensor, ...]:
         """All that a layer keeps of a token, each [num_blocks, block_tokens, …]."""

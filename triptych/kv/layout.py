@@ -2,6 +2,10 @@
 transposed, [KV heads, head dim, tokens], then, of int8, a float32 scale per head and token of both,
 then, of a model that chooses its tokens, the keys that it chooses by, [tokens, index dim].
 
+A layer that keeps a state in place of KV (linear attention) has its bytes there, float32: how many
+of the sequence's tokens are in it, int32, then history and state as they are behind the last token
+of the block that is computed. All layers of a block are as large as the largest.
+
 A head's keys lie together because it is read alone, and values lie the way a matrix product reads
 them. All layers of a block lie together, so a block is one run of bytes on the wire, and so is any
 layer range of it.
@@ -26,6 +30,7 @@ class KvLayout:
     block_tokens: int
     dtype: str  # "float32" | "bfloat16" | "int8"
     index_dim: int = 0  # of the one key a token that tokens are chosen by; 0: there is none
+    state_bytes: int = 0  # of a layer that keeps a state in place of KV; 0: there is none
 
     @property
     def half_bytes(self) -> int:
@@ -46,7 +51,7 @@ class KvLayout:
     def layer_bytes(self) -> int:
         """One layer of one block."""
         index = self.block_tokens * self.index_dim * ITEM_BYTES[self.index_dtype]
-        return self.index_offset + index
+        return max(self.index_offset + index, self.state_bytes)
 
     @property
     def block_bytes(self) -> int:

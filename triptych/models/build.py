@@ -5,9 +5,11 @@ Here and in `unit_names` it is known how Hugging Face names the tensors of the s
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from triptych.models.config import ModelConfig
+from triptych.models.delta import read_delta
 from triptych.models.gguf_source import ROPE_FACTORS
 from triptych.models.latent_weights import read_latent
 from triptych.models.layers import (
@@ -17,6 +19,7 @@ from triptych.models.layers import (
     Heads,
     Layer,
     LocalExperts,
+    Mixer,
     Mixture,
     Norm,
 )
@@ -27,11 +30,11 @@ from triptych.models.seams import DistantExperts
 from triptych.models.token_index import read_index
 from triptych.models.unit_names import mixture_names
 from triptych.models.units import may_leave, num_units, read_shared, read_unit, unit_prefixes
-from triptych.models.weights import WeightReader
+from triptych.models.weights import Part, WeightReader
 from triptych_kernels.packer import LinearLike, TableLike
 
-# What multimodal checkpoints hold besides the text model.
-_NOT_TEXT = ("vision_tower.", "multi_modal_projector.")
+# What checkpoints hold besides the text model: sight, and layers to draft with.
+_NOT_TEXT = ("vision_tower.", "multi_modal_projector.", "mtp.")
 
 
 def build_model(
@@ -97,13 +100,19 @@ def _read_layer(reader: WeightReader, config: ModelConfig, index: int) -> Layer:
     # "post_attention" is a different norm in Llama (before the FFN) and Gemma (behind attention).
     post = config.post_norms
     return Layer(
-        attention=_read_attention(reader, config, index),
+        attention=_read_mixer(reader, config, index),
         before_attention=norm("input_layernorm"),
         behind_attention=norm("post_attention_layernorm") if post else None,
         before_ffn=norm("pre_feedforward_layernorm" if post else "post_attention_layernorm"),
         behind_ffn=norm("post_feedforward_layernorm") if post else None,
         mixture=_read_mixture(reader, config, index),
     )
+
+
+def _read_mixer(reader: WeightReader, config: ModelConfig, index: int) -> Mixer:
+    if config.delta is not None and config.delta.layers[index]:
+        return read_delta(reader, config, config.delta, index)
+    return _read_attention(reader, config, index)
 
 
 def _read_attention(reader: WeightReader, config: ModelConfig, index: int) -> Attention:
@@ -115,7 +124,10 @@ def _read_attention(reader: WeightReader, config: ModelConfig, index: int) -> At
         heads = heads if config.qk_norm_whole else 1
         return _read_norm(reader, config, f"{prefix}.{name}", heads * config.head_dim)
 
-    qkv = _read_heads(reader, config, prefix)
+    if config.output_gate:
+        qkv, gate = _read_gated_heads(reader, config, prefix)
+    else:
+        qkv, gate = _read_heads(reader, config, prefix), None
     return Attention(
         layer=index,
         num_heads=config.num_heads,
@@ -136,6 +148,7 @@ def _read_attention(reader: WeightReader, config: ModelConfig, index: int) -> At
         value_dim=config.value_dim,
         sinks=reader.tensor(f"{prefix}.sinks", config.num_heads) if config.sinks else None,
         index=_read_chooser(reader, config, qkv, prefix),
+        output_gate=gate,
     )
 
 
@@ -146,6 +159,22 @@ def _read_heads(reader: WeightReader, config: ModelConfig, prefix: str) -> Heads
     names = [f"{prefix}.{name}_proj" for name in "qkv"]
     sizes = [q_size, kv_size, kv_size]
     return reader.linear(names, config.hidden_size, sizes, bias=config.qkv_bias)
+
+
+def _read_gated_heads(
+    reader: WeightReader, config: ModelConfig, prefix: str
+) -> tuple[Heads, LinearLike]:
+    """All heads, and the gates: of each head stored behind its query."""
+    q_size, kv_size = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
+    query, key, value = (
+        Part(f"{prefix}.{name}_proj.weight", rows)
+        for name, rows in (("q", 2 * q_size), ("k", kv_size), ("v", kv_size))
+    )
+    stored = torch.arange(2 * q_size).view(config.num_heads, 2, -1)
+    rows = torch.cat([stored[:, 0].flatten(), 2 * q_size + torch.arange(2 * kv_size)])
+    heads = reader.joined([query, key, value], config.hidden_size, order=rows)
+    gate = reader.joined([query], config.hidden_size, order=stored[:, 1].flatten())
+    return heads, gate
 
 
 def _read_chooser(

@@ -50,6 +50,36 @@ class NsaConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaConfig:
+    """Sizes of gated delta layers, which keep a state in place of KV; see delta."""
+
+    layers: tuple[bool, ...]  # per layer: such a one, or attention
+    key_heads: int  # divides value_heads; query heads are as many
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    conv_tokens: int  # rows that the convolution sees, a row's own included
+
+    @property
+    def values(self) -> int:
+        """Numbers of all value heads."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def mixed_dim(self) -> int:
+        """Numbers of all query, key and value heads, which the convolution runs over."""
+        return 2 * self.key_heads * self.key_dim + self.values
+
+    @property
+    def state_bytes(self) -> int:
+        """What a layer keeps, float32: the number of rows that it holds, the last of them before
+        the convolution, and the state.
+        """
+        history = (self.conv_tokens - 1) * self.mixed_dim
+        return 4 * (1 + history + self.values * self.key_dim)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     architecture: str  # family: llama, mistral, qwen2, mixtral, …
     vocab_size: int  # rows of the embedding; may exceed the tokenizer's vocabulary
@@ -85,13 +115,23 @@ class ModelConfig:
     latent: LatentConfig | None = None  # heads come out of low ranks; then all heads have own KV
     index: IndexConfig | None = None  # none: a row attends to all that its window holds
     nsa: NsaConfig | None = None  # none: attention has one part; else three, and gates
+    delta: DeltaConfig | None = None  # none: every layer attends
+    rotary_dim: int | None = None  # numbers of a head that are rotated; none: all, or as MLA says
+    output_gate: bool = False  # sigmoids weigh what heads attended to; stored beside queries
     sinks: bool = False  # a learned logit of each head takes its share of the softmax
     draft_layers: int = 0  # stored behind the model's own, to draft with; not read
 
     @property
     def rope_dim(self) -> int:
         """Numbers of a head, the first ones, that are rotated."""
+        if self.rotary_dim is not None:
+            return self.rotary_dim
         return self.head_dim if self.latent is None else self.latent.rope_dim
+
+    @property
+    def state_bytes(self) -> int:
+        """Of a layer that keeps a state in place of KV; 0: there is none."""
+        return 0 if self.delta is None else self.delta.state_bytes
 
     @property
     def chooses(self) -> bool:

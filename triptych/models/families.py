@@ -16,6 +16,7 @@ from triptych.models.families_deepseek import (
     parse_deepseek_v3,
     parse_deepseek_v32,
 )
+from triptych.models.families_delta import parse_qwen3_next
 from triptych.models.families_dense import (
     parse_gemma3,
     parse_llama,
@@ -53,6 +54,7 @@ _FAMILIES: dict[str, Callable[[Fields], ModelConfig]] = {
     "DeepseekV3ForCausalLM": parse_deepseek_v3,
     "DeepseekV32ForCausalLM": parse_deepseek_v32,
     "GptOssForCausalLM": parse_gpt_oss,
+    "Qwen3NextForCausalLM": parse_qwen3_next,
     "NSAForCausalLM": parse_nsa,
 }
 

@@ -45,7 +45,7 @@ def parse_qwen2_moe(fields: Fields) -> ModelConfig:
     window = fields.size("sliding_window") if sliding else None
     every_other = [layer % 2 == 0 and layer < near for layer in range(config.num_layers)]
     moe = replace(
-        _qwen_moe(fields, "num_experts", config.num_layers),
+        qwen_moe(fields, "num_experts", config.num_layers),
         shared_size=fields.size("shared_expert_intermediate_size", 5632),
         shared_gate=True,
     )
@@ -77,7 +77,7 @@ def parse_qwen3_moe(fields: Fields) -> ModelConfig:
         qkv_bias=bias,
         output_bias=bias,
         windows=(window,) * config.num_layers,
-        moe=_qwen_moe(fields, experts, config.num_layers),
+        moe=qwen_moe(fields, experts, config.num_layers),
     )
 
 
@@ -141,7 +141,7 @@ def _granite(fields: Fields, architecture: str, shared_size: int) -> ModelConfig
     )
 
 
-def _qwen_moe(fields: Fields, experts: str, num_layers: int) -> MoeConfig:
+def qwen_moe(fields: Fields, experts: str, num_layers: int) -> MoeConfig:
     """`experts`: the key of their number."""
     period = fields.size("decoder_sparse_step", 1)
     dense = _dense_layers(fields, num_layers)

@@ -62,6 +62,13 @@ class Chooser(Protocol):
         """rows [M, H] (normed); cos, sin [M, R/2]."""
 
 
+class Mixer(Protocol):
+    """What lets rows of a layer know of each other: attention, or what stands in its place."""
+
+    def __call__(self, rows: Tensor, cos: Tensor, sin: Tensor, kv: KvView) -> Tensor:
+        """rows [M, H] (normed) → [M, H] without the residual; cos, sin [M, R/2]."""
+
+
 @dataclass(frozen=True, slots=True)
 class Attention:
     """Self-attention of one layer. rows [M, H] (normed) → [M, H] without the residual.
@@ -83,6 +90,7 @@ class Attention:
     value_dim: int  # of a head: its values' first numbers, the others are zero
     sinks: Tensor | None  # float32 [num_heads], see KvView
     index: Chooser | None = None  # none: a row attends to all that its window holds
+    output_gate: LinearLike | None = None  # [Hq·D, H]: weighs what heads attended to
 
     def __call__(self, rows: Tensor, cos: Tensor, sin: Tensor, kv: KvView) -> Tensor:
         heads = self.qkv(rows).view(rows.shape[0], -1, self.head_dim)
@@ -101,7 +109,11 @@ class Attention:
             sinks=self.sinks,
             index=None if self.index is None else self.index(rows, cos, sin),
         )
-        return self.output(mixed[..., : self.value_dim].flatten(1))
+        mixed = mixed[..., : self.value_dim].flatten(1)
+        if self.output_gate is not None:
+            # Composed: torch.sigmoid's bits depend on where an element lies.
+            mixed = mixed * (1.0 / (1.0 + torch.exp(-self.output_gate(rows))))
+        return self.output(mixed)
 
 
 def _normed(norm: Norm | None, heads: Tensor) -> Tensor:
@@ -187,9 +199,9 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One block: attention and FFN, each normed before, and for Gemma also behind."""
+    """One block: mixer and FFN, each normed before, and for Gemma also behind."""
 
-    attention: Attention
+    attention: Mixer
     before_attention: Norm
     behind_attention: Norm | None
     before_ffn: Norm

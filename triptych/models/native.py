@@ -14,6 +14,7 @@ from triptych.errors import ModelError
 from triptych.models.lanes import LanedLayers
 from triptych.models.latent import LatentHeads
 from triptych.models.layers import (
+    Attention,
     Chooser,
     DenseFfn,
     Heads,
@@ -128,6 +129,7 @@ class NativeModel:
 
     def _lower(self, index: int, layer: Layer) -> NativeLayer:
         attention = layer.attention
+        assert isinstance(attention, Attention), "plain torch runs layers that keep states"
         mixture, gate_up, down = None, None, None
         if layer.mixture is not None:
             mixture = _lower_mixture(layer.mixture, self._units[index], self._cell_dtype)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
+
+from triptych.models.config import DeltaConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,17 @@ class NsaRows:
     block_tokens: int
     top_k: int  # blocks that a row reads token by token
     window: int  # positions, the row's own included; 0: there is no such part
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaRows:
+    """What rows bring to a gated delta layer; see `triptych_kernels.gated_delta`."""
+
+    mixed: Tensor  # [M, C]
+    decay: Tensor  # float32 [M, Hv]
+    beta: Tensor  # float32 [M, Hv]
+    conv: Tensor  # float32 [K, C]
+    sizes: DeltaConfig
 
 
 class KvView(Protocol):
@@ -62,6 +75,17 @@ class KvView(Protocol):
         has neither window nor sinks. Called once per layer, layers ascending. Arguments may be
         strided views (the last dimension is contiguous) and must not be kept. What padding rows get
         back is undefined, but it must not raise and no real row may see them.
+        """
+
+
+@runtime_checkable
+class StateView(Protocol):
+    """A KvView that also keeps the states of layers that have no KV."""
+
+    def take_in(self, layer: int, rows: DeltaRows) -> Tensor:
+        """Takes the pass's rows into the layer's states, those of a sequence in order of positions
+        → float32 [M, Hv, Dv], what each reads of the state behind it. Called once per layer in
+        place of `attend`, and like that.
         """
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from triptych.errors import ModelError
 from triptych.models.config import ModelConfig
-from triptych.models.layers import DenseFfn, Layer, LocalExperts, Norm
+from triptych.models.layers import Attention, DenseFfn, Layer, LocalExperts, Norm
 from triptych.models.model import Model
 from triptych.models.rope import Rope
 from triptych.models.taps import Tap, tell
@@ -62,6 +62,7 @@ class _Layer:
 def check_config(config: ModelConfig) -> None:
     """Raises ModelError for what these kernels do not run, with the remedy."""
     for refused, what in (
+        (config.delta is not None, "gated delta layers (linear attention)"),
         (config.latent is not None, "attention out of low ranks (MLA)"),
         (config.nsa is not None, "attention in three parts (NSA)"),
         (
@@ -179,6 +180,7 @@ class TritonModel:
 
     def _lower(self, layer: Layer, rope: Rope, ffn: TritonFfn) -> _Layer:
         attention = layer.attention
+        assert isinstance(attention, Attention), "see check_config"
         norms = None
         if attention.q_norm is not None and attention.k_norm is not None:
             query, key = self._weight(attention.q_norm), self._weight(attention.k_norm)

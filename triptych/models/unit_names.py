@@ -56,6 +56,12 @@ _GRANITE = MixtureNames(
     shared=UnitNames(("shared_mlp.input_linear",), "shared_mlp.output_linear"),
 )
 _PER_EXPERT = MixtureNames(router="mlp.gate", experts=_projections("mlp.experts.{expert}"))
+_QWEN_SHARED = MixtureNames(
+    router="mlp.gate",
+    experts=_projections("mlp.experts.{expert}"),
+    shared=_projections("mlp.shared_expert"),
+    shared_gate="mlp.shared_expert_gate",
+)
 _DEEPSEEK = MixtureNames(
     router="mlp.gate",
     experts=_projections("mlp.experts.{expert}"),
@@ -68,12 +74,8 @@ _MIXTURES: dict[str, MixtureNames] = {
         router="block_sparse_moe.gate",
         experts=UnitNames((f"{_EXPERT}.w1", f"{_EXPERT}.w3"), f"{_EXPERT}.w2"),
     ),
-    "qwen2_moe": MixtureNames(
-        router="mlp.gate",
-        experts=_projections("mlp.experts.{expert}"),
-        shared=_projections("mlp.shared_expert"),
-        shared_gate="mlp.shared_expert_gate",
-    ),
+    "qwen2_moe": _QWEN_SHARED,
+    "qwen3_next": _QWEN_SHARED,
     "qwen3_moe": _PER_EXPERT,
     "olmoe": _PER_EXPERT,
     "deepseek_v2": _DEEPSEEK,

@@ -17,6 +17,7 @@ from triptych.engine.rows import RowJob
 from triptych.engine.runner import Runner, make_runner
 from triptych.engine.sequence import Sequence as Tokens
 from triptych.engine.storage import KvStorage
+from triptych.errors import ModelError
 from triptych.kv.layout import KvLayout
 from triptych.models.load import load_config, load_model
 from triptych.request import SamplingParams
@@ -68,6 +69,11 @@ class NoUnits:
 def time_attention(path: Path, backend: Backend, block_tokens: int) -> AttentionTimes:
     """Raises ModelError."""
     config = load_config(path)
+    if config.delta is not None:
+        raise ModelError(
+            f"{path}: {config.architecture} computes all its experts itself: there is nothing to "
+            "plan, set experts.run: local"
+        )
     top_k = 1 if config.moe is None else config.moe.routing.top_k
     single = config.moe is None or backend.weights == "float32"
     units = NoUnits(config.hidden_size, top_k, torch.float32 if single else torch.bfloat16)

@@ -162,6 +162,26 @@ _MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 MIXTURES = tuple(_MIXTURES)
 
+# Layers that keep states; its second layer is dense.
+_LINEAR: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 32,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 12,
+            "linear_value_head_dim": 16,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "shared_expert_intermediate_size": 72,
+            "mlp_only_layers": [1],
+        },
+    ),
+}
+
 
 def tiny_llama(path: Path, *, num_layers: int = 3, seed: int = 0) -> Path:
     """A Llama that can be served: any text encodes, ChatML template, eos <|im_end|>.
@@ -216,7 +236,7 @@ def tiny_checkpoint(
         return tiny_nsa(path, seed=seed, **({"vocab_size": VOCAB_SIZE} | overrides))
     import transformers
 
-    class_name, values = (_FAMILIES | _MIXTURES)[family]
+    class_name, values = (_FAMILIES | _MIXTURES | _LINEAR)[family]
     config = getattr(transformers, class_name)(**(_SIZES | values | overrides))
     auto: Any = transformers.AutoModelForCausalLM  # untyped
     with torch.random.fork_rng(devices=[]):  # sinks and some biases begin with noise

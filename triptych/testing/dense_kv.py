@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from triptych.models.model import Model
-from triptych.models.seams import IndexRows, NsaRows
-from triptych_kernels import pad_rows
+from triptych.models.seams import DeltaRows, IndexRows, NsaRows
+from triptych_kernels import gated_delta, pad_rows
 
 
 class DenseKv:
@@ -24,12 +24,12 @@ class DenseKv:
         self._keys: list[Tensor | None] = [None] * num_layers
         self._values: list[Tensor | None] = [None] * num_layers
         self._index: list[Tensor | None] = [None] * num_layers
+        self._states: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def length(self) -> int:
         """Positions held."""
-        keys = self._keys[-1]
-        return 0 if keys is None else keys.shape[0]
+        return max((len(keys) for keys in self._keys if keys is not None), default=0)
 
     def attend(
         self,
@@ -67,6 +67,19 @@ class DenseKv:
         weights = scores.softmax(-1)[..., : len(key)].to(v.dtype)
         mixed = torch.einsum("hqk,khd->qhd", weights, values.repeat_interleave(group, 1))
         return torch.cat([mixed, q.new_zeros(q.shape[0] - self.rows, *q.shape[1:])])
+
+    def take_in(self, layer: int, rows: DeltaRows) -> Tensor:
+        real = self.rows
+        if layer not in self._states:
+            sizes = rows.sizes
+            self._states[layer] = (
+                torch.zeros(sizes.value_heads, sizes.key_dim, sizes.value_dim),
+                torch.zeros(sizes.conv_tokens - 1, sizes.mixed_dim),
+            )
+        state, history = self._states[layer]
+        parts = rows.mixed[:real], rows.decay[:real], rows.beta[:real]
+        values = gated_delta(*parts, rows.conv, state, history, rows.sizes.key_heads)
+        return torch.cat([values, values.new_zeros(len(rows.mixed) - real, *values.shape[1:])])
 
     def _chosen(self, layer: int, index: IndexRows, visible: Tensor) -> Tensor:
         """bool [rows, positions], of those visible."""

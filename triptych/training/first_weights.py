@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from triptych.models.latent import LatentHeads
-from triptych.models.layers import LocalExperts
+from triptych.models.layers import Attention, LocalExperts
 from triptych.models.model import Model
 from triptych.training.head_module import HeadModule
 from triptych.training.teacher import rows_of
@@ -43,6 +43,7 @@ def _last_layer(model: Model) -> dict[str, Tensor]:
         "input_layernorm.weight": layer.before_attention.scaled_weight,
         "post_attention_layernorm.weight": layer.before_ffn.scaled_weight,
     }
+    assert isinstance(attention, Attention), "a model that keeps states verifies no drafts"
     if not isinstance(attention.qkv, LatentHeads):
         sizes = [
             n * attention.head_dim for n in (attention.num_heads, *[attention.num_kv_heads] * 2)

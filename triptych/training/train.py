@@ -69,6 +69,8 @@ def train(plan: Plan, parts: EngineParts, watcher: Watcher) -> Score:
     """Leaves a head in `plan.out` and returns its score on texts that it never saw. Cut off at any
     moment and called again with the same plan, it goes on. Raises ConfigError or ModelError.
     """
+    if parts.model.config.delta is not None:
+        raise ConfigError("model: this one keeps states, and verifies no drafts: it needs no head")
     keep_freed_memory()
     torch.set_num_threads(usable_cores())
     plan.out.mkdir(parents=True, exist_ok=True)

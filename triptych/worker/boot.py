@@ -29,6 +29,7 @@ from triptych.models.config import ModelConfig
 from triptych.models.load import load_config, load_model
 from triptych.models.model import Model
 from triptych.tokenizer import Tokenizer
+from triptych.worker import on_states
 from triptych.worker.args import WorkerArgs
 from triptych.worker.on_device import check_settings, pin
 from triptych_kernels.cpu.native import set_threads
@@ -74,6 +75,7 @@ def build_engine(args: WorkerArgs) -> EngineParts:
     path = resolve_model(config.model)
     if backend.on_triton:
         check_settings(config, load_config(path))
+    on_states.check_settings(config, backend, load_config(path))
     began = time.monotonic()
     experts = None
     if config.remote_experts:
@@ -177,6 +179,7 @@ def kv_layout(model: ModelConfig, block_tokens: int, dtype: str) -> KvLayout:
         block_tokens=block_tokens,
         dtype=dtype,
         index_dim=model.index_dim,
+        state_bytes=model.state_bytes,
     )
 
 

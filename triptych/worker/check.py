@@ -72,6 +72,12 @@ def check_sparse(
             'say "off"',
             param="sparse_attention",
         )
+    if model.delta is not None:
+        raise RequestError(
+            "sparse_attention: this model attends in plain torch, which skips nothing; leave it "
+            'out, or say "off"',
+            param="sparse_attention",
+        )
     if sparse.pages is not None:
         _check_pages(kernels, model)
     if sparse.skips and kernels == "torch":

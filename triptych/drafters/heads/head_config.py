@@ -84,6 +84,9 @@ def layer_config(target: ModelConfig, head: HeadConfig) -> ModelConfig:
         latent=None,
         index=None,
         nsa=None,
+        delta=None,
+        output_gate=False,
+        rotary_dim=None,
         sinks=False,
         draft_layers=0,
     )
