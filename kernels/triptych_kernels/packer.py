@@ -69,6 +69,29 @@ class Fp8Packer(Packer, Protocol):
     def fp8(self, weight: Fp8Weight, bias: Tensor | None = None) -> LinearLike: ...
 
 
+class DeltaRule(Protocol):
+    """As `triptych_kernels.gated_delta`, which is one."""
+
+    def __call__(
+        self,
+        mixed: Tensor,
+        decay: Tensor,
+        beta: Tensor,
+        conv: Tensor,
+        state: Tensor,
+        history: Tensor,
+        key_heads: int,
+    ) -> Tensor: ...
+
+
+@runtime_checkable
+class DeltaPacker(Packer, Protocol):
+    """One that also knows a kernel for gated delta layers."""
+
+    @property
+    def gated_delta(self) -> DeltaRule: ...
+
+
 class ReferenceLinear(Linear):
     """The reference's linear, which can also read its own rows."""
 

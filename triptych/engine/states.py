@@ -13,7 +13,6 @@ from torch import Tensor
 from triptych.engine.rows import RowJob
 from triptych.engine.storage import LayerStates
 from triptych.models.seams import DeltaRows
-from triptych_kernels import gated_delta
 
 
 def take_in(
@@ -32,7 +31,7 @@ def take_in(
         end = min(job.end, (start // block_tokens + 1) * block_tokens)
         part = slice(begin + start - job.start, begin + end - job.start)
         values.append(
-            gated_delta(
+            rows.rule(
                 rows.mixed[part],
                 rows.decay[part],
                 rows.beta[part],

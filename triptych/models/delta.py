@@ -16,7 +16,7 @@ from triptych.models.layers import Norm
 from triptych.models.seams import DeltaRows, KvView, StateView
 from triptych.models.weights import Part, WeightReader
 from triptych_kernels import silu_mul
-from triptych_kernels.packer import LinearLike
+from triptych_kernels.packer import DeltaRule, LinearLike
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class GatedDelta:
     decay_bias: Tensor  # float32 [Hv]
     norm: Norm  # of each head's values
     output: LinearLike
+    rule: DeltaRule
 
     def __call__(self, rows: Tensor, cos: Tensor, sin: Tensor, kv: KvView) -> Tensor:
         assert isinstance(kv, StateView), "this view of the KV keeps no states"
@@ -48,6 +49,7 @@ class GatedDelta:
                 beta=1.0 / (1.0 + torch.exp(-taken)),
                 conv=self.conv,
                 sizes=self.sizes,
+                rule=self.rule,
             ),
         )
         gate = self.output_gate(rows).float()
@@ -81,6 +83,7 @@ def read_delta(
             reader.tensor(f"{prefix}.norm.weight", sizes.value_dim), config.rms_norm_eps, 0.0
         ),
         output=reader.linear([f"{prefix}.out_proj"], sizes.values, [hidden], bias=False),
+        rule=reader.gated_delta,
     )
 
 

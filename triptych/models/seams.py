@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from triptych.models.config import DeltaConfig
+from triptych_kernels.packer import DeltaRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class DeltaRows:
     beta: Tensor  # float32 [M, Hv]
     conv: Tensor  # float32 [K, C]
     sizes: DeltaConfig
+    rule: DeltaRule  # what computes them
 
 
 class KvView(Protocol):

@@ -12,8 +12,16 @@ from torch import Tensor
 from triptych.errors import ModelError
 from triptych.models.sources import CheckedSource
 from triptych.models.storage import QuantReport, QuantTally, WeightDtype, kept_bits
+from triptych_kernels import gated_delta
 from triptych_kernels.fp8 import quantise_fp8
-from triptych_kernels.packer import Fp8Packer, LinearLike, Packer, TableLike
+from triptych_kernels.packer import (
+    DeltaPacker,
+    DeltaRule,
+    Fp8Packer,
+    LinearLike,
+    Packer,
+    TableLike,
+)
 from triptych_kernels.quant import Affine, join, promote, quantise, relative_error
 
 _BITS = {"int8": 8, "int4": 4}
@@ -173,6 +181,11 @@ class WeightReader:
             for part in parts
         ]
         return self._affine(parts, columns, bits)
+
+    @property
+    def gated_delta(self) -> DeltaRule:
+        """What computes gated delta layers where these weights are packed for."""
+        return self._packer.gated_delta if isinstance(self._packer, DeltaPacker) else gated_delta
 
     def _in_fp8(self, parts: Sequence[Part], matrix: Tensor, bias: Tensor | None) -> LinearLike:
         if not isinstance(self._packer, Fp8Packer):

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triptych_kernels.cpu.delta import native_gated_delta
 from triptych_kernels.cpu.native import Library
+from triptych_kernels.packer import DeltaRule
 from triptych_kernels.quant import Affine
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
@@ -120,6 +122,10 @@ class NativePacker:
             _AFFINE_KINDS[weight.bits], out, width, weight.group, gated, *pointers
         )
         return NativeLinear(self._ops, handle, (out, width), gated=gated, is_float=False)
+
+    @property
+    def gated_delta(self) -> DeltaRule:
+        return functools.partial(native_gated_delta, self.library)
 
     def embedding(self, weight: Tensor | Affine) -> NativeLinear:
         return self.affine(weight) if isinstance(weight, Affine) else self.dense(weight)
