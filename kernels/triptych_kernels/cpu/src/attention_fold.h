@@ -230,10 +230,10 @@ class TileFold {
     template <int kWidth>
     VInt unknown(int tokens) {
         VInt found{};
-        each<kWidth>(tokens, [&](int t, const float* at) {
-            found |= where_nan(load(at));
-            if (t % 4 == 0) awaited_.fetch_some();
-        });
+        for (int t = 0; t < tokens; t += kPartTokens) {
+            found |= where_any_nan(scores_ + t * kWidth, kPartTokens * kWidth);
+            for (int i = 0; i < kPartTokens; i += 4) awaited_.fetch_some();
+        }
         return found | (VInt)Vectors<kWidth>::of_next((V)found);
     }
 

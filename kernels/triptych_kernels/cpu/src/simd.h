@@ -181,6 +181,26 @@ __attribute__((always_inline)) inline bool any(VInt mask) {
 
 #endif
 
+// Lanes with a NaN among `count` numbers, a multiple of sixteen.
+inline VInt where_any_nan(const float* from, int count) {
+#if defined(__AVX512F__)
+    VInt found{};
+    for (int i = 0; i < count; i += kLanes) found |= where_nan(load(from + i));
+    return found;
+#else
+    __m256 halves[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int i = 0; i < count; i += kLanes) {
+        for (int half = 0; half < 2; ++half) {
+            const __m256 x = _mm256_loadu_ps(from + i + 8 * half);
+            halves[half] = _mm256_or_ps(halves[half], _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+        }
+    }
+    VInt found;
+    std::memcpy(&found, halves, sizeof found);
+    return found;
+#endif
+}
+
 // mask ? a : b
 __attribute__((always_inline)) inline V choose(VInt mask, V a, V b) {
     return (V)choose(mask, (VInt)a, (VInt)b);
