@@ -130,14 +130,14 @@ class Worker {
         return tiles;
     }
 
+    // Whether a tile's values may be wanted by nobody: of several groups one is likely to weigh them.
+    bool may_leave_out() const { return rules_.size() == 1 && rules_[0].active; }
+
     // What follows the next tile.
     void expect(const Call& call, const LaneTask& task, int member, int at, int end) {
         if (!reads_in_place(call.cache) || call.chosen_by(*task.job) != nullptr) return;
         const KvTile<T> tile = read_tile(source_of(call, task, member), at, end, scratch_);
-        const int folds = static_cast<int>(lanes_.size());
-        // Of several groups one is likely to weigh the tile.
-        const bool values_late = task.job->skipping != nullptr && folds == 1;
-        fold_.expect(tile, values_late ? Wanted::kKeys : Wanted::kBoth, folds);
+        fold_.expect(tile, may_leave_out() ? Wanted::kKeys : Wanted::kBoth, static_cast<int>(lanes_.size()));
     }
 
     // Positions from `at` on, for all groups of the head that begins with `member`.
@@ -217,8 +217,7 @@ class Worker {
                     const KvTile<T>& tile, const std::uint16_t* seen, const State* states) {
         Item<T> item = item_of(member, group, at, tile, seen);
         item.state = states[member + group];
-        item.values_late = item.rule != nullptr && task.groups == 1 && reads_in_place(call.cache) &&
-                           !is_tree(*task.job, at);
+        item.values_late = may_leave_out() && reads_in_place(call.cache) && !is_tree(*task.job, at);
         if (item.rule != nullptr) item.seed = load(seeds_ + (member + group) * kLanes);
         const bool weighed = fold_(call.shape, item);
         ++tally_.tiles;

@@ -79,8 +79,8 @@ struct FmaProducts {
                        Between&& between = {}) {
         const float* q = static_cast<const float*>(queries);
         static thread_local Buffer<float> room;
-        float* keys = room.take(static_cast<std::size_t>(8) * dim);
         constexpr int kCount = kAtOnce<kWidth>;
+        float* keys = room.take(static_cast<std::size_t>(kCount) * dim);
         for (int t = 0; t < tile.parts * kPartTokens; t += kCount) {
             const T* from = tile.keys[t / kPartTokens] + t % kPartTokens * dim;
             const float* wide = widened(from, kCount * dim, keys);

@@ -4,8 +4,9 @@
 // Nothing that is added up depends on how rows are cut: taps are added in order of time, products of a
 // state and a key in two sums, of even and odd rows of the state. Columns of a state know nothing of
 // each other, so a task takes some of a head's through all rows, and they stay in its first-level cache.
+#include <algorithm>
 #include <cmath>
-#include <vector>
+#include <cstring>
 
 #include "export.h"
 #include "memory.h"
